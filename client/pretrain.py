@@ -1,0 +1,125 @@
+"""Training the classifier that an organisation contributes."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from client.config import PretrainConfig
+from client.data import ImageSet, split_held_out, to_input
+from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
+from fedfree.seeding import derive_seed, make_generator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained classifier and how well it does on images it was not trained on."""
+
+    network: Classifier
+    input: InputSpec
+    held_out_accuracy: float
+    """Fraction in [0, 1]; stays with the organisation."""
+
+
+def pretrain(images: ImageSet, config: PretrainConfig, *, seed: int) -> Pretrained:
+    """Train a classifier on private images.
+
+    Args:
+        images: uint8 [images, channels, image_size, image_size].
+    """
+    torch.set_num_threads(config.threads)
+    channels = images.images.shape[1]
+    spec = InputSpec(
+        channels=channels,
+        height=config.image_size,
+        width=config.image_size,
+        horizontal_flip=config.horizontal_flip,
+    )
+    training, held_out = split_held_out(
+        images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
+    )
+    network = _initialise(config, images.num_classes, spec, seed)
+    _fit(network, training, spec, config, make_generator(seed, "training"))
+    accuracy = _accuracy(network, held_out, spec)
+    log.info("trained %s on %d images, held-out accuracy %.3f", config.architecture, len(training), accuracy)
+    return Pretrained(network, spec, accuracy)
+
+
+def _initialise(config: PretrainConfig, num_classes: int, spec: InputSpec, seed: int) -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "initialisation"))
+        return build(config.architecture, num_classes=num_classes, input=spec)
+
+
+def _fit(
+    network: Classifier,
+    training: ImageSet,
+    spec: InputSpec,
+    config: PretrainConfig,
+    generator: torch.Generator,
+) -> None:
+    use_channels_last(network.train())
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=config.weight_decay,
+    )
+    batches = max(1, len(training) // config.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=config.learning_rate, total_steps=config.epochs * batches
+    )
+    for _ in range(config.epochs):
+        order = torch.randperm(len(training), generator=generator)
+        for batch in order.tensor_split(batches):
+            pixels = augment(
+                training.images[batch],
+                padding=config.crop_padding,
+                horizontal_flip=config.horizontal_flip,
+                generator=generator,
+            )
+            inputs = to_input(pixels, spec).contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(network(inputs), training.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
+@torch.no_grad()
+def _accuracy(network: Classifier, images: ImageSet, spec: InputSpec) -> float:
+    correct = 0
+    for pixels, labels in zip(images.images.split(512), images.labels.split(512), strict=True):
+        correct += int((network(to_input(pixels, spec)).argmax(1) == labels).sum())
+    return correct / len(images)
+
+
+def augment(images: Tensor, *, padding: int, horizontal_flip: bool, generator: torch.Generator) -> Tensor:
+    """Random crop after reflection padding, and a random mirror where allowed, image by image.
+
+    Args:
+        images: [batch, channels, height, width], any dtype.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    batch, _, height, width = images.shape
+    rows = torch.randint(-padding, padding + 1, (batch, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(-padding, padding + 1, (batch, 1), generator=generator) + torch.arange(width)
+    if horizontal_flip:
+        mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    rows, columns = _reflect(rows, height), _reflect(columns, width)
+    images = images.gather(2, rows[:, None, :, None].expand(-1, images.shape[1], -1, width))
+    return images.gather(3, columns[:, None, None, :].expand(-1, images.shape[1], height, -1))
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -1,0 +1,175 @@
+"""The few-shot recipe a meta-learner was trained for: one function, run by server and client alike.
+
+Two heads. ``nearest_mean``: cosine similarity to the class means of centred, normalised support
+features (prototypical networks, Snell et al. 2017; centring and normalisation after SimpleShot,
+Wang et al. 2019). ``gradient``: gradient steps on every parameter from the meta-learned
+initialisation, linear head included (MAML, Finn et al. 2017; FREE, section 3.3).
+
+Never transductive: networks run in evaluation mode, statistics come from the support set alone,
+so a query's prediction does not depend on the other queries.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from fedfree.architectures import Classifier
+from fedfree.errors import ContributionError, DataError
+
+HEADS = ("nearest_mean", "gradient")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network becomes a classifier for new classes."""
+
+    head: str = "nearest_mean"
+    """``nearest_mean`` or ``gradient``."""
+    steps: int = 0
+    """Gradient steps on the support images; with ``nearest_mean``, 0 leaves the network as it is."""
+    learning_rate: float = 0.01
+    """Of those steps (plain gradient descent)."""
+    temperature: float = 0.1
+    """``nearest_mean`` logits are cosine similarities divided by this."""
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ContributionError(f"unknown adaptation head {self.head!r}: use one of {', '.join(HEADS)}")
+        if not 0 <= self.steps <= 1000:
+            raise ContributionError(f"adaptation takes 0 to 1000 steps, got {self.steps}")
+        if not (0 < self.learning_rate < 100 and 0 < self.temperature < 100):
+            raise ContributionError(
+                "learning_rate and temperature of a recipe lie between 0 and 100, got "
+                f"{self.learning_rate} and {self.temperature}"
+            )
+
+
+@dataclass(frozen=True)
+class NearestMean:
+    """Class means of centred, normalised features."""
+
+    centre: Tensor
+    """[feature_size]: mean of the support features."""
+    means: Tensor
+    """[n_way, feature_size], unit length."""
+    temperature: float
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[queries, feature_size] to [queries, n_way]."""
+        return F.normalize(features - self.centre, dim=1) @ self.means.T / self.temperature
+
+
+def nearest_mean(features: Tensor, labels: Tensor, *, n_way: int, temperature: float) -> NearestMean:
+    """Fit the head to support features [images, feature_size] with labels [images] in 0 … n_way - 1."""
+    centre = features.mean(0)
+    members = F.one_hot(labels, n_way).to(features.dtype)
+    sums = members.T @ F.normalize(features - centre, dim=1)
+    return NearestMean(centre, F.normalize(sums, dim=1), temperature)
+
+
+@dataclass(frozen=True)
+class AdaptedClassifier:
+    """A network adapted to the classes of one support set."""
+
+    network: Classifier
+    parameters: Mapping[str, Tensor]
+    """The network's parameters after adaptation; the linear head has n_way rows with head ``gradient``."""
+    head: NearestMean | None
+    """None: the network's own linear head decides."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[queries, channels, height, width], normalised, to [queries, n_way]."""
+        if self.head is None:
+            return _forward(self.network, self.parameters, images)
+        return self.head.logits(_features(self.network, self.parameters, images))
+
+
+def adapt(
+    network: Classifier,
+    recipe: Recipe,
+    support_images: Tensor,
+    support_labels: Tensor,
+    *,
+    n_way: int,
+    create_graph: bool = False,
+) -> AdaptedClassifier:
+    """Turn ``network`` into a classifier for the classes of the support set; the network is unchanged.
+
+    Differentiable in the network's parameters: to first order, or through the steps with
+    ``create_graph``.
+
+    Args:
+        network: in evaluation mode.
+        support_images: [images, channels, height, width], normalised.
+        support_labels: [images], int64 in 0 … n_way - 1; every class has at least one image.
+
+    Raises:
+        DataError: a class without a support image.
+    """
+    if len(support_labels) == 0 or support_labels.bincount(minlength=n_way).min() == 0:
+        raise DataError(f"each of the {n_way} classes needs at least one support image")
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
+    if recipe.head == "gradient":
+        parameters |= _resized_head(parameters, n_way)
+
+    def head_of(current: Mapping[str, Tensor]) -> NearestMean | None:
+        if recipe.head == "gradient":
+            return None
+        features = _features(network, current, support_images)
+        return nearest_mean(features, support_labels, n_way=n_way, temperature=recipe.temperature)
+
+    with torch.enable_grad():
+        for _ in range(recipe.steps):
+            current = AdaptedClassifier(network, parameters, head_of(parameters))
+            loss = F.cross_entropy(current.logits(support_images), support_labels)
+            parameters = _descend(parameters, loss, recipe.learning_rate, create_graph)
+    return AdaptedClassifier(network, parameters, head_of(parameters))
+
+
+def _descend(
+    parameters: Mapping[str, Tensor], loss: Tensor, learning_rate: float, create_graph: bool
+) -> dict[str, Tensor]:
+    gradients = torch.autograd.grad(
+        loss, list(parameters.values()), create_graph=create_graph, allow_unused=True
+    )
+    return {
+        name: value if gradient is None else value - learning_rate * gradient
+        for (name, value), gradient in zip(parameters.items(), gradients, strict=True)
+    }
+
+
+def _resized_head(parameters: Mapping[str, Tensor], n_way: int) -> dict[str, Tensor]:
+    """The linear head with n_way rows: the first ones learned, any further ones their mean."""
+    resized = {}
+    for name in ("head.weight", "head.bias"):
+        value = parameters[name]
+        further = max(0, n_way - len(value))
+        mean = value.mean(0, keepdim=True).expand(further, *value.shape[1:])
+        resized[name] = torch.cat([value[:n_way], mean])
+    return resized
+
+
+def _forward(network: Classifier, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    logits: Tensor = functional_call(network, dict(parameters), (images,))
+    return logits
+
+
+class _Features(torch.nn.Module):
+    """Lets ``functional_call`` reach a classifier's features."""
+
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.features(images)
+
+
+def _features(network: Classifier, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    prefixed = {f"network.{name}": value for name, value in parameters.items()}
+    features: Tensor = functional_call(_Features(network), prefixed, (images,))
+    return features

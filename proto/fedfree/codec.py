@@ -1,0 +1,286 @@
+"""Models to bytes and back: a protobuf manifest, and weights as safetensors. Refuses what it does not know.
+
+Nothing here executes or unpickles what another party sent: the receiver builds the network from
+its own :mod:`fedfree.architectures` and takes tensors only by the names, shapes and types it expects.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import safetensors
+import safetensors.torch
+import torch
+from google.protobuf.message import DecodeError
+from torch import Tensor
+
+from fedfree import PROTOCOL_VERSION
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Architecture, Classifier, InputSpec, build
+from fedfree.errors import ContributionError
+from fedfree.statement import PrivacyStatement, PrivacyStatus
+from fedfree.v1 import contribution_pb2 as contribution_schema
+from fedfree.v1 import meta_learner_pb2 as meta_learner_schema
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_WEIGHTS_BYTES = 1 << 30
+
+_STATUS_TO_WIRE = {
+    PrivacyStatus.NONE: contribution_schema.PrivacyStatement.STATUS_NONE,
+    PrivacyStatus.EMPIRICAL_ONLY: contribution_schema.PrivacyStatement.STATUS_EMPIRICAL_ONLY,
+    PrivacyStatus.DP: contribution_schema.PrivacyStatement.STATUS_DP,
+}
+_STATUS_FROM_WIRE = {wire: status for status, wire in _STATUS_TO_WIRE.items()}
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One classifier as an organisation hands it over."""
+
+    architecture: Architecture
+    num_classes: int
+    """Outputs of the classifier; the classes have no names here."""
+    input: InputSpec
+    privacy: PrivacyStatement
+    weights: bytes
+    """safetensors."""
+
+    def network(self) -> Classifier:
+        """The classifier, built from our own code, in evaluation mode."""
+        return load_network(self.architecture, self.num_classes, self.input, self.weights)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a meta-learner comes from, as hashes only."""
+
+    contributions: tuple[str, ...]
+    """Contribution ids, hexadecimal, in the order in which they were learned from."""
+    config_sha256: str
+    """Of the server's resolved configuration."""
+    seed: int
+    software: str
+    """For instance ``fedfree 0.1.0``."""
+
+
+@dataclass(frozen=True)
+class MetaLearner:
+    """The network that goes back to everyone, with the recipe it was trained to be adapted by."""
+
+    architecture: Architecture
+    num_classes: int
+    """Outputs of its meta-learned linear head."""
+    input: InputSpec
+    recipe: Recipe
+    provenance: Provenance
+    weights: bytes
+    """safetensors."""
+
+    def network(self) -> Classifier:
+        """The network, built from our own code, in evaluation mode."""
+        return load_network(self.architecture, self.num_classes, self.input, self.weights)
+
+
+def encode_weights(network: torch.nn.Module) -> bytes:
+    """A network's state dict as safetensors bytes, without metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return safetensors.torch.save(tensors)
+
+
+def load_network(
+    architecture: Architecture, num_classes: int, input: InputSpec, weights: bytes
+) -> Classifier:
+    """Build the network and fill it with ``weights``; see :func:`check_tensors` for what is refused."""
+    network = build(architecture, num_classes=num_classes, input=input)
+    if len(weights) > MAX_WEIGHTS_BYTES:
+        raise ContributionError(f"weights of {len(weights)} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
+    try:
+        tensors = safetensors.torch.load(weights)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ContributionError(f"the weights are not valid safetensors: {error}") from error
+    check_tensors(tensors, network.state_dict(), f"{architecture} with {num_classes} classes")
+    network.load_state_dict(tensors)
+    return network
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Compare tensors with the ones a network of our own has.
+
+    Raises:
+        ContributionError: a missing or extra tensor, a wrong shape or type, NaN or infinity,
+            or a negative running variance.
+    """
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        raise ContributionError(
+            f"{what} expects other tensors: missing {missing[:3] or 'none'}, "
+            f"unexpected {extra[:3] or 'none'} "
+            f"({len(missing)} and {len(extra)} in all)"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ContributionError(
+                f"tensor {name!r} of {what} must be {_describe(expected[name])}, got {_describe(tensor)}"
+            )
+        if not tensor.isfinite().all():
+            raise ContributionError(f"tensor {name!r} holds NaN or infinity; retrain the model")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise ContributionError(f"tensor {name!r} holds a negative variance")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def contribution_id(manifest: bytes) -> str:
+    """The identity of a contribution: the hash of its manifest, which holds the hash of the weights."""
+    return sha256(manifest)
+
+
+def encode_contribution(contribution: Contribution) -> bytes:
+    """The manifest of a contribution; its weights travel beside it."""
+    return contribution_schema.Contribution(
+        protocol_version=PROTOCOL_VERSION,
+        architecture=_architecture_to_wire(contribution.architecture),
+        num_classes=contribution.num_classes,
+        input=_input_to_wire(contribution.input),
+        privacy=contribution_schema.PrivacyStatement(status=_STATUS_TO_WIRE[contribution.privacy.status]),
+        weights_sha256=bytes.fromhex(sha256(contribution.weights)),
+    ).SerializeToString(deterministic=True)
+
+
+def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
+    """Check a manifest and its weights, tensor by tensor, and return the contribution.
+
+    Raises:
+        ContributionError: anything that does not hold to the contract, with the reason.
+    """
+    message = contribution_schema.Contribution()
+    _parse(message, manifest)
+    _check_envelope(message.protocol_version, message.weights_sha256, weights)
+    if message.privacy.status not in _STATUS_FROM_WIRE:
+        raise ContributionError("the privacy statement is missing or its status is unknown")
+    contribution = Contribution(
+        architecture=_architecture_from_wire(message.architecture),
+        num_classes=message.num_classes,
+        input=_input_from_wire(message.input),
+        privacy=PrivacyStatement(_STATUS_FROM_WIRE[message.privacy.status]),
+        weights=weights,
+    )
+    contribution.network()
+    return contribution
+
+
+def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
+    """The manifest of a meta-learner; its weights travel beside it."""
+    recipe, provenance = meta_learner.recipe, meta_learner.provenance
+    return meta_learner_schema.MetaLearner(
+        protocol_version=PROTOCOL_VERSION,
+        architecture=_architecture_to_wire(meta_learner.architecture),
+        num_classes=meta_learner.num_classes,
+        input=_input_to_wire(meta_learner.input),
+        recipe=meta_learner_schema.Recipe(
+            head=recipe.head,
+            steps=recipe.steps,
+            learning_rate=recipe.learning_rate,
+            temperature=recipe.temperature,
+        ),
+        provenance=meta_learner_schema.Provenance(
+            contribution_sha256=[bytes.fromhex(identity) for identity in provenance.contributions],
+            config_sha256=bytes.fromhex(provenance.config_sha256),
+            seed=provenance.seed,
+            software=provenance.software,
+        ),
+        weights_sha256=bytes.fromhex(sha256(meta_learner.weights)),
+    ).SerializeToString(deterministic=True)
+
+
+def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
+    """Check a manifest and its weights and return the meta-learner.
+
+    Raises:
+        ContributionError: anything that does not hold to the contract, with the reason.
+    """
+    message = meta_learner_schema.MetaLearner()
+    _parse(message, manifest)
+    _check_envelope(message.protocol_version, message.weights_sha256, weights)
+    meta_learner = MetaLearner(
+        architecture=_architecture_from_wire(message.architecture),
+        num_classes=message.num_classes,
+        input=_input_from_wire(message.input),
+        recipe=Recipe(
+            head=message.recipe.head,
+            steps=message.recipe.steps,
+            learning_rate=message.recipe.learning_rate,
+            temperature=message.recipe.temperature,
+        ),
+        provenance=Provenance(
+            contributions=tuple(identity.hex() for identity in message.provenance.contribution_sha256),
+            config_sha256=message.provenance.config_sha256.hex(),
+            seed=message.provenance.seed,
+            software=message.provenance.software,
+        ),
+        weights=weights,
+    )
+    meta_learner.network()
+    return meta_learner
+
+
+def _parse(
+    message: contribution_schema.Contribution | meta_learner_schema.MetaLearner, manifest: bytes
+) -> None:
+    if len(manifest) > MAX_MANIFEST_BYTES:
+        raise ContributionError(f"a manifest of {len(manifest)} bytes exceeds {MAX_MANIFEST_BYTES}")
+    try:
+        message.ParseFromString(manifest)
+    except DecodeError as error:
+        raise ContributionError(f"the manifest is not a valid {message.DESCRIPTOR.full_name}") from error
+
+
+def _check_envelope(protocol_version: int, expected_sha256: bytes, weights: bytes) -> None:
+    if protocol_version != PROTOCOL_VERSION:
+        raise ContributionError(
+            f"protocol version {protocol_version} is not understood here (version {PROTOCOL_VERSION}); "
+            "install the same release of fedfree on both sides"
+        )
+    if expected_sha256.hex() != sha256(weights):
+        raise ContributionError(
+            f"the weights' sha256 is {sha256(weights)[:16]}…, the manifest says {expected_sha256.hex()[:16]}…"
+        )
+
+
+def _architecture_to_wire(architecture: Architecture) -> contribution_schema.Architecture:
+    return contribution_schema.Architecture(
+        id=architecture.id, width=architecture.width, norm=architecture.norm
+    )
+
+
+def _architecture_from_wire(message: contribution_schema.Architecture) -> Architecture:
+    return Architecture(id=message.id, width=message.width, norm=message.norm)
+
+
+def _input_to_wire(input: InputSpec) -> contribution_schema.InputSpec:
+    return contribution_schema.InputSpec(
+        channels=input.channels,
+        height=input.height,
+        width=input.width,
+        mean=input.mean,
+        std=input.std,
+        horizontal_flip=input.horizontal_flip,
+    )
+
+
+def _input_from_wire(message: contribution_schema.InputSpec) -> InputSpec:
+    return InputSpec(
+        channels=message.channels,
+        height=message.height,
+        width=message.width,
+        mean=tuple(message.mean),
+        std=tuple(message.std),
+        horizontal_flip=message.horizontal_flip,
+    )

@@ -1,0 +1,25 @@
+"""Every refusal of FedFREE, and nothing else.
+
+Messages name the offending value and what to do. A command line prints them as one line and
+exits with status 2; the server quarantines a contribution with the message as its reason.
+"""
+
+
+class FedFreeError(Exception):
+    """Something a person or another party gave us cannot be used; the message says what to do."""
+
+
+class ConfigError(FedFreeError):
+    """A configuration value or a command-line option is wrong."""
+
+
+class DataError(FedFreeError):
+    """Images that are missing, unreadable, or too few for what was asked."""
+
+
+class ContributionError(FedFreeError):
+    """A contribution or meta-learner that breaks the contract."""
+
+
+class FederationError(FedFreeError):
+    """A federation that cannot go on, for instance because nobody contributed."""

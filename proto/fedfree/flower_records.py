@@ -1,0 +1,140 @@
+"""What travels inside a Flower message, as both apps agree on it.
+
+Models go as one array record (Flower sends arrays in chunks, which keeps large ones cheap) beside a
+config record with the manifest. The array's bytes are safetensors as they are: Flower's own array
+encoding would have the receiver hand another party's header to ``numpy.load``, which allocates what
+that header claims.
+"""
+
+import math
+from collections.abc import Iterable
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedfree.codec import MAX_MANIFEST_BYTES, MAX_WEIGHTS_BYTES
+from fedfree.episodes import Accuracy, EpisodeSpec
+from fedfree.errors import ContributionError, FedFreeError
+
+CONTRIBUTE = "train.contribute"
+"""Message type: the server asks an organisation for its contribution."""
+ADAPT = "evaluate.adapt"
+"""Message type: the server hands out the meta-learner; the reply may hold accuracies."""
+ORGANISATION_FAILED = 1000
+"""Code of an error reply whose text the organisation chose itself, so that it may be shown."""
+
+_WEIGHTS, _MANIFEST = "weights", "manifest"
+_SAFETENSORS, _PROTOBUF = "safetensors", "protobuf"
+_MAX_RESULTS = 16
+
+
+def to_records(manifest: bytes, weights: bytes) -> RecordDict:
+    """A contribution or a meta-learner as the content of a message."""
+    array = Array(dtype="uint8", shape=(len(weights),), stype=_SAFETENSORS, data=weights)
+    return RecordDict(
+        {
+            _WEIGHTS: ArrayRecord({_SAFETENSORS: array}),
+            _MANIFEST: ConfigRecord({_PROTOBUF: manifest}),
+        }
+    )
+
+
+def from_records(records: RecordDict) -> tuple[bytes, bytes]:
+    """Manifest and weights out of a message; neither is looked into here.
+
+    Raises:
+        ContributionError: the message holds something else.
+    """
+    return _manifest(records), _weights(records)
+
+
+def _manifest(records: RecordDict) -> bytes:
+    record = records.get(_MANIFEST)
+    manifest = record.get(_PROTOBUF) if isinstance(record, ConfigRecord) else None
+    if not isinstance(manifest, bytes):
+        raise ContributionError(
+            f"expected a config record {_MANIFEST!r} with bytes {_PROTOBUF!r}, got {_kinds(records)}"
+        )
+    if len(manifest) > MAX_MANIFEST_BYTES:
+        raise ContributionError(f"a manifest of {len(manifest)} bytes exceeds {MAX_MANIFEST_BYTES}")
+    return manifest
+
+
+def _weights(records: RecordDict) -> bytes:
+    record = records.get(_WEIGHTS)
+    array = record.get(_SAFETENSORS) if isinstance(record, ArrayRecord) else None
+    if array is None:
+        raise ContributionError(
+            f"expected an array record {_WEIGHTS!r} with {_SAFETENSORS!r}, got {_kinds(records)}"
+        )
+    if (array.dtype, array.stype) != ("uint8", _SAFETENSORS) or array.shape != (len(array.data),):
+        raise ContributionError(
+            f"expected the weights as uint8 bytes of {_SAFETENSORS}, "
+            f"got {array.dtype[:40]!r} {array.stype[:40]!r} of shape {array.shape[:8]}"
+        )
+    if len(array.data) > MAX_WEIGHTS_BYTES:
+        raise ContributionError(f"weights of {len(array.data)} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
+    return array.data
+
+
+def _kinds(records: RecordDict) -> str:
+    """The kinds of records, without the names that another party gave them."""
+    return ", ".join(sorted(type(record).__name__ for record in records.values())[:8]) or "nothing"
+
+
+def accuracies_to_records(accuracies: Iterable[tuple[EpisodeSpec, Accuracy]]) -> RecordDict:
+    """Accuracies, one metric record a kind of episode; none at all is a plain acknowledgement."""
+    return RecordDict({spec.name: _to_metrics(spec, accuracy) for spec, accuracy in accuracies})
+
+
+def accuracies_from_records(records: RecordDict) -> list[tuple[EpisodeSpec, Accuracy]]:
+    """Accuracies out of a reply, in the order of ways and shots; empty for an acknowledgement.
+
+    Raises:
+        ContributionError: anything but plausible accuracies.
+    """
+    if len(records) > _MAX_RESULTS or len(records.metric_records) < len(records):
+        raise ContributionError(f"expected at most {_MAX_RESULTS} metric records, got {_kinds(records)}")
+    accuracies = [_from_metrics(record) for record in records.metric_records.values()]
+    return sorted(accuracies, key=lambda pair: (pair[0].n_way, pair[0].n_shot))
+
+
+def _to_metrics(spec: EpisodeSpec, accuracy: Accuracy) -> MetricRecord:
+    return MetricRecord(
+        {
+            "n_way": spec.n_way,
+            "n_shot": spec.n_shot,
+            "n_query": spec.n_query,
+            "mean": accuracy.mean,
+            "ci95": accuracy.ci95,
+            "episodes": accuracy.episodes,
+        }
+    )
+
+
+def _from_metrics(record: MetricRecord) -> tuple[EpisodeSpec, Accuracy]:
+    try:
+        spec = EpisodeSpec(*(_whole(record, key) for key in ("n_way", "n_shot", "n_query")))
+    except FedFreeError as error:
+        raise ContributionError(str(error)) from error
+    accuracy = Accuracy(_percent(record, "mean"), _percent(record, "ci95"), _whole(record, "episodes"))
+    return spec, accuracy
+
+
+def _whole(record: MetricRecord, key: str) -> int:
+    value = record.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise ContributionError(
+            f"{key!r} of a result must be a whole number of at least 1, got {_short(value)}"
+        )
+    return value
+
+
+def _percent(record: MetricRecord, key: str) -> float:
+    value = record.get(key)
+    if not isinstance(value, float) or not math.isfinite(value) or not 0 <= value <= 100:
+        raise ContributionError(f"{key!r} of a result must lie between 0.0 and 100.0, got {_short(value)}")
+    return value
+
+
+def _short(value: object) -> str:
+    return repr(value)[:40]

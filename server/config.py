@@ -1,0 +1,133 @@
+"""What a server run is configured with; presets ``default`` and ``paper``."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Architecture
+from fedfree.errors import ConfigError
+from fedfree.settings import Settings
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class CollectConfig(Settings):
+    """Who is waited for, and for how long."""
+
+    organisations: AtLeastOne = 12
+    """How many are expected to contribute."""
+    quorum: AtLeastOne = 2
+    """Fewer accepted contributions than this end the run."""
+    timeout_seconds: Positive = 12 * 3600.0
+    """How long contributions are waited for."""
+
+
+class InvertConfig(Settings):
+    """FIVE: how tasks are recovered from models."""
+
+    models_per_iteration: AtLeastOne = 4
+    """B, the meta-batch."""
+    images_per_model: AtLeastOne = 100
+    """Recovered from each model of the meta-batch, balanced over its classes."""
+    steps: AtLeastOne = 5
+    """k, inner steps by which the generator adapts to one model."""
+    latent_size: AtLeastOne = 256
+    generator_width: AtLeastOne = 32
+    """Channels of the generator's last hidden layer; the layers before it have twice as many."""
+    inner_learning_rate: Positive = 1e-3
+    """Of the adapted generator (Adam)."""
+    latent_learning_rate: Positive = 1e-3
+    """Of the latent vectors (Adam)."""
+    outer_learning_rate: Positive = 1e-3
+    """β, of the meta-generator (Adam)."""
+    batch_norm_weight: NotNegative = 0.05
+    """λ_bn; has no effect on models without BatchNorm."""
+    adversarial_weight: NotNegative = 0.0
+    """λ_adv."""
+    crop_padding: Count = 4
+    """Pixels by which recovered images are shifted at random before a model sees them."""
+
+
+class MetaLearnConfig(Settings):
+    """BELL: how the meta-learner learns from recovered tasks."""
+
+    memory_images: AtLeastOne = 40_000
+    """Capacity of the memory."""
+    max_teachers: AtLeastOne = 32
+    """At most this many models teach on every image."""
+    mixed_tasks: Count = 40
+    """Batches an iteration that mix the images of many models, for relational distillation."""
+    own_tasks: bool = False
+    """Whether each recovered task is also distilled from the logits of its own model."""
+    batch_size: Annotated[int, Field(ge=4)] = 128
+    """Images in a mixed batch."""
+    relational_temperature: Positive = 0.1
+    distillation_temperature: Positive = 1.0
+    """T of L_KD."""
+    inner_learning_rate: Positive = 2e-3
+    """α, of the path through the tasks (Adam)."""
+    outer_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """β of φ ← φ - β (φ - φ'); 1 continues from where the path ended."""
+    crop_padding: Count = 4
+    """Pixels by which images are shifted at random before the student sees them."""
+    replay_episodes: Count = 0
+    """Cross-task episodes an iteration; 0 leaves the replay out."""
+    replay_ways: Annotated[int, Field(ge=2)] = 5
+    replay_shots: AtLeastOne = 1
+    replay_queries: AtLeastOne = 15
+    replay_learning_rate: Positive = 1e-3
+    """Of the replay (Adam)."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """An iteration, of the published moving average; 0 publishes the last state."""
+
+
+class ServerConfig(Settings):
+    """Everything a run of the server depends on, besides the contributions."""
+
+    preset: str = "default"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: AtLeastOne = 2
+    """CPU threads; results depend on it in the last bits."""
+    collect: CollectConfig = CollectConfig()
+    architecture: Architecture = Architecture()
+    """Of the meta-learner."""
+    recipe: Recipe = Recipe()
+    """How the meta-learner will be adapted."""
+    iterations: AtLeastOne = 60
+    """Meta-iterations: one meta-batch inverted, one path learned."""
+    warmup_iterations: Count = 0
+    """First iterations in which only the generator learns."""
+    invert: InvertConfig = InvertConfig()
+    learn: MetaLearnConfig = MetaLearnConfig()
+
+
+PAPER = ServerConfig(
+    preset="paper",
+    recipe=Recipe(head="gradient", steps=10, learning_rate=0.01),
+    iterations=400,
+    warmup_iterations=20,
+    invert=InvertConfig(generator_width=64, batch_norm_weight=0.0, adversarial_weight=1.0),
+    learn=MetaLearnConfig(
+        mixed_tasks=0,
+        own_tasks=True,
+        inner_learning_rate=1e-3,
+        outer_rate=0.5,
+        replay_episodes=10,
+        average_decay=0.0,
+    ),
+)
+"""FREE as published: its released settings where the paper names none."""
+
+_PRESETS = {"default": ServerConfig(), "paper": PAPER}
+
+
+def preset(name: str) -> ServerConfig:
+    """The configuration behind a preset's name; raises ConfigError."""
+    if name not in _PRESETS:
+        raise ConfigError(f"unknown preset {name!r}: use {' or '.join(_PRESETS)}")
+    return _PRESETS[name]

@@ -1,0 +1,28 @@
+"""The one hook on which progress displays, logs and reports hang."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+STAGES = ("collect", "verify", "learn", "broadcast", "adapt")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run."""
+
+    stage: str
+    """One of STAGES."""
+    kind: str
+    """``started``, ``progress``, ``finished``, or a stage's own word such as ``quarantined``."""
+    values: Mapping[str, int | float | str] = field(default_factory=dict)
+    """Plain numbers and words; never anything from inside an organisation."""
+    time: float = field(default_factory=time.time, compare=False)
+    """Seconds since 1970."""
+
+
+OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The observer that observes nothing."""

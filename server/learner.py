@@ -1,0 +1,160 @@
+"""The state of a run between iterations, and the two moves that change it: invert and meta-learn."""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
+from fedfree.seeding import derive_seed, make_generator
+from server import invert, meta_learn
+from server.config import ServerConfig
+from server.generator import Generator
+from server.invert import RecoveredTask
+from server.memory import Memory
+from server.pool import Member, Pool
+
+
+class Learner:
+    """Meta-generator, meta-learner, memory, and their random streams."""
+
+    def __init__(self, pool: Pool, config: ServerConfig) -> None:
+        self._pool = pool
+        self._config = config
+        self._rng = make_generator(config.seed, "learn")
+        self._teachers = self._choose_teachers()
+        self.input = common_input(self._teachers)
+        self.num_classes = max(config.learn.replay_ways, *(member.num_classes for member in self._teachers))
+        self.memory = Memory(config.learn.memory_images)
+        self.images_recovered = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "initialisation"))
+            self._generator = self._build_generator()
+            self._student = self._build_student()
+        self._average = copy.deepcopy(self._student)
+        self._generator_optimizer = torch.optim.Adam(
+            self._generator.parameters(), lr=config.invert.outer_learning_rate, betas=(0.5, 0.999)
+        )
+        self._inner_optimizer = torch.optim.Adam(
+            self._student.parameters(), lr=config.learn.inner_learning_rate
+        )
+        self._replay_optimizer = torch.optim.Adam(
+            self._student.parameters(), lr=config.learn.replay_learning_rate
+        )
+
+    def _choose_teachers(self) -> list[Member]:
+        """The models that teach on every image; a random part of a pool larger than ``max_teachers``."""
+        rng = make_generator(self._config.seed, "teachers")
+        return self._pool.sample(self._config.learn.max_teachers, rng)
+
+    def _build_generator(self) -> Generator:
+        settings = self._config.invert
+        generator = Generator(
+            latent_size=settings.latent_size,
+            width=settings.generator_width,
+            channels=self.input.channels,
+            image_size=self.input.height,
+        )
+        use_channels_last(generator)
+        return generator.to(self._pool.device)
+
+    def _build_student(self) -> Classifier:
+        student = build(self._config.architecture, num_classes=self.num_classes, input=self.input)
+        use_channels_last(student)
+        return student.to(self._pool.device)
+
+    def invert(self, iteration: int) -> list[RecoveredTask]:
+        """FIVE: recover tasks from a meta-batch of models and remember them."""
+        settings = self._config.invert
+        members = self._pool.sample(settings.models_per_iteration, self._rng)
+        warm = iteration >= self._config.warmup_iterations
+        recovered = invert.recover(
+            self._generator,
+            self._generator_optimizer,
+            members,
+            self._student,
+            self.input,
+            settings,
+            adversarial_weight=settings.adversarial_weight if warm else 0.0,
+            rng=self._rng,
+        )
+        if warm:
+            self._remember(recovered)
+        return recovered
+
+    def _remember(self, recovered: Sequence[RecoveredTask]) -> None:
+        features = None
+        if self._config.learn.mixed_tasks:
+            images = torch.cat([task.images for task in recovered])
+            features = meta_learn.teacher_features(self._teachers, images)
+        self.memory.add(recovered, features)
+        self.images_recovered += sum(len(task.labels) for task in recovered)
+
+    def meta_learn(self, recovered: Sequence[RecoveredTask], iteration: int) -> dict[str, float]:
+        """BELL: distillation along a path of tasks, then replay; returns the mean losses."""
+        losses = {
+            "inversion_loss": _mean([task.loss for task in recovered]),
+            "inversion_agreement": _mean([task.agreement for task in recovered]),
+        }
+        if iteration < self._config.warmup_iterations:
+            return losses
+        settings = self._config.learn
+        self._schedule(iteration)
+        tasks = meta_learn.mixed_tasks(self.memory, settings, rng=self._rng)
+        if settings.own_tasks:
+            tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)
+        losses["distillation_loss"] = meta_learn.align(
+            self._student, self._inner_optimizer, tasks, self.input, settings, rng=self._rng
+        )
+        if settings.replay_episodes:
+            losses["replay_loss"] = meta_learn.replay(
+                self._student,
+                self._replay_optimizer,
+                self.memory,
+                self._config.recipe,
+                self.input,
+                settings,
+                rng=self._rng,
+            )
+        _update_average(self._average, self._student, settings.average_decay)
+        return losses
+
+    def _schedule(self, iteration: int) -> None:
+        """Half a cosine from the configured rates to zero."""
+        progress = iteration / self._config.iterations
+        factor = (1 + math.cos(math.pi * progress)) / 2
+        settings = self._config.learn
+        for optimizer, rate in (
+            (self._inner_optimizer, settings.inner_learning_rate),
+            (self._replay_optimizer, settings.replay_learning_rate),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+    def averaged_student(self) -> Classifier:
+        """The meta-learner to publish: the exponential moving average, in evaluation mode."""
+        return self._average.eval()
+
+
+def common_input(members: Sequence[Member]) -> InputSpec:
+    """The meta-learner's input: the largest of the models', mirrored only if every model allows it."""
+    side = max(max(member.input.height, member.input.width) for member in members)
+    return InputSpec(
+        channels=max(member.input.channels for member in members),
+        height=side,
+        width=side,
+        horizontal_flip=all(member.input.horizontal_flip for member in members),
+    )
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    for kept, new in zip(average.state_dict().values(), current.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

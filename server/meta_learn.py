@@ -1,0 +1,201 @@
+"""BELL: better generalisation via a meta-learner (FREE, section 3.3); distils what the pool knows.
+
+Three signals, each switched by its weight or count in ``MetaLearnConfig``: logit distillation from
+the model an image was recovered from, relational distillation from all teachers, and cross-task
+replay with the adaptation recipe. The first two run as a sequential path over tasks with one outer
+step, which is what aligns the tasks' gradients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedfree.adaptation import Recipe, adapt
+from fedfree.architectures import Classifier, InputSpec
+from fedfree.episodes import EpisodeSpec, sample_episode
+from server.config import MetaLearnConfig
+from server.invert import RecoveredTask, augment, kl_divergence
+from server.memory import Memory
+from server.pool import Member
+
+
+@dataclass(frozen=True)
+class DistillationTask:
+    """Images with what teachers say about them."""
+
+    images: Tensor
+    """[batch, channels, size, size] in [0, 1]."""
+    teacher_logits: Tensor | None = None
+    """[batch, classes] of the model the images were recovered from; None for images of several models."""
+    teacher_features: Tensor | None = None
+    """[batch, size], rows of unit length; see :func:`teacher_features`."""
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """L_KD = KL(softmax(teacher / T) ‖ softmax(student / T)) · T², mean over rows.
+
+    Args:
+        student_logits: [batch, at least classes]; the first ``classes`` columns are taken.
+        teacher_logits: [batch, classes].
+    """
+    student_logits = student_logits[:, : teacher_logits.shape[1]]
+    divergence = kl_divergence(teacher_logits / temperature, student_logits / temperature)
+    loss: Tensor = divergence.mean() * temperature**2
+    return loss
+
+
+def relational_loss(student_features: Tensor, teacher_features: Tensor, temperature: float) -> Tensor:
+    """Mean KL of the teachers' softmaxed rows of pairwise similarities from the student's.
+
+    Args:
+        student_features: [batch, size]; centred on the batch and normalised here.
+        teacher_features: [batch, size], rows of unit length.
+    """
+    student = F.normalize(student_features - student_features.mean(0), dim=1)
+    itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    student_rows, teacher_rows = (
+        (vectors @ vectors.T / temperature).masked_fill(itself, -1e4)
+        for vectors in (student, teacher_features)
+    )
+    divergence: Tensor = kl_divergence(teacher_rows, student_rows)
+    return divergence.mean()
+
+
+@torch.no_grad()
+def teacher_features(teachers: Sequence[Member], images: Tensor) -> Tensor:
+    """Every teacher's features of every image, side by side, [batch, sum of feature sizes].
+
+    Each teacher's block is centred on the batch and normalised, and the whole has unit length: the
+    inner product of two rows is the mean of the teachers' own cosine similarities.
+    """
+    blocks = []
+    for teacher in teachers:
+        inputs = teacher.input.normalise(teacher.input.resize(images))
+        features = teacher.network.features(inputs.contiguous(memory_format=torch.channels_last))
+        blocks.append(F.normalize(features - features.mean(0), dim=1))
+    return torch.cat(blocks, dim=1) / len(blocks) ** 0.5
+
+
+def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator) -> list[DistillationTask]:
+    """One task a model, in random order, taught by that model alone."""
+    order = torch.randperm(len(recovered), generator=rng).tolist()
+    tasks = []
+    for task in (recovered[index] for index in order):
+        spec = task.member.input
+        with torch.no_grad():
+            logits = task.member.network(spec.normalise(spec.resize(task.images)))
+        tasks.append(DistillationTask(task.images, teacher_logits=logits))
+    return tasks
+
+
+def mixed_tasks(memory: Memory, config: MetaLearnConfig, *, rng: torch.Generator) -> list[DistillationTask]:
+    """Batches that mix the images of many models, taught by every teacher."""
+    tasks = []
+    for _ in range(config.mixed_tasks):
+        indices = memory.sample(config.batch_size, rng=rng)
+        features = memory.features[indices.to(memory.features.device)].float()
+        tasks.append(DistillationTask(memory.pixels(indices), teacher_features=features))
+    return tasks
+
+
+def align(
+    student: Classifier,
+    optimizer: torch.optim.Optimizer,
+    tasks: Sequence[DistillationTask],
+    input: InputSpec,
+    config: MetaLearnConfig,
+    *,
+    rng: torch.Generator,
+) -> float:
+    """Walk φ' through the tasks one after the other, then φ ← φ - β (φ - φ'); returns the mean loss.
+
+    In expectation the outer step contains the gradient of the inner product between the tasks'
+    gradients (FREE, Lemma 1 and Theorem 1). ``optimizer`` holds the student's parameters and takes
+    the inner steps.
+    """
+    start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    student.train()
+    losses = []
+    for task in tasks:
+        loss = task_loss(student, task, input, config, rng=rng)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    student.eval()
+    _outer_step(student, start, config.outer_rate)
+    return float(torch.stack(losses).mean())
+
+
+def task_loss(
+    student: Classifier,
+    task: DistillationTask,
+    input: InputSpec,
+    config: MetaLearnConfig,
+    *,
+    rng: torch.Generator,
+) -> Tensor:
+    """The distillation losses of one task, weighted."""
+    images = augment(task.images, config.crop_padding, input.horizontal_flip, rng)
+    inputs = input.normalise(input.resize(images)).contiguous(memory_format=torch.channels_last)
+    features = student.features(inputs)
+    loss = features.new_zeros(())
+    if task.teacher_logits is not None:
+        logits = student.head(features)
+        loss = loss + distillation_loss(logits, task.teacher_logits, config.distillation_temperature)
+    if task.teacher_features is not None:
+        loss = loss + relational_loss(features, task.teacher_features, config.relational_temperature)
+    return loss
+
+
+@torch.no_grad()
+def _outer_step(student: nn.Module, start: dict[str, Tensor], rate: float) -> None:
+    if rate == 1:
+        return
+    for name, tensor in student.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.lerp(start[name], tensor, rate))
+
+
+def replay(
+    student: Classifier,
+    optimizer: torch.optim.Optimizer,
+    memory: Memory,
+    recipe: Recipe,
+    input: InputSpec,
+    config: MetaLearnConfig,
+    *,
+    rng: torch.Generator,
+) -> float:
+    """Cross-task replay: episodes whose classes come from different models; returns the mean query loss."""
+    spec = EpisodeSpec(config.replay_ways, config.replay_shots, config.replay_queries)
+    optimizer.zero_grad()
+    losses = []
+    for _ in range(config.replay_episodes):
+        members, labels = _one_class_a_model(memory, rng)
+        episode = sample_episode(labels, spec, generator=rng)
+        inputs = [
+            input.normalise(input.resize(memory.pixels(members[indices])))
+            for indices in (episode.support, episode.query)
+        ]
+        labels_on_device = episode.support_labels.to(inputs[0].device)
+        adapted = adapt(student, recipe, inputs[0], labels_on_device, n_way=spec.n_way)
+        loss = F.cross_entropy(adapted.logits(inputs[1]), episode.query_labels.to(inputs[1].device))
+        (loss / config.replay_episodes).backward()
+        losses.append(loss.detach())
+    optimizer.step()
+    return float(torch.stack(losses).mean())
+
+
+def _one_class_a_model(memory: Memory, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices of the memory's images of one random class of each model, and the models' numbers."""
+    models = memory.models.max() + 1
+    class_counts = torch.zeros(int(models), dtype=torch.int64).scatter_reduce(
+        0, memory.models, memory.classes + 1, reduce="amax"
+    )
+    chosen = (torch.rand(int(models), generator=rng) * class_counts).long()
+    members = (memory.classes == chosen[memory.models]).nonzero().squeeze(1)
+    return members, memory.models[members]

@@ -1,0 +1,1 @@
+"""Whole federations on one machine, their data, baselines and reports. Nothing imports this package."""

@@ -1,0 +1,204 @@
+"""A simulated federation from data set to report: prepare, run, evaluate.
+
+``prepare`` writes a run directory, an engine runs the real Flower apps on it, ``evaluate`` compares
+what came out with the baselines on episodes of meta_test, which nothing has touched before.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from client.adapt import SHOTS, episode_accuracies, nearest_mean_accuracies, sample_episodes
+from client.config import ClientConfig, DataConfig, EvaluateConfig, PretrainConfig
+from client.data import ImageSet, list_classes, list_splits, load_images, to_input
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Classifier, InputSpec
+from fedfree.codec import Contribution, MetaLearner, decode_meta_learner
+from fedfree.episodes import Episode, EpisodeSpec
+from fedfree.errors import DataError
+from fedfree.seeding import derive_seed
+from server.config import CollectConfig, ServerConfig, preset
+from server.events import Event, OnEvent
+from server.run_directory import RunDirectory
+from server.store import ACCEPTED, write_durably
+from simulations import baselines
+from simulations.config import SimulationConfig
+from simulations.datasets import partition, resolve
+from simulations.engines import run_flower, run_in_process
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("meta_train", "meta_val", "meta_test")
+ORGANISATION_EPISODES = 50
+"""Episodes each organisation measures the meta-learner on by itself."""
+ORGANISATION_CLASSES = 10
+"""New classes of each organisation, drawn from meta_test."""
+
+
+def prepare(run: Path, config: SimulationConfig) -> None:
+    """Write everything an engine needs into the run directory.
+
+    Raises:
+        DataError: the data set is missing, or has too few classes or images for the configuration.
+    """
+    source = resolve(
+        config.dataset, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class
+    ).resolve()
+    check_splits(source, config)
+    shares = partition(
+        list(list_classes(source, "meta_train")),
+        organisations=config.clients,
+        classes_each=config.classes_each,
+        how=config.partition,
+        seed=config.seed,
+    )
+    (run / "organisations").mkdir(parents=True, exist_ok=True)
+    new_classes = partition(
+        list(list_classes(source, "meta_test")),
+        organisations=config.clients,
+        classes_each=min(max(ORGANISATION_CLASSES, config.n_way), len(list_classes(source, "meta_test"))),
+        how="overlapping",
+        seed=derive_seed(config.seed, "new classes"),
+    )
+    for index, (classes, new) in enumerate(zip(shares, new_classes, strict=True)):
+        organisation = organisation_config(config, source, index, classes, new)
+        write_durably(run / "organisations" / f"{index}.toml", organisation.to_toml().encode())
+    write_durably(run / "server.toml", server_config(config).to_toml().encode())
+    write_durably(run / "config.toml", config.to_toml().encode())
+
+
+def check_splits(source: Path, config: SimulationConfig) -> None:
+    """Raise DataError where the data cannot give the episodes that the evaluation needs."""
+    missing = set(SPLITS) - set(list_splits(source))
+    if missing:
+        raise DataError(
+            f"{source} has no {', '.join(sorted(missing))}: a simulation needs a folder or zip with "
+            "meta_train, meta_val and meta_test, each with a folder a class"
+        )
+    per_class = max(SHOTS) + config.n_query
+    for split in ("meta_val", "meta_test"):
+        counts = list_classes(source, split)
+        enough = sum(count >= per_class for count in counts.values())
+        if enough < config.n_way:
+            raise DataError(
+                f"{config.n_way}-way episodes need {config.n_way} classes of at least {per_class} images in "
+                f"{split}, got {enough} of {len(counts)}: use fewer ways or query images, or more data"
+            )
+
+
+def organisation_config(
+    config: SimulationConfig,
+    source: Path,
+    index: int,
+    classes: tuple[str, ...],
+    new_classes: tuple[str, ...],
+) -> ClientConfig:
+    """What the organisation with this index would write itself."""
+    return ClientConfig(
+        data=DataConfig(
+            source=source, split="meta_train", classes=classes, images_per_class=config.images_per_class
+        ),
+        pretrain=PretrainConfig(
+            architecture=config.architectures[index % len(config.architectures)],
+            image_size=config.image_size,
+            horizontal_flip=config.horizontal_flip,
+            epochs=config.epochs,
+            threads=config.threads,
+        ),
+        evaluate=EvaluateConfig(
+            data=DataConfig(source=source, split="meta_test", classes=new_classes),
+            n_way=config.n_way,
+            n_query=config.n_query,
+            episodes=ORGANISATION_EPISODES,
+        ),
+        share_metrics=True,
+        cache=(config.cache / "models").resolve(),
+        seed=derive_seed(config.seed, "organisation", index),
+    )
+
+
+def server_config(config: SimulationConfig) -> ServerConfig:
+    """The preset with what the simulation decides."""
+    changes: dict[str, Any] = {
+        "seed": config.seed,
+        "device": config.device,
+        "threads": config.threads,
+        "collect": CollectConfig(organisations=config.clients),
+    }
+    if config.iterations is not None:
+        changes["iterations"] = config.iterations
+    return preset(config.preset).model_copy(update=changes)
+
+
+def run_engine(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> None:
+    """Run the Flower apps; raises FederationError where they did not complete."""
+    engine = run_in_process if config.engine == "in-process" else run_flower
+    engine(run, organisations=config.clients, on_event=on_event)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Test episodes of one shape with everyone's accuracy on each."""
+
+    spec: EpisodeSpec
+    accuracies: Mapping[str, Tensor]
+    """Name to fractions [episodes]; ``meta_learner`` and the baselines there are."""
+
+
+def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> list[Comparison]:
+    """Meta-learner and baselines on the same episodes of meta_test, with the same recipe."""
+    directory = RunDirectory(run)
+    meta_learner = decode_meta_learner(directory.manifest.read_bytes(), directory.weights.read_bytes())
+    store = directory.store()
+    contributions = [store.contribution(identity) for identity in store.ids(ACCEPTED)]
+    source = ClientConfig.read(run / "organisations" / "0.toml").data.source
+    validation, test = (load_images(source, split=split, size=config.image_size) for split in SPLITS[1:])
+    specs = [EpisodeSpec(config.n_way, n_shot, config.n_query) for n_shot in SHOTS]
+    competitors = _competitors(meta_learner, contributions, validation, specs[0], config.seed)
+    episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]
+    accuracies: dict[str, list[Tensor]] = {}
+    for name, measure in competitors.items():
+        on_event(Event("evaluate", "progress", {"done": len(accuracies), "of": len(competitors)}))
+        accuracies[name] = measure(test, episodes)
+    on_event(Event("evaluate", "finished"))
+    return [
+        Comparison(spec, {name: each[position] for name, each in accuracies.items()})
+        for position, spec in enumerate(specs)
+    ]
+
+
+Measure = Callable[[ImageSet, Sequence[Sequence[Episode]]], list[Tensor]]
+
+
+def _competitors(
+    meta_learner: MetaLearner,
+    contributions: Sequence[Contribution],
+    validation: ImageSet,
+    choice: EpisodeSpec,
+    seed: int,
+) -> dict[str, Measure]:
+    """Name to a function from test images and episodes to accuracies, the meta-learner first."""
+    recipe = meta_learner.recipe
+
+    def measured(network: Classifier, input: InputSpec) -> Measure:
+        return lambda images, episodes: episode_accuracies(
+            network, recipe, to_input(images.images, input), episodes
+        )
+
+    best = baselines.best_single_model(contributions, recipe, validation, choice, seed=seed)
+    average = baselines.average_parameters(contributions)
+    competitors = {
+        "meta_learner": measured(meta_learner.network(), meta_learner.input),
+        "random_init": measured(baselines.random_network(meta_learner, seed=seed), meta_learner.input),
+        "best_single_model": measured(best.network(), best.input),
+    }
+    if average is not None:
+        competitors["parameter_average"] = measured(average, contributions[0].input)
+    competitors["pool_concatenation"] = lambda images, episodes: nearest_mean_accuracies(
+        baselines.pool_concatenation(contributions, images.images), Recipe(), episodes
+    )
+    return competitors

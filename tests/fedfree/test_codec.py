@@ -1,0 +1,149 @@
+"""The contract: what goes in comes out, and what breaks it is refused with the reason."""
+
+import dataclasses
+import math
+
+import pytest
+import safetensors.torch
+import torch
+
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import (
+    Contribution,
+    MetaLearner,
+    Provenance,
+    contribution_id,
+    decode_contribution,
+    decode_meta_learner,
+    encode_contribution,
+    encode_meta_learner,
+    encode_weights,
+)
+from fedfree.errors import ContributionError
+from fedfree.statement import PrivacyStatement, PrivacyStatus
+from fedfree.v1 import contribution_pb2
+
+INPUT = InputSpec(channels=1, height=16, width=16, mean=(0.25,), std=(0.5,), horizontal_flip=False)
+
+
+def make_contribution(name: str = "conv4") -> Contribution:
+    torch.manual_seed(0)
+    architecture = Architecture.parse(name)
+    network = build(architecture, num_classes=3, input=INPUT)
+    return Contribution(architecture, 3, INPUT, PrivacyStatement(), encode_weights(network))
+
+
+def with_tensors(contribution: Contribution, **changes: torch.Tensor | None) -> Contribution:
+    tensors = safetensors.torch.load(contribution.weights)
+    for name, tensor in changes.items():
+        name = name.replace("__", ".")
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    return dataclasses.replace(contribution, weights=safetensors.torch.save(tensors))
+
+
+def refusal(contribution: Contribution) -> str:
+    with pytest.raises(ContributionError) as caught:
+        decode_contribution(encode_contribution(contribution), contribution.weights)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["conv4", "conv4-64-group", "resnet10-group", "torchvision/mobilenet_v2"])
+def test_a_contribution_survives_the_round_trip(name: str) -> None:
+    contribution = make_contribution(name)
+    decoded = decode_contribution(encode_contribution(contribution), contribution.weights)
+    assert decoded == contribution
+    images = torch.rand(2, 1, 16, 16)
+    assert torch.equal(decoded.network()(images), contribution.network()(images))
+
+
+def test_a_meta_learner_survives_the_round_trip() -> None:
+    contribution = make_contribution()
+    recipe = Recipe(head="gradient", steps=10, learning_rate=0.25, temperature=0.5)
+    provenance = Provenance(("ab" * 32, "cd" * 32), "ef" * 32, 7, "fedfree 0")
+    sent = MetaLearner(contribution.architecture, 3, INPUT, recipe, provenance, contribution.weights)
+    assert decode_meta_learner(encode_meta_learner(sent), sent.weights) == sent
+
+
+def test_the_same_contribution_has_the_same_id_and_another_has_not() -> None:
+    contribution = make_contribution()
+    changed = dataclasses.replace(contribution, privacy=PrivacyStatement(PrivacyStatus.EMPIRICAL_ONLY))
+    identity = contribution_id(encode_contribution(contribution))
+    assert identity == contribution_id(encode_contribution(make_contribution()))
+    assert identity != contribution_id(encode_contribution(changed))
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    manifest = contribution_pb2.Contribution.FromString(encode_contribution(make_contribution()))
+    manifest.architecture.id = "transformer9000"
+    with pytest.raises(ContributionError, match="unknown architecture 'transformer9000'"):
+        decode_contribution(manifest.SerializeToString(), make_contribution().weights)
+
+
+def test_a_missing_tensor_is_refused_by_name() -> None:
+    assert "missing ['head.bias']" in refusal(with_tensors(make_contribution(), head__bias=None))
+
+
+def test_an_extra_tensor_is_refused_by_name() -> None:
+    assert "unexpected ['backdoor']" in refusal(with_tensors(make_contribution(), backdoor=torch.zeros(1)))
+
+
+def test_a_wrong_shape_is_refused_with_both_shapes() -> None:
+    reason = refusal(with_tensors(make_contribution(), head__bias=torch.zeros(4)))
+    assert "'head.bias'" in reason
+    assert "must be float32 [3], got float32 [4]" in reason
+
+
+def test_a_wrong_type_is_refused() -> None:
+    reason = refusal(with_tensors(make_contribution(), head__bias=torch.zeros(3, dtype=torch.float64)))
+    assert "must be float32 [3], got float64 [3]" in reason
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
+    bias = torch.tensor([0.0, value, 0.0])
+    assert "'head.bias' holds NaN or infinity" in refusal(with_tensors(make_contribution(), head__bias=bias))
+
+
+def test_a_negative_running_variance_is_refused() -> None:
+    variance = {"blocks__0__1__running_var": -torch.ones(32)}
+    assert "negative variance" in refusal(with_tensors(make_contribution(), **variance))
+
+
+def test_weights_that_do_not_match_their_hash_are_refused() -> None:
+    contribution = make_contribution()
+    with pytest.raises(ContributionError, match="sha256"):
+        decode_contribution(encode_contribution(contribution), contribution.weights + b"\0")
+
+
+def test_weights_that_are_no_safetensors_are_refused() -> None:
+    assert "not valid safetensors" in refusal(dataclasses.replace(make_contribution(), weights=b"pickle"))
+
+
+def test_a_manifest_that_is_no_protobuf_is_refused() -> None:
+    with pytest.raises(ContributionError, match="not a valid fedfree"):
+        decode_contribution(b"\xff\xff\xff", b"")
+
+
+def test_another_protocol_version_is_refused_with_the_remedy() -> None:
+    manifest = contribution_pb2.Contribution.FromString(encode_contribution(make_contribution()))
+    manifest.protocol_version = 99
+    with pytest.raises(ContributionError, match="install the same release"):
+        decode_contribution(manifest.SerializeToString(), make_contribution().weights)
+
+
+def test_a_contribution_without_privacy_statement_is_refused() -> None:
+    manifest = contribution_pb2.Contribution.FromString(encode_contribution(make_contribution()))
+    manifest.ClearField("privacy")
+    with pytest.raises(ContributionError, match="privacy statement is missing"):
+        decode_contribution(manifest.SerializeToString(), make_contribution().weights)
+
+
+def test_the_manifest_holds_no_class_name_and_no_sample_count() -> None:
+    fields = {field.name for field in contribution_pb2.Contribution.DESCRIPTOR.fields}
+    assert fields == {
+        "protocol_version", "architecture", "num_classes", "input", "privacy", "weights_sha256"
+    }  # fmt: skip
