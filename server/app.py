@@ -171,13 +171,9 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
             else:
                 known.add(identity)
                 answered.add(node)
-                arrived = {
-                    "done": len(known),
-                    "of": config.organisations,
-                    "node": node,
-                    "contribution": identity,
-                }
-                on_event(Event("collect", "progress", arrived))
+                counts = {"done": len(known), "of": config.organisations}
+                who: dict[str, int | str] = {"node": node, "contribution": identity}
+                on_event(Event("collect", "progress", {**counts, **who}))
         _rest(heard)
     missing = max(0, config.organisations - len(known) - len(failed))
     summary = {"done": len(known), "failed": len(failed), "missing": missing, "of": config.organisations}

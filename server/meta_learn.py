@@ -6,8 +6,10 @@ replay with the adaptation recipe. The first two run as a sequential path over t
 step, which is what aligns the tasks' gradients.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +78,7 @@ def teacher_features(teachers: Sequence[Member], images: Tensor) -> Tensor:
         inputs = teacher.input.normalise(teacher.input.resize(images))
         features = teacher.network.features(inputs.contiguous(memory_format=torch.channels_last))
         blocks.append(F.normalize(features - features.mean(0), dim=1))
-    return torch.cat(blocks, dim=1) / len(blocks) ** 0.5
+    return torch.cat(blocks, dim=1) / math.sqrt(len(blocks))
 
 
 def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator) -> list[DistillationTask]:
@@ -118,16 +120,23 @@ def align(
     """
     start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     student.train()
-    losses = []
-    for task in tasks:
-        loss = task_loss(student, task, input, config, rng=rng)
+    losses = [partial(task_loss, student, task, input, config, rng=rng) for task in tasks]
+    mean_loss = walk(optimizer, losses)
+    student.eval()
+    _outer_step(student, start, config.outer_rate)
+    return mean_loss
+
+
+def walk(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]]) -> float:
+    """φ' ← φ' - α ∇L_i(φ') for one loss after the other; returns their mean before each step."""
+    values = []
+    for evaluate in losses:
+        loss = evaluate()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.detach())
-    student.eval()
-    _outer_step(student, start, config.outer_rate)
-    return float(torch.stack(losses).mean())
+        values.append(loss.detach())
+    return float(torch.stack(values).mean())
 
 
 def task_loss(
@@ -175,7 +184,7 @@ def replay(
     optimizer.zero_grad()
     losses = []
     for _ in range(config.replay_episodes):
-        members, labels = _one_class_a_model(memory, rng)
+        members, labels = replay_members(memory, rng=rng)
         episode = sample_episode(labels, spec, generator=rng)
         inputs = [
             input.normalise(input.resize(memory.pixels(members[indices])))
@@ -190,7 +199,7 @@ def replay(
     return float(torch.stack(losses).mean())
 
 
-def _one_class_a_model(memory: Memory, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def replay_members(memory: Memory, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Indices of the memory's images of one random class of each model, and the models' numbers."""
     models = memory.models.max() + 1
     class_counts = torch.zeros(int(models), dtype=torch.int64).scatter_reduce(

@@ -297,15 +297,9 @@ def _box_blur(images: Tensor) -> Tensor:
 
 def _character(name: str) -> str:
     """``latin_U+0041`` to A."""
-    characters = _characters()
-    if name not in characters:
-        raise DataError(f"no class {name!r} in glyphs; classes are named like {next(iter(characters))}")
-    return characters[name]
-
-
-@cache
-def _characters() -> dict[str, str]:
-    return {name: chr(int(name.partition("_U+")[2], 16)) for split in SCRIPTS for name in class_names(split)}
+    if not any(name in class_names(split) for split in SCRIPTS):
+        raise DataError(f"no class {name!r} in glyphs; classes are named like latin_U+0041")
+    return chr(int(name.partition("_U+")[2], 16))
 
 
 @cache

@@ -1,0 +1,191 @@
+"""BELL against plain distillation and against the paper's Theorem 1."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Architecture, Classifier, InputSpec, build
+from fedfree.seeding import make_generator
+from server.config import MetaLearnConfig
+from server.invert import RecoveredTask
+from server.memory import Memory
+from server.meta_learn import (
+    DistillationTask,
+    align,
+    distillation_loss,
+    relational_loss,
+    replay,
+    replay_members,
+    task_loss,
+    teacher_features,
+    walk,
+)
+from server.pool import Member
+
+INPUT = InputSpec(channels=1, height=16, width=16, horizontal_flip=False)
+CONFIG = MetaLearnConfig(crop_padding=0, own_tasks=True, mixed_tasks=0)
+
+
+def make_network(seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    return build(Architecture(), num_classes=3, input=INPUT)
+
+
+def make_member(seed: int, classes: int = 3) -> Member:
+    torch.manual_seed(seed)
+    network = build(Architecture(), num_classes=classes, input=INPUT).requires_grad_(False)
+    return Member(f"member-{seed}", network, INPUT, classes, torch.device("cpu"))
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def test_distilling_a_network_into_itself_costs_nothing() -> None:
+    logits = torch.randn(20, 5, generator=rng())
+    assert distillation_loss(logits, logits, temperature=2.0).abs() < 1e-6
+
+
+def test_distillation_is_the_scaled_divergence_of_softened_outputs() -> None:
+    student, teacher = torch.randn(2, 20, 5, generator=rng())
+    expected = 9 * F.kl_div(
+        (student / 3).log_softmax(1), (teacher / 3).log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    torch.testing.assert_close(distillation_loss(student, teacher, temperature=3.0), expected)
+
+
+def test_relations_are_learned_up_to_rotation_and_scale_of_the_features() -> None:
+    features = torch.randn(30, 8, generator=rng())
+    rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=rng()))
+    teacher = F.normalize(features - features.mean(0), dim=1)
+    assert relational_loss(5 * features @ rotation + 2, teacher, temperature=0.1).abs() < 1e-5
+    assert relational_loss(features.roll(1, 0), teacher, temperature=0.1) > 0.1
+
+
+def test_relational_targets_are_the_mean_of_the_teachers_own_cosine_similarities() -> None:
+    members = [make_member(0), make_member(1), make_member(2)]
+    images = torch.rand(12, 1, 16, 16, generator=rng())
+    blocks = teacher_features(members, images)
+    cosines = []
+    for member in members:
+        features = member.network.features(INPUT.normalise(images))
+        features = F.normalize(features - features.mean(0), dim=1)
+        cosines.append(features @ features.T)
+    torch.testing.assert_close(blocks @ blocks.T, torch.stack(cosines).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_one_task_and_a_full_outer_step_is_plain_distillation() -> None:
+    student, teacher = make_network(0), make_network(1)
+    images = torch.rand(16, 1, 16, 16, generator=rng())
+    task = DistillationTask(images, teacher_logits=teacher(INPUT.normalise(images)).detach())
+    plain = copy.deepcopy(student)
+    align(student, torch.optim.SGD(student.parameters(), lr=0.1), [task], INPUT, CONFIG, rng=rng())
+
+    assert task.teacher_logits is not None
+    plain.train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    distillation_loss(plain(INPUT.normalise(images)), task.teacher_logits, 1.0).backward()
+    optimizer.step()
+    for ours, theirs in zip(student.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_smaller_outer_rate_goes_that_share_of_the_way() -> None:
+    teacher, images = make_network(1), torch.rand(16, 1, 16, 16, generator=rng())
+    task = DistillationTask(images, teacher_logits=teacher(INPUT.normalise(images)).detach())
+    ends = []
+    for rate in (1.0, 0.25):
+        student = make_network(0)
+        config = CONFIG.model_copy(update={"outer_rate": rate})
+        align(student, torch.optim.SGD(student.parameters(), lr=0.1), [task], INPUT, config, rng=rng())
+        ends.append(student.get_parameter("blocks.0.0.weight").detach())
+    start = make_network(0).get_parameter("blocks.0.0.weight").detach()
+    torch.testing.assert_close(ends[1] - start, 0.25 * (ends[0] - start))
+
+
+class Quadratic(nn.Module):
+    """A network whose only parameter is the point at which quadratic losses are taken."""
+
+    def __init__(self, point: Tensor) -> None:
+        super().__init__()
+        self.point = nn.Parameter(point.clone())
+
+
+@pytest.mark.parametrize("rate", [1e-2, 1e-3])
+def test_the_outer_step_holds_the_gradient_of_the_inner_product_of_the_tasks_gradients(rate: float) -> None:
+    """FREE, Theorem 1, for L_i(φ) = ½ (φ - c_i)ᵀ A_i (φ - c_i), whose Hessians A_i are constant.
+
+    Over both orders, E[φ - φ'] / α = ḡ₁ + ḡ₂ - α/2 ∇(ḡ₁ · ḡ₂), and here exactly so.
+    """
+    hessians = torch.tensor([[[2.0, 0.5], [0.5, 1.0]], [[1.0, -0.3], [-0.3, 3.0]]], dtype=torch.float64)
+    centres = torch.tensor([[1.0, 0.0], [0.0, -2.0]], dtype=torch.float64)
+    start = torch.tensor([0.7, 0.4], dtype=torch.float64)
+
+    def loss(model: Quadratic, task: int) -> Tensor:
+        offset = model.point - centres[task]
+        return 0.5 * offset @ hessians[task] @ offset
+
+    steps = []
+    for order in ((0, 1), (1, 0)):
+        model = Quadratic(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        walk(optimizer, [partial(loss, model, task) for task in order])
+        steps.append((start - model.point.detach()) / rate)
+    gradients = [hessians[task] @ (start - centres[task]) for task in (0, 1)]
+    inner_product_gradient = hessians[0] @ gradients[1] + hessians[1] @ gradients[0]
+    expected = gradients[0] + gradients[1] - rate / 2 * inner_product_gradient
+    torch.testing.assert_close(torch.stack(steps).mean(0), expected, rtol=1e-9, atol=1e-9)
+
+
+def make_memory() -> Memory:
+    memory = Memory(capacity=1000)
+    tasks = [
+        RecoveredTask(
+            make_member(seed), torch.rand(40, 1, 16, 16, generator=rng()), torch.arange(40) % 2, 0.0, 1.0
+        )
+        for seed in range(4)
+    ]
+    memory.add(tasks, None)
+    return memory
+
+
+def test_replay_episodes_take_each_class_from_another_model() -> None:
+    memory, stream = make_memory(), rng()
+    for _ in range(20):
+        members, labels = replay_members(memory, rng=stream)
+        assert torch.equal(memory.models[members], labels)
+        for model in labels.unique():
+            assert len(memory.classes[members[labels == model]].unique()) == 1
+
+
+def test_replay_lowers_the_loss_on_the_memorys_episodes() -> None:
+    memory, student = make_memory(), make_network()
+    memory.images = (memory.models.view(-1, 1, 1, 1) * 40 + memory.images // 4).to(torch.uint8)
+    config = CONFIG.model_copy(update={"replay_episodes": 2, "replay_ways": 3, "replay_queries": 5})
+    optimizer, stream = torch.optim.Adam(student.parameters(), lr=3e-3), rng()
+    losses = [replay(student, optimizer, memory, Recipe(), INPUT, config, rng=stream) for _ in range(12)]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+def test_the_memory_forgets_the_oldest_and_never_grows_beyond_its_capacity() -> None:
+    memory = Memory(capacity=10)
+    for shade in (0.0, 0.5, 1.0):
+        images = torch.full((6, 1, 16, 16), shade)
+        memory.add([RecoveredTask(make_member(0), images, torch.arange(6) % 3, 0.0, 1.0)], torch.ones(6, 4))
+    assert len(memory) == len(memory.images) == len(memory.features) == 10
+    assert memory.images[:, 0, 0, 0].tolist() == [128] * 4 + [255] * 6
+
+
+def test_the_task_loss_reaches_the_student_and_no_teacher() -> None:
+    member, student = make_member(1), make_network(0)
+    images = torch.rand(8, 1, 16, 16, generator=make_generator(0))
+    task = DistillationTask(images, teacher_features=teacher_features([member], images))
+    task_loss(student.train(), task, INPUT, CONFIG, rng=rng()).backward()
+    gradient = student.get_parameter("blocks.0.0.weight").grad
+    assert gradient is not None and gradient.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in member.network.parameters())
