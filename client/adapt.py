@@ -11,6 +11,7 @@ from client.data import ImageSet, load_images, to_input
 from fedfree.adaptation import Recipe, adapt, nearest_mean
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner
+from fedfree.compute import use_cpu
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
 from fedfree.seeding import make_generator
 
@@ -29,7 +30,7 @@ def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAcc
     """Accuracy on 1-shot and 5-shot episodes of the organisation's new classes; empty without such images."""
     if config.evaluate is None:
         return []
-    torch.set_num_threads(config.pretrain.threads)
+    use_cpu(config.pretrain.threads)
     images = _load(config.evaluate, meta_learner)
     specs = [EpisodeSpec(config.evaluate.n_way, n_shot, config.evaluate.n_query) for n_shot in SHOTS]
     episodes = [

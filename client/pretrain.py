@@ -10,6 +10,7 @@ from torch import Tensor
 from client.config import PretrainConfig
 from client.data import ImageSet, split_held_out, to_input
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
+from fedfree.compute import use_cpu
 from fedfree.seeding import derive_seed, make_generator
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def pretrain(images: ImageSet, config: PretrainConfig, *, seed: int) -> Pretrain
     Args:
         images: uint8 [images, channels, image_size, image_size].
     """
-    torch.set_num_threads(config.threads)
+    use_cpu(config.threads)
     channels = images.images.shape[1]
     spec = InputSpec(
         channels=channels,

@@ -59,12 +59,14 @@ class MetaLearnConfig(Settings):
     """Capacity of the memory."""
     max_teachers: AtLeastOne = 32
     """At most this many models teach on every image."""
-    mixed_tasks: Count = 40
-    """Batches an iteration that mix the images of many models, for relational distillation."""
+    compositions: Count = 400
+    """New images an iteration that are composed from recovered ones; every teacher sees each once."""
+    relational_tasks: Count = 50
+    """Batches of composed images an iteration, for relational distillation."""
     own_tasks: bool = False
     """Whether each recovered task is also distilled from the logits of its own model."""
     batch_size: Annotated[int, Field(ge=4)] = 128
-    """Images in a mixed batch."""
+    """Images in such a batch."""
     relational_temperature: Positive = 0.1
     distillation_temperature: Positive = 1.0
     """T of L_KD."""
@@ -72,7 +74,7 @@ class MetaLearnConfig(Settings):
     """α, of the path through the tasks (Adam)."""
     outer_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """β of φ ← φ - β (φ - φ'); 1 continues from where the path ended."""
-    crop_padding: Count = 4
+    crop_padding: Count = 0
     """Pixels by which images are shifted at random before the student sees them."""
     replay_episodes: Count = 0
     """Cross-task episodes an iteration; 0 leaves the replay out."""
@@ -91,6 +93,8 @@ class ServerConfig(Settings):
     preset: str = "default"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of inversion and distillation; ``auto`` takes bfloat16 where the hardware multiplies it."""
     threads: AtLeastOne = 2
     """CPU threads; results depend on it in the last bits."""
     collect: CollectConfig = CollectConfig()
@@ -113,9 +117,11 @@ PAPER = ServerConfig(
     warmup_iterations=20,
     invert=InvertConfig(generator_width=64, batch_norm_weight=0.0, adversarial_weight=1.0),
     learn=MetaLearnConfig(
-        mixed_tasks=0,
+        compositions=0,
+        relational_tasks=0,
         own_tasks=True,
         inner_learning_rate=1e-3,
+        crop_padding=4,
         outer_rate=0.5,
         replay_episodes=10,
         average_decay=0.0,

@@ -106,7 +106,9 @@ def _outer_gradient(
     for parameter, gradient in zip(generator.parameters(), gradients, strict=True):
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     agreement = (logits.argmax(1) == labels).float().mean()
-    return RecoveredTask(inversion.member, images.detach(), labels, float(loss.detach()), float(agreement))
+    return RecoveredTask(
+        inversion.member, images.detach().float(), labels, float(loss.detach()), float(agreement)
+    )
 
 
 class Inversion:
@@ -131,7 +133,7 @@ class Inversion:
         images = augment(images, self._config.crop_padding, self.member.input.horizontal_flip, rng)
         network, spec = self.member.network, self.member.input
         with batch_norm_distance(network) as distances:
-            logits = network(spec.normalise(spec.resize(images)))
+            logits = network(spec.normalise(spec.resize(images))).float()
         loss = F.cross_entropy(logits, labels)
         if self._config.batch_norm_weight and distances:
             loss = loss + self._config.batch_norm_weight * torch.stack(distances).sum()
@@ -141,7 +143,7 @@ class Inversion:
 
     def _adversarial(self, images: Tensor, logits: Tensor) -> Tensor:
         spec = self._student_input
-        student_logits = self._student(spec.normalise(spec.resize(images)))[:, : logits.shape[1]]
+        student_logits = self._student(spec.normalise(spec.resize(images)))[:, : logits.shape[1]].float()
         agree = (student_logits.argmax(1) == logits.argmax(1)).to(logits.dtype)
         divergence: Tensor = kl_divergence(logits, student_logits) * agree
         return -divergence.mean()
@@ -173,8 +175,9 @@ def batch_norm_distance(network: nn.Module) -> Iterator[list[Tensor]]:
     def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
         assert module.running_var is not None
-        mean = inputs[0].mean((0, 2, 3))
-        variance = inputs[0].square().mean((0, 2, 3)) - mean.square()
+        values = inputs[0].float()
+        mean = values.mean((0, 2, 3))
+        variance = values.square().mean((0, 2, 3)) - mean.square()
         distances.append((mean - module.running_mean).norm() + (variance - module.running_var).norm())
 
     layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]

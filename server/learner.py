@@ -10,10 +10,11 @@ from torch import nn
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.seeding import derive_seed, make_generator
 from server import invert, meta_learn
+from server.compose import compose
 from server.config import ServerConfig
 from server.generator import Generator
 from server.invert import RecoveredTask
-from server.memory import Memory
+from server.memory import Corpus, Memory
 from server.pool import Member, Pool
 
 
@@ -28,6 +29,7 @@ class Learner:
         self.input = common_input(self._teachers)
         self.num_classes = max(config.learn.replay_ways, *(member.num_classes for member in self._teachers))
         self.memory = Memory(config.learn.memory_images)
+        self._corpus = Corpus(config.learn.memory_images)
         self.images_recovered = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
@@ -70,27 +72,40 @@ class Learner:
         settings = self._config.invert
         members = self._pool.sample(settings.models_per_iteration, self._rng)
         warm = iteration >= self._config.warmup_iterations
-        recovered = invert.recover(
-            self._generator,
-            self._generator_optimizer,
-            members,
-            self._student,
-            self.input,
-            settings,
-            adversarial_weight=settings.adversarial_weight if warm else 0.0,
-            rng=self._rng,
-        )
+        with self._autocast():
+            recovered = invert.recover(
+                self._generator,
+                self._generator_optimizer,
+                members,
+                self._student,
+                self.input,
+                settings,
+                adversarial_weight=settings.adversarial_weight if warm else 0.0,
+                rng=self._rng,
+            )
         if warm:
-            self._remember(recovered)
+            self.memory.add(recovered)
+            self.images_recovered += sum(len(task.labels) for task in recovered)
         return recovered
 
-    def _remember(self, recovered: Sequence[RecoveredTask]) -> None:
-        features = None
-        if self._config.learn.mixed_tasks:
-            images = torch.cat([task.images for task in recovered])
+    def _compose(self) -> None:
+        """Ask every teacher about new compositions of what is remembered."""
+        count = self._config.learn.compositions
+        drawn = torch.randperm(len(self.memory), generator=self._rng)[: 4 * count]
+        images = compose(self.memory.pixels(drawn), count, rng=self._rng)
+        with self._autocast():
             features = meta_learn.teacher_features(self._teachers, images)
-        self.memory.add(recovered, features)
-        self.images_recovered += sum(len(task.labels) for task in recovered)
+        self._corpus.add(images, features)
+
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 where the configuration and the hardware have it; weights stay in float32."""
+        enabled = self._config.precision == "bfloat16" or (
+            self._config.precision == "auto" and has_fast_bfloat16(self._pool.device)
+        )
+        # Without the cache: it would go on using the weights from before an optimizer's step.
+        return torch.autocast(
+            self._pool.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False
+        )
 
     def meta_learn(self, recovered: Sequence[RecoveredTask], iteration: int) -> dict[str, float]:
         """BELL: distillation along a path of tasks, then replay; returns the mean losses."""
@@ -102,12 +117,15 @@ class Learner:
             return losses
         settings = self._config.learn
         self._schedule(iteration)
-        tasks = meta_learn.mixed_tasks(self.memory, settings, rng=self._rng)
+        if settings.compositions:
+            self._compose()
+        tasks = meta_learn.relational_tasks(self._corpus, settings, rng=self._rng)
         if settings.own_tasks:
             tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)
-        losses["distillation_loss"] = meta_learn.align(
-            self._student, self._inner_optimizer, tasks, self.input, settings, rng=self._rng
-        )
+        with self._autocast():
+            losses["distillation_loss"] = meta_learn.align(
+                self._student, self._inner_optimizer, tasks, self.input, settings, rng=self._rng
+            )
         if settings.replay_episodes:
             losses["replay_loss"] = meta_learn.replay(
                 self._student,
@@ -136,6 +154,13 @@ class Learner:
     def averaged_student(self) -> Classifier:
         """The meta-learner to publish: the exponential moving average, in evaluation mode."""
         return self._average.eval()
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def common_input(members: Sequence[Member]) -> InputSpec:

@@ -1,4 +1,4 @@
-"""The bounded memory of recovered images, each with its model and class."""
+"""What the server remembers: recovered images with model and class, and images with teachers' features."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,42 @@ from torch import Tensor
 from server.invert import RecoveredTask
 
 
+def append(kept: Tensor, added: Tensor, capacity: int) -> Tensor:
+    """Rows of both, the oldest dropped beyond the capacity."""
+    return torch.cat([kept.to(added.device), added])[-capacity:] if len(kept) else added[-capacity:]
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """[0, 1] to uint8."""
+    return (images * 255).round().to(torch.uint8)
+
+
+class Corpus:
+    """Images, of no model in particular, with what all teachers make of them; first in, first out."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self.images = torch.empty(0, dtype=torch.uint8)
+        """[images, channels, size, size]."""
+        self.features = torch.empty(0)
+        """[images, size of the teachers' features], half precision."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def add(self, images: Tensor, features: Tensor) -> None:
+        """Append [images, channels, size, size] in [0, 1] with their features [images, size]."""
+        self.images = append(self.images, to_bytes(images), self._capacity)
+        self.features = append(self.features, features.half(), self._capacity)
+
+    def sample(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] and features of ``count`` rows drawn without replacement while they last."""
+        drawn = torch.randperm(len(self), generator=rng)[:count].to(self.images.device)
+        return self.images[drawn].float() / 255, self.features[drawn].float()
+
+
 class Memory:
-    """First in, first out. Images are kept as bytes, as a picture file would."""
+    """Recovered images, first in, first out; kept as bytes, as a picture file would."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -20,36 +54,22 @@ class Memory:
         """[images]: the model each was recovered from, numbered as they came."""
         self.classes = torch.empty(0, dtype=torch.int64)
         """[images]: class of that model."""
-        self.features = torch.empty(0)
-        """[images, size of the teachers' features], half precision; empty without teachers."""
 
     def __len__(self) -> int:
         return len(self.models)
 
-    def add(self, tasks: Sequence[RecoveredTask], features: Tensor | None) -> None:
-        """Append tasks and drop the oldest images beyond the capacity.
-
-        Args:
-            features: [images of all tasks, size], rows in the order of the tasks.
-        """
+    def add(self, tasks: Sequence[RecoveredTask]) -> None:
+        """Append tasks and drop the oldest images beyond the capacity."""
         for task in tasks:
             number = self._model_numbers.setdefault(task.member.id, len(self._model_numbers))
-            self.models = self._append(self.models, torch.full((len(task.labels),), number))
-            self.classes = self._append(self.classes, task.labels.cpu())
-            self.images = self._append(self.images, (task.images * 255).round().to(torch.uint8))
-        if features is not None:
-            self.features = self._append(self.features, features.half())
-
-    def _append(self, kept: Tensor, added: Tensor) -> Tensor:
-        return torch.cat([kept.to(added.device), added])[-self._capacity :] if len(kept) else added
+            numbers = torch.full((len(task.labels),), number)
+            self.models = append(self.models, numbers, self._capacity)
+            self.classes = append(self.classes, task.labels.cpu(), self._capacity)
+            self.images = append(self.images, to_bytes(task.images), self._capacity)
 
     def pixels(self, indices: Tensor) -> Tensor:
         """Images [batch, channels, size, size] in [0, 1]."""
         return self.images[indices.to(self.images.device)].float() / 255
-
-    def sample(self, count: int, *, rng: torch.Generator) -> Tensor:
-        """Indices of ``count`` images drawn uniformly, without replacement while they last."""
-        return torch.randperm(len(self), generator=rng)[:count]
 
     def gallery(self) -> dict[str, Tensor]:
         """For each model the newest image of each of its classes, [classes, channels, size, size], uint8."""

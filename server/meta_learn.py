@@ -20,7 +20,7 @@ from fedfree.architectures import Classifier, InputSpec
 from fedfree.episodes import EpisodeSpec, sample_episode
 from server.config import MetaLearnConfig
 from server.invert import RecoveredTask, augment, kl_divergence
-from server.memory import Memory
+from server.memory import Corpus, Memory
 from server.pool import Member
 
 
@@ -76,7 +76,8 @@ def teacher_features(teachers: Sequence[Member], images: Tensor) -> Tensor:
     blocks = []
     for teacher in teachers:
         inputs = teacher.input.normalise(teacher.input.resize(images))
-        features = teacher.network.features(inputs.contiguous(memory_format=torch.channels_last))
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        features = torch.cat([teacher.network.features(part).float() for part in inputs.split(64)])
         blocks.append(F.normalize(features - features.mean(0), dim=1))
     return torch.cat(blocks, dim=1) / math.sqrt(len(blocks))
 
@@ -88,19 +89,17 @@ def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator)
     for task in (recovered[index] for index in order):
         spec = task.member.input
         with torch.no_grad():
-            logits = task.member.network(spec.normalise(spec.resize(task.images)))
+            logits = task.member.network(spec.normalise(spec.resize(task.images))).float()
         tasks.append(DistillationTask(task.images, teacher_logits=logits))
     return tasks
 
 
-def mixed_tasks(memory: Memory, config: MetaLearnConfig, *, rng: torch.Generator) -> list[DistillationTask]:
+def relational_tasks(
+    corpus: Corpus, config: MetaLearnConfig, *, rng: torch.Generator
+) -> list[DistillationTask]:
     """Batches that mix the images of many models, taught by every teacher."""
-    tasks = []
-    for _ in range(config.mixed_tasks):
-        indices = memory.sample(config.batch_size, rng=rng)
-        features = memory.features[indices.to(memory.features.device)].float()
-        tasks.append(DistillationTask(memory.pixels(indices), teacher_features=features))
-    return tasks
+    batches = (corpus.sample(config.batch_size, rng=rng) for _ in range(config.relational_tasks))
+    return [DistillationTask(images, teacher_features=features) for images, features in batches]
 
 
 def align(
@@ -150,10 +149,10 @@ def task_loss(
     """The distillation losses of one task, weighted."""
     images = augment(task.images, config.crop_padding, input.horizontal_flip, rng)
     inputs = input.normalise(input.resize(images)).contiguous(memory_format=torch.channels_last)
-    features = student.features(inputs)
+    features = student.features(inputs).float()
     loss = features.new_zeros(())
     if task.teacher_logits is not None:
-        logits = student.head(features)
+        logits = student.head(features).float()
         loss = loss + distillation_loss(logits, task.teacher_logits, config.distillation_temperature)
     if task.teacher_features is not None:
         loss = loss + relational_loss(features, task.teacher_features, config.relational_temperature)

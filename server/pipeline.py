@@ -7,6 +7,7 @@ from torch import Tensor
 
 import fedfree
 from fedfree.codec import MetaLearner, Provenance, encode_weights
+from fedfree.compute import use_cpu
 from server.config import ServerConfig
 from server.events import Event, OnEvent, ignore
 from server.learner import Learner
@@ -33,7 +34,7 @@ def run(store: Store, config: ServerConfig, *, on_event: OnEvent = ignore) -> Ou
     Raises:
         FederationError: fewer accepted contributions than the quorum.
     """
-    torch.set_num_threads(config.threads)
+    use_cpu(config.threads)
     verify_received(store, on_event)
     pool = Pool(store, choose_device(config.device))
     pool.require(config.collect.quorum)

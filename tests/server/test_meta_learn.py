@@ -13,7 +13,7 @@ from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.seeding import make_generator
 from server.config import MetaLearnConfig
 from server.invert import RecoveredTask
-from server.memory import Memory
+from server.memory import Corpus, Memory
 from server.meta_learn import (
     DistillationTask,
     align,
@@ -28,7 +28,7 @@ from server.meta_learn import (
 from server.pool import Member
 
 INPUT = InputSpec(channels=1, height=16, width=16, horizontal_flip=False)
-CONFIG = MetaLearnConfig(crop_padding=0, own_tasks=True, mixed_tasks=0)
+CONFIG = MetaLearnConfig(crop_padding=0, own_tasks=True, relational_tasks=0)
 
 
 def make_network(seed: int = 0) -> Classifier:
@@ -150,7 +150,7 @@ def make_memory() -> Memory:
         )
         for seed in range(4)
     ]
-    memory.add(tasks, None)
+    memory.add(tasks)
     return memory
 
 
@@ -173,12 +173,15 @@ def test_replay_lowers_the_loss_on_the_memorys_episodes() -> None:
 
 
 def test_the_memory_forgets_the_oldest_and_never_grows_beyond_its_capacity() -> None:
-    memory = Memory(capacity=10)
+    memory, corpus = Memory(capacity=10), Corpus(capacity=10)
     for shade in (0.0, 0.5, 1.0):
         images = torch.full((6, 1, 16, 16), shade)
-        memory.add([RecoveredTask(make_member(0), images, torch.arange(6) % 3, 0.0, 1.0)], torch.ones(6, 4))
-    assert len(memory) == len(memory.images) == len(memory.features) == 10
-    assert memory.images[:, 0, 0, 0].tolist() == [128] * 4 + [255] * 6
+        memory.add([RecoveredTask(make_member(0), images, torch.arange(6) % 3, 0.0, 1.0)])
+        corpus.add(images, torch.full((6, 4), shade))
+    for images in (memory.images, corpus.images):
+        assert images[:, 0, 0, 0].tolist() == [128] * 4 + [255] * 6
+    assert corpus.features[:, 0].tolist() == [0.5] * 4 + [1.0] * 6
+    assert len(memory) == len(corpus) == 10
 
 
 def test_the_task_loss_reaches_the_student_and_no_teacher() -> None:
