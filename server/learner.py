@@ -158,9 +158,10 @@ class Learner:
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 itself."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    supported: bool = (
+        torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    )
+    return supported
 
 
 def common_input(members: Sequence[Member]) -> InputSpec:

@@ -66,6 +66,7 @@ Preset = Annotated[str | None, _option("default, or paper: the published method.
 Iterations = Annotated[int | None, _option("Of the server. [the preset's]")]
 Episodes = Annotated[int | None, _option("Test episodes of the comparison. [600]")]
 NWay = Annotated[int | None, _option("Classes an episode. [5]", "--ways")]
+NQuery = Annotated[int | None, _option("Query images a class and episode. [15]", "--queries")]
 Engine = Annotated[str | None, _option("in-process, or flower: Flower's simulation runtime. [in-process]")]
 Device = Annotated[str | None, _option("The server's: auto, cpu or cuda. [auto]")]
 Threads = Annotated[int | None, _option("CPU threads. [2]")]
@@ -90,6 +91,7 @@ def run(
     iterations: Iterations = None,
     episodes: Episodes = None,
     n_way: NWay = None,
+    n_query: NQuery = None,
     engine: Engine = None,
     device: Device = None,
     threads: Threads = None,
@@ -131,7 +133,6 @@ def _read_config(path: Path | None, given: dict[str, Any]) -> SimulationConfig:
 
 def simulate(run: Path, config: SimulationConfig) -> None:
     """Prepare, run, evaluate and report, with the progress shown."""
-    run.mkdir(parents=True, exist_ok=True)
     with Progress() as progress:
         progress(Event("prepare", "started"))
         federation.prepare(run, config)

@@ -19,7 +19,7 @@ from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution, MetaLearner, decode_meta_learner
 from fedfree.episodes import Episode, EpisodeSpec
-from fedfree.errors import DataError
+from fedfree.errors import ConfigError, DataError
 from fedfree.seeding import derive_seed
 from server.config import CollectConfig, ServerConfig, preset
 from server.events import Event, OnEvent
@@ -42,9 +42,18 @@ ORGANISATION_CLASSES = 10
 def prepare(run: Path, config: SimulationConfig) -> None:
     """Write everything an engine needs into the run directory.
 
+    A directory that holds the same federation already is continued: its contributions count.
+
     Raises:
+        ConfigError: the directory holds another federation.
         DataError: the data set is missing, or has too few classes or images for the configuration.
     """
+    text = config.to_toml().encode()
+    existing = run / "config.toml"
+    if existing.exists() and existing.read_bytes() != text:
+        raise ConfigError(
+            f"{run} holds another federation (see {existing}): choose another --out or remove it"
+        )
     source = resolve(
         config.dataset, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class
     ).resolve()
@@ -68,7 +77,8 @@ def prepare(run: Path, config: SimulationConfig) -> None:
         organisation = organisation_config(config, source, index, classes, new)
         write_durably(run / "organisations" / f"{index}.toml", organisation.to_toml().encode())
     write_durably(run / "server.toml", server_config(config).to_toml().encode())
-    write_durably(run / "config.toml", config.to_toml().encode())
+    write_durably(existing, text)
+    (run / "events.jsonl").unlink(missing_ok=True)
 
 
 def check_splits(source: Path, config: SimulationConfig) -> None:

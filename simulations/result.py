@@ -43,7 +43,7 @@ def write_result(
         "baselines": _baselines(comparisons),
         "baseline_notes": BASELINE_NOTES,
         "contributions": _contributions(directory, events),
-        "organisations": json.loads(directory.adaptation.read_text()),
+        "organisations": _organisations(directory),
         "recovery": _recovery(events),
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         "dataset": config.dataset,
@@ -87,7 +87,11 @@ def _baseline(comparison: Comparison, name: str) -> dict[str, float]:
 def _contributions(directory: RunDirectory, events: Sequence[Event]) -> list[dict[str, object]]:
     """Every contribution with what was decided about it, and every organisation that sent none."""
     store = directory.store()
-    senders = {event.values.get("contribution"): event.values.get("node") for event in events}
+    collected = [event.values for event in events if event.stage == "collect" and "node" in event.values]
+    ordinals = {node: rank for rank, node in enumerate(sorted({values["node"] for values in collected}))}
+    senders = {
+        values["contribution"]: ordinals[values["node"]] for values in collected if "contribution" in values
+    }
     described = []
     for place in (ACCEPTED, QUARANTINED):
         for identity in store.ids(place):
@@ -96,9 +100,19 @@ def _contributions(directory: RunDirectory, events: Sequence[Event]) -> list[dic
             described.append(entry | _manifest_facts(*store.read(identity)))
     for event in events:
         if (event.stage, event.kind) == ("collect", "failed"):
-            failed = {"organisation": event.values["node"], "id": None, "state": "failed"}
+            failed = {"organisation": ordinals[event.values["node"]], "id": None, "state": "failed"}
             described.append(failed | {"reason": event.values["reason"]} | UNKNOWN_FACTS)
     return described
+
+
+def _organisations(directory: RunDirectory) -> list[dict[str, object]]:
+    """What each organisation measured itself, of those that allowed it to be sent."""
+    replies = json.loads(directory.adaptation.read_text())
+    return [
+        {"organisation": reply["node"], "results": reply["results"]}
+        for reply in replies
+        if reply.get("results")
+    ]
 
 
 def _manifest_facts(manifest: bytes, weights: bytes) -> dict[str, object]:
