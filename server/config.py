@@ -36,13 +36,13 @@ class InvertConfig(Settings):
     steps: AtLeastOne = 5
     """k, inner steps by which the generator adapts to one model."""
     latent_size: AtLeastOne = 256
-    generator_width: AtLeastOne = 32
+    generator_width: AtLeastOne = 16
     """Channels of the generator's last hidden layer; the layers before it have twice as many."""
-    inner_learning_rate: Positive = 1e-3
+    inner_learning_rate: Positive = 3e-3
     """Of the adapted generator (Adam)."""
-    latent_learning_rate: Positive = 1e-3
+    latent_learning_rate: Positive = 1e-2
     """Of the latent vectors (Adam)."""
-    outer_learning_rate: Positive = 1e-3
+    outer_learning_rate: Positive = 2e-3
     """β, of the meta-generator (Adam)."""
     batch_norm_weight: NotNegative = 0.05
     """λ_bn; has no effect on models without BatchNorm."""
@@ -115,7 +115,14 @@ PAPER = ServerConfig(
     recipe=Recipe(head="gradient", steps=10, learning_rate=0.01),
     iterations=400,
     warmup_iterations=20,
-    invert=InvertConfig(generator_width=64, batch_norm_weight=0.0, adversarial_weight=1.0),
+    invert=InvertConfig(
+        generator_width=64,
+        inner_learning_rate=1e-3,
+        latent_learning_rate=1e-3,
+        outer_learning_rate=1e-3,
+        batch_norm_weight=0.0,
+        adversarial_weight=1.0,
+    ),
     learn=MetaLearnConfig(
         compositions=0,
         relational_tasks=0,

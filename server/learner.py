@@ -119,7 +119,7 @@ class Learner:
         self._schedule(iteration)
         if settings.compositions:
             self._compose()
-        tasks = meta_learn.relational_tasks(self._corpus, settings, rng=self._rng)
+        tasks = meta_learn.relational_tasks(self._corpus, self._teachers, settings, rng=self._rng)
         if settings.own_tasks:
             tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)
         with self._autocast():

@@ -33,7 +33,9 @@ class DistillationTask:
     teacher_logits: Tensor | None = None
     """[batch, classes] of the model the images were recovered from; None for images of several models."""
     teacher_features: Tensor | None = None
-    """[batch, size], rows of unit length; see :func:`teacher_features`."""
+    """[batch, sum of teacher_sizes]; see :func:`teacher_features`."""
+    teacher_sizes: tuple[int, ...] = ()
+    """Feature size of each teacher."""
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -49,37 +51,50 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     return loss
 
 
-def relational_loss(student_features: Tensor, teacher_features: Tensor, temperature: float) -> Tensor:
+def relational_loss(
+    student_features: Tensor, teacher_features: Tensor, teacher_sizes: Sequence[int], temperature: float
+) -> Tensor:
     """Mean KL of the teachers' softmaxed rows of pairwise similarities from the student's.
 
     Args:
-        student_features: [batch, size]; centred on the batch and normalised here.
-        teacher_features: [batch, size], rows of unit length.
+        student_features: [batch, size].
+        teacher_features: [batch, sum of teacher_sizes], the teachers' features side by side.
     """
-    student = F.normalize(student_features - student_features.mean(0), dim=1)
+    student, teachers = (
+        side_by_side(features, sizes)
+        for features, sizes in (
+            (student_features, [student_features.shape[1]]),
+            (teacher_features, teacher_sizes),
+        )
+    )
     itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
     student_rows, teacher_rows = (
-        (vectors @ vectors.T / temperature).masked_fill(itself, -1e4)
-        for vectors in (student, teacher_features)
+        (vectors @ vectors.T / temperature).masked_fill(itself, -1e4) for vectors in (student, teachers)
     )
     divergence: Tensor = kl_divergence(teacher_rows, student_rows)
     return divergence.mean()
 
 
+def side_by_side(features: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Unit-length rows whose inner products are the mean of the networks' own cosine similarities.
+
+    Args:
+        features: [batch, sum of sizes]; each network's block is centred on the batch and normalised.
+    """
+    blocks = [F.normalize(block - block.mean(0), dim=1) for block in features.split(list(sizes), dim=1)]
+    return torch.cat(blocks, dim=1) / math.sqrt(len(blocks))
+
+
 @torch.no_grad()
 def teacher_features(teachers: Sequence[Member], images: Tensor) -> Tensor:
-    """Every teacher's features of every image, side by side, [batch, sum of feature sizes].
+    """Every teacher's features of [batch, channels, size, size] images, [batch, sum of sizes]."""
+    return torch.cat([_features(teacher, images) for teacher in teachers], dim=1)
 
-    Each teacher's block is centred on the batch and normalised, and the whole has unit length: the
-    inner product of two rows is the mean of the teachers' own cosine similarities.
-    """
-    blocks = []
-    for teacher in teachers:
-        inputs = teacher.input.normalise(teacher.input.resize(images))
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        features = torch.cat([teacher.network.features(part).float() for part in inputs.split(64)])
-        blocks.append(F.normalize(features - features.mean(0), dim=1))
-    return torch.cat(blocks, dim=1) / math.sqrt(len(blocks))
+
+def _features(teacher: Member, images: Tensor) -> Tensor:
+    inputs = teacher.input.normalise(teacher.input.resize(images))
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return torch.cat([teacher.network.features(part).float() for part in inputs.split(64)])
 
 
 def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator) -> list[DistillationTask]:
@@ -95,11 +110,15 @@ def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator)
 
 
 def relational_tasks(
-    corpus: Corpus, config: MetaLearnConfig, *, rng: torch.Generator
+    corpus: Corpus, teachers: Sequence[Member], config: MetaLearnConfig, *, rng: torch.Generator
 ) -> list[DistillationTask]:
-    """Batches that mix the images of many models, taught by every teacher."""
+    """Batches of the corpus, taught by every teacher."""
+    sizes = tuple(teacher.network.feature_size for teacher in teachers)
     batches = (corpus.sample(config.batch_size, rng=rng) for _ in range(config.relational_tasks))
-    return [DistillationTask(images, teacher_features=features) for images, features in batches]
+    return [
+        DistillationTask(images, teacher_features=features, teacher_sizes=sizes)
+        for images, features in batches
+    ]
 
 
 def align(
@@ -155,7 +174,9 @@ def task_loss(
         logits = student.head(features).float()
         loss = loss + distillation_loss(logits, task.teacher_logits, config.distillation_temperature)
     if task.teacher_features is not None:
-        loss = loss + relational_loss(features, task.teacher_features, config.relational_temperature)
+        loss = loss + relational_loss(
+            features, task.teacher_features, task.teacher_sizes, config.relational_temperature
+        )
     return loss
 
 
