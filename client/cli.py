@@ -36,8 +36,12 @@ def pretrain(
     architecture: Annotated[str, typer.Option(help="e.g. conv4, conv4-64-group, resnet10.")] = "conv4",
     image_size: Annotated[int, typer.Option(help="Pixels a side; images are resized to it.")] = 32,
     horizontal_flip: Annotated[
-        bool, typer.Option(help="Whether a mirrored image still shows the same class.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Whether a mirrored image still shows the same class. [colour images only]",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 12,
     cache: Cache = Path(".cache/fedfree/models"),
     seed: Seed = 0,

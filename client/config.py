@@ -28,9 +28,11 @@ class PretrainConfig(Settings):
     architecture: Architecture = Architecture()
     image_size: Annotated[int, Field(ge=16, le=512)] = 32
     """Pixels a side; images are resized to it."""
-    horizontal_flip: bool = True
-    """Whether a mirrored image still shows the same class; false for written characters."""
+    horizontal_flip: bool | None = None
+    """Whether a mirrored image still shows the same class; without it, colour images only are mirrored."""
     epochs: Annotated[int, Field(ge=1)] = 12
+    min_steps: Annotated[int, Field(ge=1)] = 300
+    """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     """Peak of a one-cycle schedule; SGD with Nesterov momentum 0.9."""

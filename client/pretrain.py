@@ -1,6 +1,7 @@
 """Training the classifier that an organisation contributes."""
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ def pretrain(images: ImageSet, config: PretrainConfig, *, seed: int) -> Pretrain
         channels=channels,
         height=config.image_size,
         width=config.image_size,
-        horizontal_flip=config.horizontal_flip,
+        horizontal_flip=channels == 3 if config.horizontal_flip is None else config.horizontal_flip,
     )
     training, held_out = split_held_out(
         images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
@@ -72,16 +73,17 @@ def _fit(
         weight_decay=config.weight_decay,
     )
     batches = max(1, len(training) // config.batch_size)
+    epochs = max(config.epochs, math.ceil(config.min_steps / batches))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.learning_rate, total_steps=config.epochs * batches
+        optimizer, max_lr=config.learning_rate, total_steps=epochs * batches
     )
-    for _ in range(config.epochs):
+    for _ in range(epochs):
         order = torch.randperm(len(training), generator=generator)
         for batch in order.tensor_split(batches):
             pixels = augment(
                 training.images[batch],
                 padding=config.crop_padding,
-                horizontal_flip=config.horizontal_flip,
+                horizontal_flip=spec.horizontal_flip,
                 generator=generator,
             )
             inputs = to_input(pixels, spec).contiguous(memory_format=torch.channels_last)

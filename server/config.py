@@ -74,8 +74,6 @@ class MetaLearnConfig(Settings):
     """α, of the path through the tasks (Adam)."""
     outer_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """β of φ ← φ - β (φ - φ'); 1 continues from where the path ended."""
-    crop_padding: Count = 0
-    """Pixels by which images are shifted at random before the student sees them."""
     replay_episodes: Count = 0
     """Cross-task episodes an iteration; 0 leaves the replay out."""
     replay_ways: Annotated[int, Field(ge=2)] = 5
@@ -128,7 +126,6 @@ PAPER = ServerConfig(
         relational_tasks=0,
         own_tasks=True,
         inner_learning_rate=1e-3,
-        crop_padding=4,
         outer_rate=0.5,
         replay_episodes=10,
         average_decay=0.0,

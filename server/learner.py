@@ -124,7 +124,7 @@ class Learner:
             tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)
         with self._autocast():
             losses["distillation_loss"] = meta_learn.align(
-                self._student, self._inner_optimizer, tasks, self.input, settings, rng=self._rng
+                self._student, self._inner_optimizer, tasks, self.input, settings
             )
         if settings.replay_episodes:
             losses["replay_loss"] = meta_learn.replay(

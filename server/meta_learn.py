@@ -19,7 +19,7 @@ from fedfree.adaptation import Recipe, adapt
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.episodes import EpisodeSpec, sample_episode
 from server.config import MetaLearnConfig
-from server.invert import RecoveredTask, augment, kl_divergence
+from server.invert import RecoveredTask, kl_divergence
 from server.memory import Corpus, Memory
 from server.pool import Member
 
@@ -127,8 +127,6 @@ def align(
     tasks: Sequence[DistillationTask],
     input: InputSpec,
     config: MetaLearnConfig,
-    *,
-    rng: torch.Generator,
 ) -> float:
     """Walk φ' through the tasks one after the other, then φ ← φ - β (φ - φ'); returns the mean loss.
 
@@ -138,7 +136,7 @@ def align(
     """
     start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     student.train()
-    losses = [partial(task_loss, student, task, input, config, rng=rng) for task in tasks]
+    losses = [partial(task_loss, student, task, input, config) for task in tasks]
     mean_loss = walk(optimizer, losses)
     student.eval()
     _outer_step(student, start, config.outer_rate)
@@ -158,26 +156,22 @@ def walk(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]
 
 
 def task_loss(
-    student: Classifier,
-    task: DistillationTask,
-    input: InputSpec,
-    config: MetaLearnConfig,
-    *,
-    rng: torch.Generator,
+    student: Classifier, task: DistillationTask, input: InputSpec, config: MetaLearnConfig
 ) -> Tensor:
     """The distillation losses of one task, weighted."""
-    images = augment(task.images, config.crop_padding, input.horizontal_flip, rng)
-    inputs = input.normalise(input.resize(images)).contiguous(memory_format=torch.channels_last)
+    inputs = input.normalise(input.resize(task.images)).contiguous(memory_format=torch.channels_last)
     features = student.features(inputs).float()
-    loss = features.new_zeros(())
-    if task.teacher_logits is not None:
-        logits = student.head(features).float()
-        loss = loss + distillation_loss(logits, task.teacher_logits, config.distillation_temperature)
-    if task.teacher_features is not None:
-        loss = loss + relational_loss(
-            features, task.teacher_features, task.teacher_sizes, config.relational_temperature
-        )
-    return loss
+    # Similarities divided by a small temperature need all the digits that bfloat16 lacks.
+    with torch.autocast(features.device.type, enabled=False):
+        loss = features.new_zeros(())
+        if task.teacher_logits is not None:
+            logits = student.head(features)
+            loss = loss + distillation_loss(logits, task.teacher_logits, config.distillation_temperature)
+        if task.teacher_features is not None:
+            loss = loss + relational_loss(
+                features, task.teacher_features, task.teacher_sizes, config.relational_temperature
+            )
+        return loss
 
 
 @torch.no_grad()

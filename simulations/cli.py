@@ -57,11 +57,12 @@ ImageSize = Annotated[int | None, _option("Pixels a side; images are resized to 
 Flip = Annotated[
     bool | None,
     _option(
-        "Whether a mirrored image still shows the same class (not so for characters).",
+        "Whether a mirrored image still shows the same class (not so for characters). [colour images only]",
         "--horizontal-flip/--no-horizontal-flip",
     ),
 ]
 Epochs = Annotated[int | None, _option("Of each organisation's training. [12]")]
+MinSteps = Annotated[int | None, _option("Of each organisation's training, however few its images. [300]")]
 Preset = Annotated[str | None, _option("default, or paper: the published method. [default]")]
 Iterations = Annotated[int | None, _option("Of the server. [the preset's]")]
 Episodes = Annotated[int | None, _option("Test episodes of the comparison. [600]")]
@@ -87,6 +88,7 @@ def run(
     image_size: ImageSize = None,
     horizontal_flip: Flip = None,
     epochs: Epochs = None,
+    min_steps: MinSteps = None,
     preset: Preset = None,
     iterations: Iterations = None,
     episodes: Episodes = None,

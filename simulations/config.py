@@ -26,9 +26,11 @@ class SimulationConfig(Settings):
     """Of the contributed models, dealt out in turn."""
     image_size: Annotated[int, Field(ge=16, le=512)] = 32
     """Pixels a side."""
-    horizontal_flip: bool = True
-    """Whether a mirrored image still shows the same class."""
+    horizontal_flip: bool | None = None
+    """Whether a mirrored image still shows the same class; without it, colour images only are mirrored."""
     epochs: Annotated[int, Field(ge=1)] = 12
+    min_steps: Annotated[int, Field(ge=1)] = 300
+    """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
     """Of each organisation's training."""
     preset: Literal["default", "paper"] = "default"
     """``paper`` is the published method; ``default`` also distils the pool's relations."""

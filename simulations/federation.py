@@ -117,6 +117,7 @@ def organisation_config(
             image_size=config.image_size,
             horizontal_flip=config.horizontal_flip,
             epochs=config.epochs,
+            min_steps=config.min_steps,
             threads=config.threads,
         ),
         evaluate=EvaluateConfig(

@@ -102,7 +102,7 @@ def _contributions(directory: RunDirectory, events: Sequence[Event]) -> list[dic
         if (event.stage, event.kind) == ("collect", "failed"):
             failed = {"organisation": ordinals[event.values["node"]], "id": None, "state": "failed"}
             described.append(failed | {"reason": event.values["reason"]} | UNKNOWN_FACTS)
-    return described
+    return sorted(described, key=lambda entry: (entry["organisation"] is None, entry["organisation"]))
 
 
 def _organisations(directory: RunDirectory) -> list[dict[str, object]]:

@@ -29,7 +29,7 @@ from server.meta_learn import (
 from server.pool import Member
 
 INPUT = InputSpec(channels=1, height=16, width=16, horizontal_flip=False)
-CONFIG = MetaLearnConfig(crop_padding=0, own_tasks=True, relational_tasks=0)
+CONFIG = MetaLearnConfig(own_tasks=True, relational_tasks=0)
 
 
 def make_network(seed: int = 0) -> Classifier:
@@ -84,7 +84,7 @@ def test_one_task_and_a_full_outer_step_is_plain_distillation() -> None:
     images = torch.rand(16, 1, 16, 16, generator=rng())
     task = DistillationTask(images, teacher_logits=teacher(INPUT.normalise(images)).detach())
     plain = copy.deepcopy(student)
-    align(student, torch.optim.SGD(student.parameters(), lr=0.1), [task], INPUT, CONFIG, rng=rng())
+    align(student, torch.optim.SGD(student.parameters(), lr=0.1), [task], INPUT, CONFIG)
 
     assert task.teacher_logits is not None
     plain.train()
@@ -102,7 +102,7 @@ def test_a_smaller_outer_rate_goes_that_share_of_the_way() -> None:
     for rate in (1.0, 0.25):
         student = make_network(0)
         config = CONFIG.model_copy(update={"outer_rate": rate})
-        align(student, torch.optim.SGD(student.parameters(), lr=0.1), [task], INPUT, config, rng=rng())
+        align(student, torch.optim.SGD(student.parameters(), lr=0.1), [task], INPUT, config)
         ends.append(student.get_parameter("blocks.0.0.weight").detach())
     start = make_network(0).get_parameter("blocks.0.0.weight").detach()
     torch.testing.assert_close(ends[1] - start, 0.25 * (ends[0] - start))
@@ -188,7 +188,7 @@ def test_the_task_loss_reaches_the_student_and_no_teacher() -> None:
     member, student = make_member(1), make_network(0)
     images = torch.rand(8, 1, 16, 16, generator=make_generator(0))
     task = DistillationTask(images, teacher_features=teacher_features([member], images), teacher_sizes=(32,))
-    task_loss(student.train(), task, INPUT, CONFIG, rng=rng()).backward()
+    task_loss(student.train(), task, INPUT, CONFIG).backward()
     gradient = student.get_parameter("blocks.0.0.weight").grad
     assert gradient is not None and gradient.abs().sum() > 0
     assert all(parameter.grad is None for parameter in member.network.parameters())

@@ -83,7 +83,20 @@ def test_an_unreadable_image_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
 ) -> None:
     (tree / "meta_test" / "class0" / "0.png").write_bytes(b"no image at all")
-    options = ("--ways", 3, "--queries", 2, "--classes-each", 3, "--clients", 2, "--epochs", 1)
+    options = (
+        "--ways",
+        3,
+        "--queries",
+        2,
+        "--classes-each",
+        3,
+        "--clients",
+        2,
+        "--epochs",
+        1,
+        "--min-steps",
+        1,
+    )
     line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tree, *options, "--iterations", 1)
     assert "0.png" in line
 
@@ -136,7 +149,20 @@ def test_a_directory_with_another_federation_is_left_alone(
 def test_a_tiny_federation_leaves_everything_it_promises(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
 ) -> None:
-    sizes = ("--clients", 2, "--classes-each", 3, "--epochs", 1, "--iterations", 2, "--episodes", 20)
+    sizes = (
+        "--clients",
+        2,
+        "--min-steps",
+        5,
+        "--classes-each",
+        3,
+        "--epochs",
+        1,
+        "--iterations",
+        2,
+        "--episodes",
+        20,
+    )
     shape = ("--ways", 3, "--queries", 2, "--image-size", 16, "--threads", 1)
     out = tmp_path / "run"
     paths = ("--dataset", tree, "--out", out, "--cache", tmp_path / "cache")
