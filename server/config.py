@@ -59,13 +59,13 @@ class MetaLearnConfig(Settings):
     """Capacity of the memory."""
     max_teachers: AtLeastOne = 32
     """At most this many models teach on every image."""
-    compositions: Count = 400
+    compositions: Count = 600
     """New images an iteration that are composed from recovered ones; every teacher sees each once."""
     relational_tasks: Count = 50
     """Batches of composed images an iteration, for relational distillation."""
     own_tasks: bool = False
     """Whether each recovered task is also distilled from the logits of its own model."""
-    batch_size: Annotated[int, Field(ge=4)] = 128
+    batch_size: Annotated[int, Field(ge=4)] = 256
     """Images in such a batch."""
     relational_temperature: Positive = 0.1
     distillation_temperature: Positive = 1.0
@@ -81,8 +81,6 @@ class MetaLearnConfig(Settings):
     replay_queries: AtLeastOne = 15
     replay_learning_rate: Positive = 1e-3
     """Of the replay (Adam)."""
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """An iteration, of the published moving average; 0 publishes the last state."""
 
 
 class ServerConfig(Settings):
@@ -128,7 +126,6 @@ PAPER = ServerConfig(
         inner_learning_rate=1e-3,
         outer_rate=0.5,
         replay_episodes=10,
-        average_decay=0.0,
     ),
 )
 """FREE as published: its released settings where the paper names none."""

@@ -1,11 +1,9 @@
 """The state of a run between iterations, and the two moves that change it: invert and meta-learn."""
 
-import copy
 import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.seeding import derive_seed, make_generator
@@ -34,16 +32,15 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
             self._generator = self._build_generator()
-            self._student = self._build_student()
-        self._average = copy.deepcopy(self._student)
+            self.student = self._build_student()
         self._generator_optimizer = torch.optim.Adam(
             self._generator.parameters(), lr=config.invert.outer_learning_rate, betas=(0.5, 0.999)
         )
         self._inner_optimizer = torch.optim.Adam(
-            self._student.parameters(), lr=config.learn.inner_learning_rate
+            self.student.parameters(), lr=config.learn.inner_learning_rate
         )
         self._replay_optimizer = torch.optim.Adam(
-            self._student.parameters(), lr=config.learn.replay_learning_rate
+            self.student.parameters(), lr=config.learn.replay_learning_rate
         )
 
     def _choose_teachers(self) -> list[Member]:
@@ -77,7 +74,7 @@ class Learner:
                 self._generator,
                 self._generator_optimizer,
                 members,
-                self._student,
+                self.student,
                 self.input,
                 settings,
                 adversarial_weight=settings.adversarial_weight if warm else 0.0,
@@ -124,11 +121,11 @@ class Learner:
             tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)
         with self._autocast():
             losses["distillation_loss"] = meta_learn.align(
-                self._student, self._inner_optimizer, tasks, self.input, settings
+                self.student, self._inner_optimizer, tasks, self.input, settings
             )
         if settings.replay_episodes:
             losses["replay_loss"] = meta_learn.replay(
-                self._student,
+                self.student,
                 self._replay_optimizer,
                 self.memory,
                 self._config.recipe,
@@ -136,7 +133,6 @@ class Learner:
                 settings,
                 rng=self._rng,
             )
-        _update_average(self._average, self._student, settings.average_decay)
         return losses
 
     def _schedule(self, iteration: int) -> None:
@@ -150,10 +146,6 @@ class Learner:
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-
-    def averaged_student(self) -> Classifier:
-        """The meta-learner to publish: the exponential moving average, in evaluation mode."""
-        return self._average.eval()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -173,13 +165,6 @@ def common_input(members: Sequence[Member]) -> InputSpec:
         width=side,
         horizontal_flip=all(member.input.horizontal_flip for member in members),
     )
-
-
-@torch.no_grad()
-def _update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    for kept, new in zip(average.state_dict().values(), current.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - decay)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -62,7 +62,7 @@ def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
             seed=config.seed,
             software=f"fedfree {fedfree.__version__}",
         ),
-        weights=encode_weights(learner.averaged_student()),
+        weights=encode_weights(learner.student),
     )
 
 
