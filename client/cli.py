@@ -38,7 +38,7 @@ def pretrain(
     horizontal_flip: Annotated[
         bool | None,
         typer.Option(
-            help="Whether a mirrored image still shows the same class. [colour images only]",
+            help="Whether a mirrored image still shows the same class (default: colour images only).",
             show_default=False,
         ),
     ] = None,

@@ -54,7 +54,7 @@ def cache_key(config: ClientConfig, images: ImageSet) -> str:
 
 
 def _train_into(folder: Path, config: ClientConfig, images: ImageSet) -> None:
-    trained = pretrain(_shuffle_classes(images, config.seed), config.pretrain, seed=config.seed)
+    trained = pretrain(shuffle_classes(images, config.seed), config.pretrain, seed=config.seed)
     contribution = Contribution(
         architecture=config.pretrain.architecture,
         num_classes=images.num_classes,
@@ -73,7 +73,7 @@ def _train_into(folder: Path, config: ClientConfig, images: ImageSet) -> None:
         log.info("model %s was cached by another process", folder.name[:12])
 
 
-def _shuffle_classes(images: ImageSet, seed: int) -> ImageSet:
+def shuffle_classes(images: ImageSet, seed: int) -> ImageSet:
     """Renumber the classes at random: their alphabetical order would say something about their names."""
     generator = make_generator(seed, "class order", images.fingerprint())
     order = torch.randperm(images.num_classes, generator=generator)

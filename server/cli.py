@@ -33,7 +33,9 @@ def learn(
         typer.Option(help="Folder with manifest.pb and weights.safetensors; may be given several times."),
     ] = None,
     preset_name: Annotated[str, typer.Option("--preset", help="default or paper.")] = "default",
-    iterations: Annotated[int | None, typer.Option(min=1, help="Of the server. [the preset's]")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of the server (default: the preset's).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Decides everything random.")] = 0,
 ) -> None:

@@ -28,11 +28,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def main_options() -> None:
-    """Without this, a single command would lose its name."""
-
-
 def _option(help: str, *names: str, **kwargs: Any) -> Any:
     return typer.Option(*names, help=help, show_default=False, **kwargs)
 
@@ -41,38 +36,42 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for everything the run 
 Config = Annotated[Path | None, _option("TOML file with any of these options; options given here win.")]
 Dataset = Annotated[
     str | None,
-    _option("glyphs, omniglot, cifar-fs, or the path of an image folder or zip. [glyphs]"),
+    _option("glyphs, omniglot, cifar-fs, or the path of an image folder or zip. (default: glyphs)"),
 ]
-Clients = Annotated[int | None, _option("Organisations. [12]")]
-ClassesEach = Annotated[int | None, _option("Private classes of each organisation. [5]")]
-ImagesPerClass = Annotated[int | None, _option("Private images of each class, at most. [480]")]
+Clients = Annotated[int | None, _option("Organisations. (default: 12)")]
+ClassesEach = Annotated[int | None, _option("Private classes of each organisation. (default: 5)")]
+ImagesPerClass = Annotated[int | None, _option("Private images of each class, at most. (default: 480)")]
 Partition = Annotated[
-    str | None, _option("How classes are dealt out: disjoint, overlapping or domain. [overlapping]")
+    str | None, _option("How classes are dealt out: disjoint, overlapping or domain. (default: overlapping)")
 ]
 Architectures = Annotated[
     str | None,
-    _option("Of the models, dealt out in turn, e.g. conv4,resnet10,conv4-64-group. [conv4]"),
+    _option("Of the models, dealt out in turn, e.g. conv4,resnet10,conv4-64-group. (default: conv4)"),
 ]
-ImageSize = Annotated[int | None, _option("Pixels a side; images are resized to it. [32]")]
+ImageSize = Annotated[int | None, _option("Pixels a side; images are resized to it. (default: 32)")]
 Flip = Annotated[
     bool | None,
     _option(
-        "Whether a mirrored image still shows the same class (not so for characters). [colour images only]",
+        "Whether a mirrored image still shows the same class (default: colour images only).",
         "--horizontal-flip/--no-horizontal-flip",
     ),
 ]
-Epochs = Annotated[int | None, _option("Of each organisation's training. [12]")]
-MinSteps = Annotated[int | None, _option("Of each organisation's training, however few its images. [300]")]
-Preset = Annotated[str | None, _option("default, or paper: the published method. [default]")]
-Iterations = Annotated[int | None, _option("Of the server. [the preset's]")]
-Episodes = Annotated[int | None, _option("Test episodes of the comparison. [600]")]
-NWay = Annotated[int | None, _option("Classes an episode. [5]", "--ways")]
-NQuery = Annotated[int | None, _option("Query images a class and episode. [15]", "--queries")]
-Engine = Annotated[str | None, _option("in-process, or flower: Flower's simulation runtime. [in-process]")]
-Device = Annotated[str | None, _option("The server's: auto, cpu or cuda. [auto]")]
-Threads = Annotated[int | None, _option("CPU threads. [2]")]
-Seed = Annotated[int | None, _option("Decides everything random. [0]")]
-Cache = Annotated[Path | None, _option("Folder for data sets and trained models. [.cache/fedfree]")]
+Epochs = Annotated[int | None, _option("Of each organisation's training. (default: 12)")]
+MinSteps = Annotated[
+    int | None, _option("Of each organisation's training, however few its images. (default: 300)")
+]
+Preset = Annotated[str | None, _option("default, or paper: the published method. (default: default)")]
+Iterations = Annotated[int | None, _option("Of the server. (default: the preset's)")]
+Episodes = Annotated[int | None, _option("Test episodes of the comparison. (default: 600)")]
+NWay = Annotated[int | None, _option("Classes an episode. (default: 5)", "--ways")]
+NQuery = Annotated[int | None, _option("Query images a class and episode. (default: 15)", "--queries")]
+Engine = Annotated[
+    str | None, _option("in-process, or flower: Flower's simulation runtime. (default: in-process)")
+]
+Device = Annotated[str | None, _option("The server's: auto, cpu or cuda. (default: auto)")]
+Threads = Annotated[int | None, _option("CPU threads. (default: 2)")]
+Seed = Annotated[int | None, _option("Decides everything random. (default: 0)")]
+Cache = Annotated[Path | None, _option("Folder for data sets and trained models. (default: .cache/fedfree)")]
 
 
 @app.command()

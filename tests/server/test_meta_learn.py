@@ -192,3 +192,12 @@ def test_the_task_loss_reaches_the_student_and_no_teacher() -> None:
     gradient = student.get_parameter("blocks.0.0.weight").grad
     assert gradient is not None and gradient.abs().sum() > 0
     assert all(parameter.grad is None for parameter in member.network.parameters())
+
+
+def test_the_student_learns_the_relations_of_several_teachers() -> None:
+    members, student = [make_member(1), make_member(2)], make_network(0)
+    images = torch.rand(24, 1, 16, 16, generator=rng())
+    task = DistillationTask(images, None, teacher_features(members, images), (32, 32))
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    losses = [align(student, optimizer, [task], INPUT, CONFIG) for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]

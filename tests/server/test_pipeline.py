@@ -1,0 +1,95 @@
+"""The pipeline on pools of every kind: deterministic, heterogeneous, and better than it began."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import (
+    Contribution,
+    decode_meta_learner,
+    encode_contribution,
+    encode_meta_learner,
+    encode_weights,
+)
+from fedfree.errors import ConfigError, FederationError
+from fedfree.statement import PrivacyStatement
+from server import pipeline
+from server.config import CollectConfig, ServerConfig, preset
+from server.events import Event
+from server.store import Store
+
+POOL = (
+    ("conv4", 3, InputSpec(channels=1, height=16, width=16, horizontal_flip=False)),
+    ("conv4-32-group", 2, InputSpec(channels=3, height=20, width=20)),
+    ("resnet10", 4, InputSpec(channels=3, height=16, width=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))),
+)
+
+
+def make_store(path: Path) -> Store:
+    store = Store(path)
+    for seed, (name, classes, spec) in enumerate(POOL):
+        torch.manual_seed(seed)
+        architecture = Architecture.parse(name)
+        network = build(architecture, num_classes=classes, input=spec)
+        contribution = Contribution(architecture, classes, spec, PrivacyStatement(), encode_weights(network))
+        store.receive(encode_contribution(contribution), contribution.weights)
+    return store
+
+
+def tiny(name: str, **changes: object) -> ServerConfig:
+    config = preset(name)
+    invert = config.invert.model_copy(
+        update={"models_per_iteration": 3, "images_per_model": 12, "steps": 2, "generator_width": 4}
+    )
+    learn = config.learn.model_copy(
+        update={"batch_size": 16, "replay_ways": 2, "replay_queries": 2}
+        | ({"compositions": 12, "relational_tasks": 3} if name == "default" else {"replay_episodes": 2})
+    )
+    recipe = config.recipe
+    update = {"invert": invert, "learn": learn, "recipe": recipe, "iterations": 3, "warmup_iterations": 0}
+    return config.model_copy(update=update | {"threads": 1} | changes)
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_one_pipeline_learns_from_a_mixed_pool_with_either_preset(tmp_path: Path, name: str) -> None:
+    events: list[Event] = []
+    outcome = pipeline.run(make_store(tmp_path), tiny(name), on_event=events.append)
+    sent = outcome.meta_learner
+    assert decode_meta_learner(encode_meta_learner(sent), sent.weights) == sent
+    assert (sent.input.channels, sent.input.height, sent.input.horizontal_flip) == (3, 20, False)
+    assert sent.num_classes == 4
+    assert sent.recipe == preset(name).recipe
+    assert list(sent.provenance.contributions) == sorted(sent.provenance.contributions)
+    assert sorted(len(images) for images in outcome.gallery.values()) == [2, 3, 4]
+    progress = [event.values for event in events if (event.stage, event.kind) == ("learn", "progress")]
+    assert [values["iteration"] for values in progress] == [1, 2, 3]
+    assert ("replay_loss" in progress[0]) == (name == "paper")
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
+    results = [
+        pipeline.run(make_store(tmp_path / str(turn)), tiny("default", seed=seed)).meta_learner
+        for turn, seed in enumerate((7, 7, 8))
+    ]
+    assert results[0] == results[1]
+    assert results[0].weights != results[2].weights
+
+
+def test_warm_up_teaches_the_generator_alone(tmp_path: Path) -> None:
+    events: list[Event] = []
+    pipeline.run(make_store(tmp_path), tiny("paper", warmup_iterations=2), on_event=events.append)
+    progress = [event.values for event in events if event.kind == "progress"]
+    assert ["distillation_loss" in values for values in progress] == [False, False, True]
+
+
+def test_fewer_contributions_than_the_quorum_end_the_run(tmp_path: Path) -> None:
+    config = tiny("default", collect=CollectConfig(quorum=4))
+    with pytest.raises(FederationError, match="3 accepted contributions, the quorum is 4"):
+        pipeline.run(make_store(tmp_path), config)
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'magic': use default or paper"):
+        preset("magic")
