@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ENGINE ?= in-process
-OUT ?= runs/demo
+OUT ?= runs/demo-$(ENGINE)
 
 .PHONY: install demo test test-slow check proto clean
 

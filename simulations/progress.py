@@ -35,10 +35,10 @@ REFERENCE = "pool_concatenation"
 """The baseline that no federation could hand out."""
 ABSENT = "—"
 
-_COUNTS = ("iteration", "done", "of", "total")
+_NOT_DETAILS = ("iteration", "done", "of", "node", "contribution", "images")
 _ID_DIGITS = 12
 """Of a contribution's id, in a line about it."""
-_PLAIN_KINDS = ("started", "progress", "finished")
+_PLAIN_KINDS = ("started", "progress", "recovered", "finished")
 _LINES_PER_STAGE = 10
 """At most this many lines a stage, its end included, where there is no terminal."""
 
@@ -79,7 +79,7 @@ class _Stage:
         else:
             self.details = _details({key: value for key, value in values.items() if key not in self.tally})
         self.done = int(values.get("iteration", values.get("done", self.done)))
-        self.of = int(values.get("of", values.get("total", self.of)))
+        self.of = int(values.get("of", self.of))
         if self._base is None or event.kind == "started":
             self._base = (self.done, now)
         self.state = "finished" if event.kind == "finished" else "running"
@@ -234,7 +234,7 @@ def _eta(stage: _Stage, now: float) -> str:
 
 def _details(values: Mapping[str, int | float | str]) -> str:
     """Losses and the like: every number that is neither zero nor a count of the stage's own progress."""
-    numbers = {key: value for key, value in values.items() if key not in _COUNTS and value != 0}
+    numbers = {key: value for key, value in values.items() if key not in _NOT_DETAILS and value != 0}
     return ", ".join(
         f"{_clean(key).replace('_', ' ')} {_number(value)}"
         for key, value in numbers.items()

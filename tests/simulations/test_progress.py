@@ -88,8 +88,8 @@ def test_without_a_terminal_progress_is_told_about_ten_times_with_losses_and_tim
 
 def test_the_pace_of_a_continued_stage_ignores_what_was_there_before() -> None:
     run = FakeRun()
-    run.event(0, "collect", "started", done=10, total=20)
-    run.event(30, "collect", "progress", done=12, total=20)
+    run.event(0, "collect", "started", done=10, of=20)
+    run.event(30, "collect", "progress", done=12, of=20)
     assert run.lines[-1] == "collect: 12 of 20, about 2 min 00 s left"
 
 
