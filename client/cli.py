@@ -10,16 +10,12 @@ from client.adapt import evaluate
 from client.config import ClientConfig
 from client.contribute import MANIFEST, WEIGHTS, contribute
 from fedfree.architectures import Architecture
-from fedfree.cli import run_app
+from fedfree.cli import make_app, read_file, run_app
 from fedfree.codec import contribution_id, decode_contribution, decode_meta_learner
-from fedfree.errors import ConfigError
 
-app = typer.Typer(
-    name="fedfree-client",
-    help="Train a classifier on your own images, see exactly what would be sent, measure what comes back.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+app = make_app(
+    "fedfree-client",
+    "Train a classifier on your own images, see exactly what would be sent, measure what comes back.",
 )
 
 Data = Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")]
@@ -76,8 +72,8 @@ def inspect(contribution: Annotated[Path, typer.Argument(help="Folder written by
 
 
 def _describe(folder: Path, console: Console) -> None:
-    manifest = _read(folder / MANIFEST)
-    contribution = decode_contribution(manifest, _read(folder / WEIGHTS))
+    manifest = read_file(folder / MANIFEST)
+    contribution = decode_contribution(manifest, read_file(folder / WEIGHTS))
     for name, value in {
         "contribution": contribution_id(manifest),
         "architecture": contribution.architecture,
@@ -99,8 +95,8 @@ def evaluate_command(
     seed: Seed = 0,
 ) -> None:
     """Measure a meta-learner on your own new classes, from one and from five images each."""
-    manifest = _read(meta_learner.with_name(f"{meta_learner.stem}.manifest.pb"))
-    received = decode_meta_learner(manifest, _read(meta_learner))
+    manifest = read_file(meta_learner.with_name(f"{meta_learner.stem}.manifest.pb"))
+    received = decode_meta_learner(manifest, read_file(meta_learner))
     source = {"source": data, "split": split}
     values = {
         "data": source,
@@ -111,13 +107,6 @@ def evaluate_command(
     for result in evaluate(received, ClientConfig.parse(values, origin="option")):
         line = f"{result.spec.n_way}-way {result.spec.n_shot}-shot: {result.accuracy} %"
         Console().print(f"{line} ({result.accuracy.episodes} episodes, not transductive)", highlight=False)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
 def main() -> None:

@@ -6,20 +6,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedfree.cli import run_app
-from fedfree.errors import ConfigError
+from fedfree.cli import make_app, read_file, run_app
 from server import pipeline
 from server.config import ServerConfig, preset
 from server.events import Event
 from server.run_directory import RunDirectory
 from server.store import ACCEPTED, QUARANTINED, RECEIVED, write_durably
 
-app = typer.Typer(
-    name="fedfree-server",
-    help="Learn a meta-learner from contributed models, and look into the store that holds them.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+app = make_app(
+    "fedfree-server",
+    "Learn a meta-learner from contributed models, and look into the store that holds them.",
 )
 
 Run = Annotated[Path, typer.Argument(help="Run directory.")]
@@ -49,7 +45,7 @@ def learn(
     directory = RunDirectory(run)
     store = directory.store()
     for folder in contribution or []:
-        store.receive(_read(folder / "manifest.pb"), _read(folder / "weights.safetensors"))
+        store.receive(read_file(folder / "manifest.pb"), read_file(folder / "weights.safetensors"))
     outcome = pipeline.run(store, config, on_event=directory.recorded(_print_event))
     directory.write_recovered(outcome.gallery)
     directory.write_meta_learner(outcome.meta_learner)
@@ -72,13 +68,6 @@ def _print_event(event: Event) -> None:
         console.print(f"refused {event.values['contribution']}: {event.values['reason']}", markup=False)
     if event.kind == "progress" and int(event.values["iteration"]) % 10 == 0:
         console.print(f"iteration {event.values['iteration']} of {event.values['of']}", highlight=False)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
 def main() -> None:

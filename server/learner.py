@@ -24,8 +24,9 @@ class Learner:
         self._config = config
         self._rng = make_generator(config.seed, "learn")
         self._teachers = self._choose_teachers()
-        self.input = common_input(self._teachers)
-        self.num_classes = max(config.learn.replay_ways, *(member.num_classes for member in self._teachers))
+        descriptions = pool.descriptions()
+        self.input = common_input([each.input for each in descriptions])
+        self.num_classes = max([config.learn.replay_ways, *(each.num_classes for each in descriptions)])
         self.memory = Memory(config.learn.memory_images)
         self._corpus = Corpus(config.learn.memory_images)
         self.images_recovered = 0
@@ -156,14 +157,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return supported
 
 
-def common_input(members: Sequence[Member]) -> InputSpec:
+def common_input(inputs: Sequence[InputSpec]) -> InputSpec:
     """The meta-learner's input: the largest of the models', mirrored only if every model allows it."""
-    side = max(max(member.input.height, member.input.width) for member in members)
+    side = max(max(each.height, each.width) for each in inputs)
     return InputSpec(
-        channels=max(member.input.channels for member in members),
+        channels=max(each.channels for each in inputs),
         height=side,
         width=side,
-        horizontal_flip=all(member.input.horizontal_flip for member in members),
+        horizontal_flip=all(each.horizontal_flip for each in inputs),
     )
 
 

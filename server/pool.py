@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fedfree.architectures import Classifier, InputSpec, use_channels_last
+from fedfree.codec import Contribution
 from fedfree.errors import FederationError
 from server.store import ACCEPTED, Store
 
@@ -34,6 +35,10 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def descriptions(self) -> list[Contribution]:
+        """What each member says of itself, without its weights."""
+        return [self._store.describe(identity) for identity in self.ids]
 
     def member(self, identity: str) -> Member:
         """Load a member, or take it from memory."""

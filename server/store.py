@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fedfree.codec import Contribution, contribution_id, decode_contribution
+from fedfree.codec import Contribution, contribution_id, decode_contribution, describe_contribution
 
 RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
@@ -54,6 +54,10 @@ class Store:
             raise KeyError(identity)
         folder = self.path / place / identity
         return (folder / MANIFEST).read_bytes(), (folder / WEIGHTS).read_bytes()
+
+    def describe(self, identity: str) -> Contribution:
+        """What an accepted contribution says of itself; its weights are left on disk."""
+        return describe_contribution((self.path / ACCEPTED / identity / MANIFEST).read_bytes())
 
     def contribution(self, identity: str) -> Contribution:
         """A contribution, checked against the contract; raises ContributionError."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedfree.cli import run_app
+from fedfree.cli import make_app, run_app
 from server.events import Event
 from server.run_directory import RunDirectory
 from server.store import write_durably
@@ -19,12 +19,9 @@ from simulations.progress import Progress, result_lines, result_table
 from simulations.report import write_report
 from simulations.result import write_result
 
-app = typer.Typer(
-    name="fedfree-sim",
-    help="Simulate whole federations on this machine: organisations, server, baselines and report.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+app = make_app(
+    "fedfree-sim",
+    "Simulate whole federations on this machine: organisations, server, baselines and report.",
 )
 
 

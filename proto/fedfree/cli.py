@@ -1,15 +1,31 @@
-"""How the three command lines end: a refusal is one line on standard error and an exit status."""
+"""What the three command lines share: a refusal is one line on standard error and an exit status."""
 
 import logging
 import sys
+from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedfree.errors import FederationError, FedFreeError
+from fedfree.errors import ConfigError, FederationError, FedFreeError
 
 WRONG_INPUT, FAILED = 2, 1
+
+
+def make_app(name: str, help: str) -> typer.Typer:
+    """A command line that shows its help without arguments, and leaves exceptions to :func:`run_app`."""
+    return typer.Typer(
+        name=name, help=help, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    )
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file that somebody named; raises ConfigError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
 def run_app(app: typer.Typer) -> None:

@@ -6,7 +6,7 @@ its own :mod:`fedfree.architectures` and takes tensors only by the names, shapes
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import safetensors
 import safetensors.torch
@@ -163,17 +163,24 @@ def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
     message = contribution_schema.Contribution()
     _parse(message, manifest)
     _check_envelope(message.protocol_version, message.weights_sha256, weights)
+    contribution = replace(describe_contribution(manifest), weights=weights)
+    contribution.network()
+    return contribution
+
+
+def describe_contribution(manifest: bytes) -> Contribution:
+    """What a manifest says, with empty weights: for contributions that were checked before."""
+    message = contribution_schema.Contribution()
+    _parse(message, manifest)
     if message.privacy.status not in _STATUS_FROM_WIRE:
         raise ContributionError("the privacy statement is missing or its status is unknown")
-    contribution = Contribution(
+    return Contribution(
         architecture=_architecture_from_wire(message.architecture),
         num_classes=message.num_classes,
         input=_input_from_wire(message.input),
         privacy=PrivacyStatement(_STATUS_FROM_WIRE[message.privacy.status]),
-        weights=weights,
+        weights=b"",
     )
-    contribution.network()
-    return contribution
 
 
 def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
