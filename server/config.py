@@ -1,8 +1,8 @@
 """What a server run is configured with; presets ``default`` and ``paper``."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture
@@ -104,6 +104,15 @@ class ServerConfig(Settings):
     """First iterations in which only the generator learns."""
     invert: InvertConfig = InvertConfig()
     learn: MetaLearnConfig = MetaLearnConfig()
+
+    @model_validator(mode="after")
+    def _leave_something_to_learn(self) -> Self:
+        if self.iterations <= self.warmup_iterations:
+            raise ConfigError(
+                f"{self.iterations} iterations leave nothing after a warm-up of {self.warmup_iterations}: "
+                f"use more than {self.warmup_iterations}"
+            )
+        return self
 
 
 PAPER = ServerConfig(

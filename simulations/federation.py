@@ -21,7 +21,7 @@ from fedfree.codec import Contribution, MetaLearner, decode_meta_learner
 from fedfree.episodes import Episode, EpisodeSpec
 from fedfree.errors import ConfigError, DataError
 from fedfree.seeding import derive_seed
-from server.config import CollectConfig, ServerConfig, preset
+from server.config import ServerConfig, preset
 from server.events import Event, OnEvent
 from server.run_directory import RunDirectory
 from server.store import ACCEPTED, write_durably
@@ -138,11 +138,11 @@ def server_config(config: SimulationConfig) -> ServerConfig:
         "seed": config.seed,
         "device": config.device,
         "threads": config.threads,
-        "collect": CollectConfig(organisations=config.clients),
+        "collect": {"organisations": config.clients},
     }
     if config.iterations is not None:
         changes["iterations"] = config.iterations
-    return preset(config.preset).model_copy(update=changes)
+    return ServerConfig.parse(preset(config.preset).model_dump() | changes, origin="option")
 
 
 def run_engine(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> None:
