@@ -59,10 +59,10 @@ class MetaLearnConfig(Settings):
     """Capacity of the memory."""
     max_teachers: AtLeastOne = 32
     """At most this many models teach on every image."""
-    compositions: Count = 600
+    compositions: Count = 200
     """New images an iteration that are composed from recovered ones; every teacher sees each once."""
     relational_tasks: Count = 50
-    """Batches of composed images an iteration, for relational distillation."""
+    """Batches of recovered and composed images an iteration, for relational distillation."""
     own_tasks: bool = False
     """Whether each recovered task is also distilled from the logits of its own model."""
     batch_size: Annotated[int, Field(ge=4)] = 256

@@ -86,11 +86,14 @@ class Learner:
             self.images_recovered += sum(len(task.labels) for task in recovered)
         return recovered
 
-    def _compose(self) -> None:
-        """Ask every teacher about new compositions of what is remembered."""
+    def _ask_teachers(self, recovered: Sequence[RecoveredTask]) -> None:
+        """Show every teacher what was just recovered, and new compositions of what is remembered."""
+        images = torch.cat([task.images for task in recovered])
         count = self._config.learn.compositions
-        drawn = torch.randperm(len(self.memory), generator=self._rng)[: 4 * count]
-        images = compose(self.memory.pixels(drawn), count, rng=self._rng)
+        if count:
+            drawn = torch.randperm(len(self.memory), generator=self._rng)[: 4 * count]
+            composed = compose(self.memory.pixels(drawn), count, rng=self._rng)
+            images = torch.cat([images, composed])
         with self._autocast():
             features = meta_learn.teacher_features(self._teachers, images)
         self._corpus.add(images, features)
@@ -115,8 +118,8 @@ class Learner:
             return losses
         settings = self._config.learn
         self._schedule(iteration)
-        if settings.compositions:
-            self._compose()
+        if settings.relational_tasks:
+            self._ask_teachers(recovered)
         tasks = meta_learn.relational_tasks(self._corpus, self._teachers, settings, rng=self._rng)
         if settings.own_tasks:
             tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)

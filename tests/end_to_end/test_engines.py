@@ -71,7 +71,7 @@ def _server(**collect: float) -> ServerConfig:
         invert=InvertConfig(
             models_per_iteration=2, images_per_model=12, steps=2, latent_size=16, generator_width=8
         ),
-        learn=MetaLearnConfig(mixed_tasks=2, batch_size=8),
+        learn=MetaLearnConfig(compositions=8, relational_tasks=2, batch_size=8),
     )
 
 
