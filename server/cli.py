@@ -11,7 +11,7 @@ from server import pipeline
 from server.config import ServerConfig, preset
 from server.events import Event
 from server.run_directory import RunDirectory
-from server.store import ACCEPTED, QUARANTINED, RECEIVED, write_durably
+from server.store import ACCEPTED, MANIFEST, QUARANTINED, RECEIVED, WEIGHTS, write_durably
 
 app = make_app(
     "fedfree-server",
@@ -45,7 +45,7 @@ def learn(
     directory = RunDirectory(run)
     store = directory.store()
     for folder in contribution or []:
-        store.receive(read_file(folder / "manifest.pb"), read_file(folder / "weights.safetensors"))
+        store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
     outcome = pipeline.run(store, config, on_event=directory.recorded(_print_event))
     directory.write_recovered(outcome.gallery)
     directory.write_meta_learner(outcome.meta_learner)

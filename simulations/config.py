@@ -29,9 +29,9 @@ class SimulationConfig(Settings):
     horizontal_flip: bool | None = None
     """Whether a mirrored image still shows the same class; without it, colour images only are mirrored."""
     epochs: Annotated[int, Field(ge=1)] = 12
+    """Of each organisation's training."""
     min_steps: Annotated[int, Field(ge=1)] = 300
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
-    """Of each organisation's training."""
     preset: Literal["default", "paper"] = "default"
     """``paper`` is the published method; ``default`` also distils the pool's relations."""
     iterations: Annotated[int, Field(ge=1)] | None = None

@@ -6,7 +6,7 @@ its own :mod:`fedfree.architectures` and takes tensors only by the names, shapes
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import safetensors
 import safetensors.torch
@@ -163,7 +163,7 @@ def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
     message = contribution_schema.Contribution()
     _parse(message, manifest)
     _check_envelope(message.protocol_version, message.weights_sha256, weights)
-    contribution = replace(describe_contribution(manifest), weights=weights)
+    contribution = _contribution_from_wire(message, weights)
     contribution.network()
     return contribution
 
@@ -172,6 +172,10 @@ def describe_contribution(manifest: bytes) -> Contribution:
     """What a manifest says, with empty weights: for contributions that were checked before."""
     message = contribution_schema.Contribution()
     _parse(message, manifest)
+    return _contribution_from_wire(message, b"")
+
+
+def _contribution_from_wire(message: contribution_schema.Contribution, weights: bytes) -> Contribution:
     if message.privacy.status not in _STATUS_FROM_WIRE:
         raise ContributionError("the privacy statement is missing or its status is unknown")
     return Contribution(
@@ -179,7 +183,7 @@ def describe_contribution(manifest: bytes) -> Contribution:
         num_classes=message.num_classes,
         input=_input_from_wire(message.input),
         privacy=PrivacyStatement(_STATUS_FROM_WIRE[message.privacy.status]),
-        weights=b"",
+        weights=weights,
     )
 
 
