@@ -117,8 +117,11 @@ def prepare(
     given = {name: value for name, value in locals().items() if name not in ("out", "config")}
     simulation = _read_config(config, given)
     federation.prepare(out, simulation)
-    Console().print(
-        f"prepared {out}; run it with: flwr run . --run-config 'run=\"{out.resolve()}\"' --stream"
+    Console(soft_wrap=True).print(
+        f"prepared {out}; run it with: flwr run . --run-config 'run=\"{out.resolve()}\"' "
+        f"--federation-config num-supernodes={simulation.clients} --stream",
+        markup=False,
+        highlight=False,
     )
 
 
