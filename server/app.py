@@ -84,10 +84,11 @@ def serve(grid: Grid, path: Path, *, on_event: OnEvent = ignore) -> None:
 def _federate(grid: Grid, run: RunDirectory, on_event: OnEvent) -> None:
     config, store = run.config(), run.store()
     collect(grid, store, config.collect, on_event)
-    outcome = pipeline.run(store, config, on_event=on_event)
+    outcome = pipeline.run(store, config, checkpoint=run.checkpoint, on_event=on_event)
     run.write_recovered(outcome.gallery)
     content = publish(run, outcome.meta_learner, on_event)
     run.write_adaptation(adapt(grid, content, on_event))
+    run.checkpoint.unlink(missing_ok=True)
 
 
 class Conversation:

@@ -46,9 +46,12 @@ def learn(
     store = directory.store()
     for folder in contribution or []:
         store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
-    outcome = pipeline.run(store, config, on_event=directory.recorded(_print_event))
+    outcome = pipeline.run(
+        store, config, checkpoint=directory.checkpoint, on_event=directory.recorded(_print_event)
+    )
     directory.write_recovered(outcome.gallery)
     directory.write_meta_learner(outcome.meta_learner)
+    directory.checkpoint.unlink(missing_ok=True)
     Console(soft_wrap=True).print(f"wrote {directory.weights}")
 
 

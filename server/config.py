@@ -50,6 +50,8 @@ class InvertConfig(Settings):
     """λ_adv."""
     crop_padding: Count = 4
     """Pixels by which recovered images are shifted at random before a model sees them."""
+    together: bool | None = None
+    """Whether models of one architecture are adapted in one vectorised pass; without it, on a GPU only."""
 
 
 class MetaLearnConfig(Settings):
@@ -65,6 +67,8 @@ class MetaLearnConfig(Settings):
     """Batches of recovered and composed images an iteration, for relational distillation."""
     own_tasks: bool = False
     """Whether each recovered task is also distilled from the logits of its own model."""
+    paths: AtLeastOne = 1
+    """The tasks of an iteration are dealt out to so many paths, whose ends are averaged."""
     batch_size: Annotated[int, Field(ge=4)] = 256
     """Images in such a batch."""
     relational_temperature: Positive = 0.1
@@ -89,7 +93,7 @@ class ServerConfig(Settings):
     preset: str = "default"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Of inversion and distillation; ``auto`` takes bfloat16 where the hardware multiplies it."""
     threads: AtLeastOne = 2
     """CPU threads; results depend on it in the last bits."""
@@ -100,6 +104,8 @@ class ServerConfig(Settings):
     """How the meta-learner will be adapted."""
     iterations: AtLeastOne = 60
     """Meta-iterations: one meta-batch inverted, one path learned."""
+    checkpoint_iterations: AtLeastOne = 10
+    """The state is saved after every so many iterations."""
     warmup_iterations: Count = 0
     """First iterations in which only the generator learns."""
     invert: InvertConfig = InvertConfig()

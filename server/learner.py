@@ -1,9 +1,10 @@
 """The state of a run between iterations, and the two moves that change it: invert and meta-learn."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.seeding import derive_seed, make_generator
@@ -11,46 +12,56 @@ from server import invert, meta_learn
 from server.compose import compose
 from server.config import ServerConfig
 from server.generator import Generator
-from server.invert import RecoveredTask
-from server.memory import Corpus, Memory
+from server.invert import Objective, RecoveredTask
+from server.invert_together import together
+from server.memory import Corpus, Memory, Ring
+from server.optimizer import make_adam, state_tensors
 from server.pool import Member, Pool
+from server.precision import autocast
+from server.team import ALONE, Team
 
 
 class Learner:
-    """Meta-generator, meta-learner, memory, and their random streams."""
+    """Meta-generator, meta-learner, memory, and their random streams.
 
-    def __init__(self, pool: Pool, config: ServerConfig) -> None:
-        self._pool = pool
-        self._config = config
+    With a team of several processes each holds all of it and does its share of the work.
+    """
+
+    def __init__(self, pool: Pool, config: ServerConfig, team: Team = ALONE) -> None:
+        self.pool = pool
+        self.config = config
+        self.team = team
         self._rng = make_generator(config.seed, "learn")
         self._teachers = self._choose_teachers()
-        descriptions = pool.descriptions()
-        self.input = common_input([each.input for each in descriptions])
-        self.num_classes = max([config.learn.replay_ways, *(each.num_classes for each in descriptions)])
-        self.memory = Memory(config.learn.memory_images)
-        self._corpus = Corpus(config.learn.memory_images)
-        self.images_recovered = 0
+        self.input, most_classes = common_shape(pool)
+        self.num_classes = max(config.learn.replay_ways, most_classes)
+        self.memory = Memory(config.learn.memory_images, pool.device)
+        self._corpus = Corpus(config.learn.memory_images, pool.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
             self._generator = self._build_generator()
             self.student = self._build_student()
-        self._generator_optimizer = torch.optim.Adam(
-            self._generator.parameters(), lr=config.invert.outer_learning_rate, betas=(0.5, 0.999)
+        self._generator_optimizer = make_adam(
+            self._generator.parameters(), config.invert.outer_learning_rate, betas=(0.5, 0.999)
         )
-        self._inner_optimizer = torch.optim.Adam(
-            self.student.parameters(), lr=config.learn.inner_learning_rate
-        )
-        self._replay_optimizer = torch.optim.Adam(
-            self.student.parameters(), lr=config.learn.replay_learning_rate
-        )
+        self._path_optimizers = [
+            make_adam(self.student.parameters(), config.learn.inner_learning_rate)
+            for _ in range(config.learn.paths)
+        ]
+        self._replay_optimizer = make_adam(self.student.parameters(), config.learn.replay_learning_rate)
+
+    @property
+    def images_recovered(self) -> int:
+        """So far, those that the memory has forgotten included."""
+        return self.memory.rows.added
 
     def _choose_teachers(self) -> list[Member]:
         """The models that teach on every image; a random part of a pool larger than ``max_teachers``."""
-        rng = make_generator(self._config.seed, "teachers")
-        return self._pool.sample(self._config.learn.max_teachers, rng)
+        rng = make_generator(self.config.seed, "teachers")
+        return self.pool.sample(self.config.learn.max_teachers, rng)
 
     def _build_generator(self) -> Generator:
-        settings = self._config.invert
+        settings = self.config.invert
         generator = Generator(
             latent_size=settings.latent_size,
             width=settings.generator_width,
@@ -58,118 +69,150 @@ class Learner:
             image_size=self.input.height,
         )
         use_channels_last(generator)
-        return generator.to(self._pool.device)
+        return generator.to(self.pool.device, self.pool.dtype)
 
     def _build_student(self) -> Classifier:
-        student = build(self._config.architecture, num_classes=self.num_classes, input=self.input)
+        student = build(self.config.architecture, num_classes=self.num_classes, input=self.input)
         use_channels_last(student)
-        return student.to(self._pool.device)
+        return student.to(self.pool.device, self.pool.dtype)
 
     def invert(self, iteration: int) -> list[RecoveredTask]:
         """FIVE: recover tasks from a meta-batch of models and remember them."""
-        settings = self._config.invert
-        members = self._pool.sample(settings.models_per_iteration, self._rng)
-        warm = iteration >= self._config.warmup_iterations
-        with self._autocast():
+        settings = self.config.invert
+        members = self.pool.sample(settings.models_per_iteration, self._rng)
+        warm = iteration >= self.config.warmup_iterations
+        adversarial_weight = settings.adversarial_weight if warm else 0.0
+        stacked = settings.together or (settings.together is None and self.pool.device.type == "cuda")
+        with autocast(self.config.precision, self.pool.device):
             recovered = invert.recover(
                 self._generator,
                 self._generator_optimizer,
                 members,
-                self.student,
-                self.input,
-                settings,
-                adversarial_weight=settings.adversarial_weight if warm else 0.0,
+                Objective(settings, self.student, self.input, adversarial_weight),
                 rng=self._rng,
+                recover_each=together if stacked else invert.one_at_a_time,
+                team=self.team,
             )
         if warm:
             self.memory.add(recovered)
-            self.images_recovered += sum(len(task.labels) for task in recovered)
         return recovered
 
     def _ask_teachers(self, recovered: Sequence[RecoveredTask]) -> None:
         """Show every teacher what was just recovered, and new compositions of what is remembered."""
         images = torch.cat([task.images for task in recovered])
-        count = self._config.learn.compositions
+        count = self.config.learn.compositions
         if count:
             drawn = torch.randperm(len(self.memory), generator=self._rng)[: 4 * count]
             composed = compose(self.memory.pixels(drawn), count, rng=self._rng)
             images = torch.cat([images, composed])
-        with self._autocast():
-            features = meta_learn.teacher_features(self._teachers, images)
+        with autocast(self.config.precision, self.pool.device):
+            features = meta_learn.teacher_features(self._teachers, images, team=self.team)
         self._corpus.add(images, features)
-
-    def _autocast(self) -> torch.autocast:
-        """bfloat16 where the configuration and the hardware have it; weights stay in float32."""
-        enabled = self._config.precision == "bfloat16" or (
-            self._config.precision == "auto" and has_fast_bfloat16(self._pool.device)
-        )
-        # Without the cache: it would go on using the weights from before an optimizer's step.
-        return torch.autocast(
-            self._pool.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False
-        )
 
     def meta_learn(self, recovered: Sequence[RecoveredTask], iteration: int) -> dict[str, float]:
         """BELL: distillation along a path of tasks, then replay; returns the mean losses."""
         losses = {
-            "inversion_loss": _mean([task.loss for task in recovered]),
-            "inversion_agreement": _mean([task.agreement for task in recovered]),
+            "inversion_loss": float(torch.stack([task.loss for task in recovered]).mean()),
+            "inversion_agreement": float(torch.stack([task.agreement for task in recovered]).mean()),
         }
-        if iteration < self._config.warmup_iterations:
+        if iteration < self.config.warmup_iterations:
             return losses
-        settings = self._config.learn
+        settings = self.config.learn
         self._schedule(iteration)
         if settings.relational_tasks:
             self._ask_teachers(recovered)
         tasks = meta_learn.relational_tasks(self._corpus, self._teachers, settings, rng=self._rng)
         if settings.own_tasks:
             tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)
-        with self._autocast():
+        with autocast(self.config.precision, self.pool.device):
             losses["distillation_loss"] = meta_learn.align(
-                self.student, self._inner_optimizer, tasks, self.input, settings
+                self.student, self._path_optimizers, tasks, self.input, settings, team=self.team
             )
         if settings.replay_episodes:
             losses["replay_loss"] = meta_learn.replay(
                 self.student,
                 self._replay_optimizer,
                 self.memory,
-                self._config.recipe,
+                self.config.recipe,
                 self.input,
                 settings,
                 rng=self._rng,
+                team=self.team,
             )
         return losses
 
     def _schedule(self, iteration: int) -> None:
         """Half a cosine from the configured rates to zero."""
-        progress = iteration / self._config.iterations
+        progress = iteration / self.config.iterations
         factor = (1 + math.cos(math.pi * progress)) / 2
-        settings = self._config.learn
-        for optimizer, rate in (
-            (self._inner_optimizer, settings.inner_learning_rate),
-            (self._replay_optimizer, settings.replay_learning_rate),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+        settings = self.config.learn
+        _set_rate(self._path_optimizers, settings.inner_learning_rate * factor)
+        _set_rate([self._replay_optimizer], settings.replay_learning_rate * factor)
+
+    def gallery(self) -> dict[str, Tensor]:
+        """For each contribution id one recovered image a class, uint8 [classes, channels, size, size]."""
+        return {self.pool.ids[number]: images for number, images in self.memory.gallery().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that decides how the run goes on, by name; every process of the team must call it."""
+        state = {name: tensor.detach().clone() for name, tensor in self._live_tensors()}
+        self.team.sum(self._zeroed_unless_owned(state))
+        state["rng"] = self._rng.get_state()
+        for name, rows in self._rings():
+            state |= {f"{name}.{key}": tensor for key, tensor in rows.state().items()}
+        return state
+
+    def _zeroed_unless_owned(self, state: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """The tensors of the paths' optimizers; zeros for the paths that other processes walk."""
+        owned = {f"path{path}" for path in self.team.share(range(len(self._path_optimizers)))}
+        for name, tensor in state.items():
+            if name.startswith("path"):
+                yield tensor if name.split(".")[0] in owned else tensor.zero_()
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`state` returned."""
+        for name, tensor in self._live_tensors():
+            tensor.copy_(state[name])
+        self._rng.set_state(state["rng"])
+        for name, rows in self._rings():
+            prefix = f"{name}."
+            rows.restore(
+                {key.removeprefix(prefix): each for key, each in state.items() if key.startswith(prefix)}
+            )
+
+    def _live_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that learning changes in place."""
+        for name, network in (("generator", self._generator), ("student", self.student)):
+            yield from ((f"{name}.{key}", tensor) for key, tensor in network.state_dict().items())
+        optimizers = {
+            "generator_optimizer": self._generator_optimizer,
+            "replay_optimizer": self._replay_optimizer,
+            **{f"path{path}": optimizer for path, optimizer in enumerate(self._path_optimizers)},
+        }
+        for name, optimizer in optimizers.items():
+            yield from ((f"{name}.{key}", tensor) for key, tensor in state_tensors(optimizer))
+
+    def _rings(self) -> tuple[tuple[str, Ring], ...]:
+        return (("memory", self.memory.rows), ("corpus", self._corpus.rows))
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself."""
-    supported: bool = (
-        torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    )
-    return supported
+def common_shape(pool: Pool) -> tuple[InputSpec, int]:
+    """The meta-learner's input, and the most classes of any model.
+
+    The input is the largest of the models', mirrored only if every model allows it.
+    """
+    channels = side = most_classes = 0
+    horizontal_flip = True
+    for each in pool.descriptions():
+        channels = max(channels, each.input.channels)
+        side = max(side, each.input.height, each.input.width)
+        most_classes = max(most_classes, each.num_classes)
+        horizontal_flip &= each.input.horizontal_flip
+    return InputSpec(channels, side, side, horizontal_flip=horizontal_flip), most_classes
 
 
-def common_input(inputs: Sequence[InputSpec]) -> InputSpec:
-    """The meta-learner's input: the largest of the models', mirrored only if every model allows it."""
-    side = max(max(each.height, each.width) for each in inputs)
-    return InputSpec(
-        channels=max(each.channels for each in inputs),
-        height=side,
-        width=side,
-        horizontal_flip=all(each.horizontal_flip for each in inputs),
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate

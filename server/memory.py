@@ -1,6 +1,6 @@
 """What the server remembers: recovered images with model and class, and images with teachers' features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,75 +8,131 @@ from torch import Tensor
 from server.invert import RecoveredTask
 
 
-def append(kept: Tensor, added: Tensor, capacity: int) -> Tensor:
-    """Rows of both, the oldest dropped beyond the capacity."""
-    return torch.cat([kept.to(added.device), added])[-capacity:] if len(kept) else added[-capacity:]
-
-
 def to_bytes(images: Tensor) -> Tensor:
     """[0, 1] to uint8."""
     return (images * 255).round().to(torch.uint8)
 
 
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 to [0, 1], float32."""
+    return images.float() / 255
+
+
+class Ring:
+    """Rows of several tensors side by side; first in, first out."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self._device = device
+        self.added = 0
+        """Rows ever added."""
+        self._columns: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A column, [rows, …], in no particular order."""
+        return self._columns[name][: len(self)]
+
+    def add(self, columns: Mapping[str, Tensor]) -> None:
+        """Write rows over the oldest ones; the first call decides types and shapes."""
+        count = len(next(iter(columns.values())))
+        kept = min(count, self.capacity)
+        if not self._columns:
+            self._columns = {
+                name: torch.empty(self.capacity, *rows.shape[1:], dtype=rows.dtype, device=self._device)
+                for name, rows in columns.items()
+            }
+        places = self._places(self.added + count - kept, self.added + count)
+        for name, rows in columns.items():
+            self._columns[name][places] = rows[count - kept :].to(self._device)
+        self.added += count
+
+    def oldest_first(self) -> Tensor:
+        """Indices of all rows in the order in which they came."""
+        return self._places(self.added - len(self), self.added)
+
+    def _places(self, first: int, beyond: int) -> Tensor:
+        return torch.arange(first, beyond, device=self._device) % self.capacity
+
+    def state(self) -> dict[str, Tensor]:
+        """All rows, oldest first, and how many ever came."""
+        rows = {name: self[name][self.oldest_first()] for name in self._columns}
+        return rows | {"added": torch.tensor(self.added)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`state` returned."""
+        added = int(state["added"])
+        rows = {name: tensor for name, tensor in state.items() if name != "added"}
+        self.added = added - min(added, self.capacity)
+        if rows:
+            self.add(rows)
+
+
 class Corpus:
     """Images, of no model in particular, with what all teachers make of them; first in, first out."""
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self.images = torch.empty(0, dtype=torch.uint8)
-        """[images, channels, size, size]."""
-        self.features = torch.empty(0)
-        """[images, size of the teachers' features], half precision."""
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.rows = Ring(capacity, device)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.rows)
 
     def add(self, images: Tensor, features: Tensor) -> None:
         """Append [images, channels, size, size] in [0, 1] with their features [images, size]."""
-        self.images = append(self.images, to_bytes(images), self._capacity)
-        self.features = append(self.features, features.half(), self._capacity)
+        self.rows.add({"images": to_bytes(images), "features": features.half()})
 
     def sample(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and features of ``count`` rows drawn without replacement while they last."""
-        drawn = torch.randperm(len(self), generator=rng)[:count].to(self.images.device)
-        return self.images[drawn].float() / 255, self.features[drawn].float()
+        images, features = self.rows["images"], self.rows["features"]
+        drawn = torch.randperm(len(self), generator=rng)[:count].to(images.device)
+        return to_pixels(images[drawn]), features[drawn].float()
 
 
 class Memory:
     """Recovered images, first in, first out; kept as bytes, as a picture file would."""
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._model_numbers: dict[str, int] = {}
-        self.images = torch.empty(0, dtype=torch.uint8)
-        """[images, channels, size, size]."""
-        self.models = torch.empty(0, dtype=torch.int64)
-        """[images]: the model each was recovered from, numbered as they came."""
-        self.classes = torch.empty(0, dtype=torch.int64)
-        """[images]: class of that model."""
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.rows = Ring(capacity, device)
 
     def __len__(self) -> int:
-        return len(self.models)
+        return len(self.rows)
+
+    @property
+    def models(self) -> Tensor:
+        """[images]: the number of the model each was recovered from, on the CPU."""
+        return self.rows["models"].cpu()
+
+    @property
+    def classes(self) -> Tensor:
+        """[images]: class of that model, on the CPU."""
+        return self.rows["classes"].cpu()
 
     def add(self, tasks: Sequence[RecoveredTask]) -> None:
-        """Append tasks and drop the oldest images beyond the capacity."""
+        """Append tasks; the oldest images beyond the capacity are forgotten."""
         for task in tasks:
-            number = self._model_numbers.setdefault(task.member.id, len(self._model_numbers))
-            numbers = torch.full((len(task.labels),), number)
-            self.models = append(self.models, numbers, self._capacity)
-            self.classes = append(self.classes, task.labels.cpu(), self._capacity)
-            self.images = append(self.images, to_bytes(task.images), self._capacity)
+            self.rows.add(
+                {
+                    "models": torch.full((len(task.labels),), task.member.number),
+                    "classes": task.labels,
+                    "images": to_bytes(task.images),
+                }
+            )
 
     def pixels(self, indices: Tensor) -> Tensor:
         """Images [batch, channels, size, size] in [0, 1]."""
-        return self.images[indices.to(self.images.device)].float() / 255
+        images = self.rows["images"]
+        return to_pixels(images[indices.to(images.device)])
 
-    def gallery(self) -> dict[str, Tensor]:
-        """For each model the newest image of each of its classes, [classes, channels, size, size], uint8."""
-        gallery = {}
-        for identity, number in self._model_numbers.items():
-            members = (self.models == number).nonzero().squeeze(1)
-            newest = {int(self.classes[index]): int(index) for index in members}
-            order = torch.tensor([newest[label] for label in sorted(newest)], dtype=torch.int64)
-            gallery[identity] = self.images[order.to(self.images.device)].cpu()
-        return gallery
+    def gallery(self) -> dict[int, Tensor]:
+        """For each model's number the newest image of each of its classes, uint8 [classes, c, size, size]."""
+        newest: dict[int, dict[int, int]] = {}
+        models, classes = self.models.tolist(), self.classes.tolist()
+        for row in self.rows.oldest_first().tolist():
+            newest.setdefault(models[row], {})[classes[row]] = row
+        images = self.rows["images"]
+        return {
+            model: torch.stack([images[rows[label]] for label in sorted(rows)]).cpu()
+            for model, rows in newest.items()
+        }

@@ -8,7 +8,7 @@ step, which is what aligns the tasks' gradients.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,11 +17,16 @@ from torch import Tensor, nn
 
 from fedfree.adaptation import Recipe, adapt
 from fedfree.architectures import Classifier, InputSpec
-from fedfree.episodes import EpisodeSpec, sample_episode
+from fedfree.episodes import Episode, EpisodeSpec, sample_episode
 from server.config import MetaLearnConfig
 from server.invert import RecoveredTask, kl_divergence
 from server.memory import Corpus, Memory
 from server.pool import Member
+from server.precision import widen
+from server.team import ALONE, Team
+
+CPU_BATCH = 64
+"""Images at once on a CPU: what fits its caches."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,22 @@ def side_by_side(features: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_features(teachers: Sequence[Member], images: Tensor) -> Tensor:
-    """Every teacher's features of [batch, channels, size, size] images, [batch, sum of sizes]."""
-    return torch.cat([_features(teacher, images) for teacher in teachers], dim=1)
+def teacher_features(teachers: Sequence[Member], images: Tensor, *, team: Team = ALONE) -> Tensor:
+    """Every teacher's features of [batch, channels, size, size] images, [batch, sum of sizes].
+
+    Args:
+        team: shares the images; every process returns all features.
+    """
+    mine = images[team.rank :: team.size]
+    features = torch.cat([_features(teacher, mine) for teacher in teachers], dim=1)
+    return team.gather(features, len(images))
 
 
 def _features(teacher: Member, images: Tensor) -> Tensor:
-    inputs = teacher.input.normalise(teacher.input.resize(images))
+    inputs = teacher.input.normalise(teacher.input.resize(images.to(teacher.dtype)))
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return torch.cat([teacher.network.features(part).float() for part in inputs.split(64)])
+    part = len(inputs) if inputs.is_cuda else CPU_BATCH
+    return torch.cat([widen(teacher.network.features(rows)) for rows in inputs.split(part)])
 
 
 def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator) -> list[DistillationTask]:
@@ -104,7 +116,7 @@ def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator)
     for task in (recovered[index] for index in order):
         spec = task.member.input
         with torch.no_grad():
-            logits = task.member.network(spec.normalise(spec.resize(task.images))).float()
+            logits = widen(task.member.network(spec.normalise(spec.resize(task.images))))
         tasks.append(DistillationTask(task.images, teacher_logits=logits))
     return tasks
 
@@ -123,28 +135,57 @@ def relational_tasks(
 
 def align(
     student: Classifier,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     tasks: Sequence[DistillationTask],
     input: InputSpec,
     config: MetaLearnConfig,
+    *,
+    team: Team = ALONE,
 ) -> float:
     """Walk φ' through the tasks one after the other, then φ ← φ - β (φ - φ'); returns the mean loss.
 
     In expectation the outer step contains the gradient of the inner product between the tasks'
-    gradients (FREE, Lemma 1 and Theorem 1). ``optimizer`` holds the student's parameters and takes
-    the inner steps.
+    gradients (FREE, Lemma 1 and Theorem 1).
+
+    Args:
+        optimizers: one for each path, which take the inner steps. With several, the tasks are dealt out
+            to the paths, each starts at φ, and φ' is the mean of their ends.
+        team: shares the paths.
     """
-    start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    paths = len(optimizers)
+    start = _snapshot(student)
+    total = [torch.zeros_like(tensor) for tensor in start]
+    loss = start[0].new_zeros(())
     student.train()
-    losses = [partial(task_loss, student, task, input, config) for task in tasks]
-    mean_loss = walk(optimizer, losses)
+    for path in team.share(range(paths)):
+        _load(student, start)
+        steps = [partial(task_loss, student, task, input, config) for task in tasks[path::paths]]
+        loss += walk(optimizers[path], steps)
+        for sum_, end in zip(total, _snapshot(student), strict=True):
+            sum_ += end
     student.eval()
-    _outer_step(student, start, config.outer_rate)
-    return mean_loss
+    team.sum([loss, *total])
+    ends = (sum_ / paths for sum_ in total)
+    _load(student, [torch.lerp(*both, config.outer_rate) for both in zip(start, ends, strict=True)])
+    return float(loss) / paths
 
 
-def walk(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]]) -> float:
-    """φ' ← φ' - α ∇L_i(φ') for one loss after the other; returns their mean before each step."""
+def _snapshot(network: nn.Module) -> list[Tensor]:
+    """Copies of all weights and buffers; counters as floats, so that they can be averaged."""
+    return [
+        tensor.clone() if tensor.is_floating_point() else tensor.double()
+        for tensor in network.state_dict().values()
+    ]
+
+
+@torch.no_grad()
+def _load(network: nn.Module, snapshot: Sequence[Tensor]) -> None:
+    for tensor, value in zip(network.state_dict().values(), snapshot, strict=True):
+        tensor.copy_(value)
+
+
+def walk(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
+    """φ' ← φ' - α ∇L_i(φ') for one loss after the other; returns their mean before each step, a scalar."""
     values = []
     for evaluate in losses:
         loss = evaluate()
@@ -152,15 +193,16 @@ def walk(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]
         loss.backward()
         optimizer.step()
         values.append(loss.detach())
-    return float(torch.stack(values).mean())
+    return torch.stack(values).mean()
 
 
 def task_loss(
     student: Classifier, task: DistillationTask, input: InputSpec, config: MetaLearnConfig
 ) -> Tensor:
     """The distillation losses of one task, weighted."""
-    inputs = input.normalise(input.resize(task.images)).contiguous(memory_format=torch.channels_last)
-    features = student.features(inputs).float()
+    images = task.images.to(next(student.parameters()).dtype)
+    inputs = input.normalise(input.resize(images)).contiguous(memory_format=torch.channels_last)
+    features = widen(student.features(inputs))
     # Similarities divided by a small temperature need all the digits that bfloat16 lacks.
     with torch.autocast(features.device.type, enabled=False):
         loss = features.new_zeros(())
@@ -174,15 +216,6 @@ def task_loss(
         return loss
 
 
-@torch.no_grad()
-def _outer_step(student: nn.Module, start: dict[str, Tensor], rate: float) -> None:
-    if rate == 1:
-        return
-    for name, tensor in student.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.lerp(start[name], tensor, rate))
-
-
 def replay(
     student: Classifier,
     optimizer: torch.optim.Optimizer,
@@ -192,25 +225,54 @@ def replay(
     config: MetaLearnConfig,
     *,
     rng: torch.Generator,
+    team: Team = ALONE,
 ) -> float:
-    """Cross-task replay: episodes whose classes come from different models; returns the mean query loss."""
+    """Cross-task replay: episodes whose classes come from different models; returns the mean query loss.
+
+    Args:
+        team: shares the episodes.
+    """
     spec = EpisodeSpec(config.replay_ways, config.replay_shots, config.replay_queries)
+    drawn = [_draw_episode(memory, spec, rng) for _ in range(config.replay_episodes)]
     optimizer.zero_grad()
-    losses = []
-    for _ in range(config.replay_episodes):
-        members, labels = replay_members(memory, rng=rng)
-        episode = sample_episode(labels, spec, generator=rng)
-        inputs = [
-            input.normalise(input.resize(memory.pixels(members[indices])))
-            for indices in (episode.support, episode.query)
-        ]
-        labels_on_device = episode.support_labels.to(inputs[0].device)
-        adapted = adapt(student, recipe, inputs[0], labels_on_device, n_way=spec.n_way)
-        loss = F.cross_entropy(adapted.logits(inputs[1]), episode.query_labels.to(inputs[1].device))
-        (loss / config.replay_episodes).backward()
-        losses.append(loss.detach())
+    total = next(student.parameters()).new_zeros(())
+    for episode in team.share(drawn):
+        loss = _episode_loss(student, memory, recipe, input, episode) / len(drawn)
+        loss.backward()
+        total += loss.detach()
+    gradients = [_gradient(parameter) for parameter in student.parameters()]
+    team.sum([total, *gradients])
     optimizer.step()
-    return float(torch.stack(losses).mean())
+    return float(total)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _draw_episode(memory: Memory, spec: EpisodeSpec, rng: torch.Generator) -> Episode:
+    """An episode that indexes the memory."""
+    members, labels = replay_members(memory, rng=rng)
+    episode = sample_episode(labels, spec, generator=rng)
+    return replace(episode, support=members[episode.support], query=members[episode.query])
+
+
+def _episode_loss(
+    student: Classifier, memory: Memory, recipe: Recipe, input: InputSpec, episode: Episode
+) -> Tensor:
+    parameter = next(student.parameters())
+    support, query = (
+        input.normalise(input.resize(memory.pixels(rows).to(parameter.dtype)))
+        for rows in (episode.support, episode.query)
+    )
+    support_labels, query_labels = (
+        labels.to(parameter.device) for labels in (episode.support_labels, episode.query_labels)
+    )
+    n_way = int(episode.support_labels.max()) + 1
+    adapted = adapt(student, recipe, support, support_labels, n_way=n_way)
+    return F.cross_entropy(adapted.logits(query), query_labels)
 
 
 def replay_members(memory: Memory, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:

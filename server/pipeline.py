@@ -1,6 +1,8 @@
 """verify -> invert <-> meta-learn -> broadcast: what the server does, knowing neither Flower nor gRPC."""
 
+import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,11 +10,14 @@ from torch import Tensor
 import fedfree
 from fedfree.codec import MetaLearner, Provenance, encode_weights
 from fedfree.compute import use_cpu
+from server.checkpoint import Checkpoint
 from server.config import ServerConfig
 from server.events import Event, OnEvent, ignore
 from server.learner import Learner
 from server.pool import Pool
+from server.precision import parameter_dtype
 from server.store import Store
+from server.team import ALONE, Team
 from server.verify import verify_received
 
 
@@ -26,27 +31,45 @@ class Outcome:
     images_recovered: int
 
 
-def run(store: Store, config: ServerConfig, *, on_event: OnEvent = ignore) -> Outcome:
+def run(
+    store: Store,
+    config: ServerConfig,
+    *,
+    checkpoint: Path | None = None,
+    team: Team = ALONE,
+    on_event: OnEvent = ignore,
+) -> Outcome:
     """Verify what the store has received, learn from the pool, and return the meta-learner to broadcast.
 
-    The same store, configuration, device kind and thread count give the same bytes.
+    The same store, configuration, device kind and thread count give the same bytes, also for a run that was
+    killed and goes on from its checkpoint.
+
+    Args:
+        checkpoint: file in which the state is kept; None keeps none.
+        team: shares the work; every process returns the same outcome.
 
     Raises:
         FederationError: fewer accepted contributions than the quorum.
     """
     use_cpu(config.threads)
-    verify_received(store, on_event)
-    pool = Pool(store, choose_device(config.device))
+    if team.leads:
+        verify_received(store, on_event)
+    team.wait()
+    pool = Pool(store, choose_device(config.device), parameter_dtype(config.precision))
     pool.require(config.collect.quorum)
-    learner = Learner(pool, config)
-    on_event(Event("learn", "started", {"models": len(pool), "of": config.iterations}))
-    for iteration in range(config.iterations):
+    learner = Learner(pool, config, team)
+    saved = Checkpoint(checkpoint, learner)
+    done = saved.restore()
+    on_event(Event("learn", "started", {"models": len(pool), "of": config.iterations, "done": done}))
+    for iteration in range(done, config.iterations):
         recovered = learner.invert(iteration)
         on_event(Event("learn", "recovered", {"images": learner.images_recovered}))
         losses = learner.meta_learn(recovered, iteration)
         on_event(Event("learn", "progress", {"iteration": iteration + 1, "of": config.iterations, **losses}))
+        if (iteration + 1) % config.checkpoint_iterations == 0 or iteration + 1 == config.iterations:
+            saved.save(iteration + 1)
     on_event(Event("learn", "finished"))
-    return Outcome(publish(learner, pool, config), learner.memory.gallery(), learner.images_recovered)
+    return Outcome(publish(learner, pool, config), learner.gallery(), learner.images_recovered)
 
 
 def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
@@ -62,7 +85,7 @@ def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
             seed=config.seed,
             software=f"fedfree {fedfree.__version__}",
         ),
-        weights=encode_weights(learner.student),
+        weights=encode_weights(copy.deepcopy(learner.student).float()),
     )
 
 

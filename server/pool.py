@@ -1,11 +1,12 @@
 """The pool: accepted contributions as networks, loaded when they are needed."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from fedfree.architectures import Classifier, InputSpec, use_channels_last
+from fedfree.architectures import Architecture, Classifier, InputSpec, use_channels_last
 from fedfree.codec import Contribution
 from fedfree.errors import FederationError
 from server.store import ACCEPTED, Store
@@ -18,48 +19,65 @@ class Member:
     """One accepted model, frozen, in evaluation mode."""
 
     id: str
+    number: int
+    """Position in the pool."""
+    architecture: Architecture
     network: Classifier
     input: InputSpec
     num_classes: int
     device: torch.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.network.parameters()).dtype
+
 
 class Pool:
     """Members by id, in sorted order; the most recently used networks stay in memory."""
 
-    def __init__(self, store: Store, device: torch.device) -> None:
+    def __init__(self, store: Store, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self._store = store
         self.device = device
-        self._cache: OrderedDict[str, Member] = OrderedDict()
+        self.dtype = dtype
+        self._cache: OrderedDict[int, Member] = OrderedDict()
         self.ids = store.ids(ACCEPTED)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def descriptions(self) -> list[Contribution]:
+    def descriptions(self) -> Iterator[Contribution]:
         """What each member says of itself, without its weights."""
-        return [self._store.describe(identity) for identity in self.ids]
+        return (self._store.describe(identity) for identity in self.ids)
 
-    def member(self, identity: str) -> Member:
+    def member(self, number: int) -> Member:
         """Load a member, or take it from memory."""
-        if identity not in self._cache:
-            self._cache[identity] = self._load(identity)
-        self._cache.move_to_end(identity)
+        if number not in self._cache:
+            self._cache[number] = self._load(number)
+        self._cache.move_to_end(number)
         while len(self._cache) > CACHED_NETWORKS:
             self._cache.popitem(last=False)
-        return self._cache[identity]
+        return self._cache[number]
 
-    def _load(self, identity: str) -> Member:
-        contribution = self._store.contribution(identity)
-        network = contribution.network().requires_grad_(False)
-        network.to(self.device)
+    def _load(self, number: int) -> Member:
+        identity = self.ids[number]
+        contribution, network = self._store.network(identity)
+        network.requires_grad_(False).to(self.device, self.dtype)
         use_channels_last(network)
-        return Member(identity, network, contribution.input, contribution.num_classes, self.device)
+        return Member(
+            identity,
+            number,
+            contribution.architecture,
+            network,
+            contribution.input,
+            contribution.num_classes,
+            self.device,
+        )
 
     def sample(self, count: int, rng: torch.Generator) -> list[Member]:
         """``count`` different members (all of them, if there are fewer), uniformly."""
         order = torch.randperm(len(self.ids), generator=rng)[:count].tolist()
-        return [self.member(self.ids[index]) for index in order]
+        return [self.member(number) for number in order]
 
     def require(self, quorum: int) -> None:
         """Raise FederationError with fewer than ``quorum`` members."""

@@ -5,6 +5,7 @@
     server.toml                   what the server is configured with
     organisations/<index>.toml    what each virtual organisation is configured with (simulations only)
     store/                        contributions, see server.store
+    checkpoint.safetensors        the state of learning, until the run is over
     meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it
     recovered.safetensors         one recovered image a model and class, by contribution id
     events.jsonl                  one line an event, with its time
@@ -56,6 +57,10 @@ class RunDirectory:
     @property
     def adaptation(self) -> Path:
         return self.path / "adaptation.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
 
     @property
     def weights(self) -> Path:

@@ -14,7 +14,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fedfree.codec import Contribution, contribution_id, decode_contribution, describe_contribution
+import safetensors.torch
+
+from fedfree.architectures import Classifier, build
+from fedfree.codec import (
+    Contribution,
+    check_tensors,
+    contribution_id,
+    decode_contribution,
+    describe_contribution,
+    weights_sha256,
+)
 
 RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
@@ -58,6 +68,21 @@ class Store:
     def describe(self, identity: str) -> Contribution:
         """What an accepted contribution says of itself; its weights are left on disk."""
         return describe_contribution((self.path / ACCEPTED / identity / MANIFEST).read_bytes())
+
+    def weights_hash(self, identity: str) -> str:
+        """SHA-256 of an accepted contribution's weights, hexadecimal; they are left on disk."""
+        return weights_sha256((self.path / ACCEPTED / identity / MANIFEST).read_bytes())
+
+    def network(self, identity: str) -> tuple[Contribution, Classifier]:
+        """An accepted contribution's description and network, its weights mapped from disk."""
+        contribution = self.describe(identity)
+        network = build(
+            contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
+        )
+        tensors = safetensors.torch.load_file(self.path / ACCEPTED / identity / WEIGHTS)
+        check_tensors(tensors, network.state_dict(), f"contribution {identity[:12]}…")
+        network.load_state_dict(tensors)
+        return contribution, network
 
     def contribution(self, identity: str) -> Contribution:
         """A contribution, checked against the contract; raises ContributionError."""

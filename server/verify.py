@@ -14,8 +14,9 @@ PROBE_IMAGES = 16
 def verify_received(store: Store, on_event: OnEvent) -> None:
     """Accept or quarantine every contribution that has been received, in the order of their ids."""
     store.discard_leftovers()
-    known = {_weights_hash(store, identity): identity for identity in store.ids(ACCEPTED)}
-    for identity in store.ids(RECEIVED):
+    received = store.ids(RECEIVED)
+    known = {store.weights_hash(identity): identity for identity in store.ids(ACCEPTED)} if received else {}
+    for identity in received:
         try:
             contribution = store.contribution(identity)
             check_not_a_copy(contribution, known)
@@ -33,10 +34,6 @@ def verify_received(store: Store, on_event: OnEvent) -> None:
                     {"contribution": identity, "architecture": str(contribution.architecture)},
                 )
             )
-
-
-def _weights_hash(store: Store, identity: str) -> str:
-    return sha256(store.read(identity)[1])
 
 
 def check_not_a_copy(contribution: Contribution, known: dict[str, str]) -> None:

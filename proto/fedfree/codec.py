@@ -175,6 +175,13 @@ def describe_contribution(manifest: bytes) -> Contribution:
     return _contribution_from_wire(message, b"")
 
 
+def weights_sha256(manifest: bytes) -> str:
+    """The hash of the weights that a manifest of a checked contribution names, hexadecimal."""
+    message = contribution_schema.Contribution()
+    _parse(message, manifest)
+    return message.weights_sha256.hex()
+
+
 def _contribution_from_wire(message: contribution_schema.Contribution, weights: bytes) -> Contribution:
     if message.privacy.status not in _STATUS_FROM_WIRE:
         raise ContributionError("the privacy statement is missing or its status is unknown")

@@ -9,10 +9,19 @@ import torch.nn.functional as F
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from server.config import InvertConfig
 from server.generator import Generator
-from server.invert import Inversion, adapt_generator, augment, batch_norm_distance, kl_divergence, recover
+from server.invert import (
+    Inversion,
+    Objective,
+    adapt_generator,
+    augment,
+    batch_norm_distance,
+    kl_divergence,
+    recover,
+)
 from server.pool import Member
 
 INPUT = InputSpec(channels=1, height=16, width=16, horizontal_flip=False)
+CPU = torch.device("cpu")
 PLAIN = InvertConfig(
     steps=1,
     models_per_iteration=1,
@@ -28,7 +37,11 @@ def make_member(*, classes: int = 3, norm: str = "batch", seed: int = 0) -> Memb
     torch.manual_seed(seed)
     network = opinionated(build(Architecture(norm=norm), num_classes=classes, input=INPUT))
     network.requires_grad_(False)
-    return Member(f"member-{seed}", network, INPUT, classes, torch.device("cpu"))
+    return Member(f"member-{seed}", seed, Architecture(norm=norm), network, INPUT, classes, CPU)
+
+
+def objective(config: InvertConfig = PLAIN, adversarial_weight: float = 0.0) -> Objective:
+    return Objective(config, make_student(), INPUT, adversarial_weight)
 
 
 def opinionated(network: Classifier) -> Classifier:
@@ -69,8 +82,7 @@ def test_kl_has_its_textbook_value() -> None:
 def test_one_inner_step_is_adams_first_step_against_the_hand_written_gradient() -> None:
     member, generator = make_member(), make_generator()
     latent, labels = torch.randn(6, 4, generator=rng()), torch.arange(6) % 3
-    inversion = Inversion(member, make_student(), INPUT, PLAIN, adversarial_weight=0.0)
-    adapted, moved = adapt_generator(generator, latent, labels, inversion, PLAIN, rng())
+    adapted, moved = adapt_generator(generator, latent, labels, Inversion(member, objective()), rng())
 
     latent_variable = latent.clone().requires_grad_(True)
     loss = F.cross_entropy(member.network(INPUT.normalise(generator(latent_variable))), labels)
@@ -85,17 +97,17 @@ def test_one_inner_step_is_adams_first_step_against_the_hand_written_gradient() 
 
 def test_the_outer_gradient_is_the_sum_of_the_gradients_at_the_adapted_generators() -> None:
     members = [make_member(seed=0), make_member(seed=5)]
-    generator, student = make_generator(), make_student()
+    generator = make_generator()
     start = copy.deepcopy(generator)
     optimizer = torch.optim.SGD(generator.parameters(), lr=0.5)
-    recover(generator, optimizer, members, student, INPUT, PLAIN, adversarial_weight=0.0, rng=rng())
+    recover(generator, optimizer, members, objective(), rng=rng())
 
-    stream = rng()
+    seeds = torch.randint(2**62, (2,), generator=rng()).tolist()
     expected = [torch.zeros_like(parameter) for parameter in start.parameters()]
-    for member in members:
+    for member, seed in zip(members, seeds, strict=True):
+        stream = torch.Generator().manual_seed(seed)
         latent, labels = torch.randn(6, 4, generator=stream), torch.arange(6) % 3
-        inversion = Inversion(member, student, INPUT, PLAIN, adversarial_weight=0.0)
-        adapted, moved = adapt_generator(start, latent, labels, inversion, PLAIN, stream)
+        adapted, moved = adapt_generator(start, latent, labels, Inversion(member, objective()), stream)
         loss = F.cross_entropy(member.network(INPUT.normalise(adapted(moved))), labels)
         for total, gradient in zip(
             expected, torch.autograd.grad(loss, list(adapted.parameters())), strict=True
@@ -113,10 +125,7 @@ def test_inversion_raises_the_share_of_images_the_model_takes_for_the_class_aske
             generator,
             torch.optim.SGD(generator.parameters(), lr=0.0),
             [member],
-            make_student(),
-            INPUT,
-            config.model_copy(update={"steps": steps, "latent_learning_rate": 0.1}),
-            adversarial_weight=0.0,
+            objective(config.model_copy(update={"steps": steps, "latent_learning_rate": 0.1})),
             rng=rng(),
         )[0].agreement
         for steps in (1, 30)
@@ -126,8 +135,8 @@ def test_inversion_raises_the_share_of_images_the_model_takes_for_the_class_aske
 
 def test_the_adversarial_term_counts_only_images_on_whose_class_both_agree() -> None:
     member, student = make_member(), make_student()
-    inversion = Inversion(member, student, INPUT, PLAIN, adversarial_weight=1.0)
-    plain = Inversion(member, student, INPUT, PLAIN, adversarial_weight=0.0)
+    inversion = Inversion(member, objective(adversarial_weight=1.0))
+    plain = Inversion(member, objective())
     images, labels = torch.rand(20, 1, 16, 16, generator=rng()), torch.arange(20) % 3
     teacher, other = (network(INPUT.normalise(images)) for network in (member.network, student))
     agree = teacher.argmax(1) == other.argmax(1)
@@ -152,15 +161,9 @@ def test_batch_norm_distance_is_zero_for_the_statistics_it_was_trained_with() ->
 def test_models_without_batch_norm_can_be_inverted() -> None:
     config = PLAIN.model_copy(update={"batch_norm_weight": 1.0})
     generator = make_generator()
+    members = [make_member(norm="group")]
     task = recover(
-        generator,
-        torch.optim.Adam(generator.parameters()),
-        [make_member(norm="group")],
-        make_student(),
-        INPUT,
-        config,
-        adversarial_weight=0.0,
-        rng=rng(),
+        generator, torch.optim.Adam(generator.parameters()), members, objective(config), rng=rng()
     )[0]
     assert task.images.shape == (6, 1, 16, 16)
     assert task.images.min() >= 0 and task.images.max() <= 1

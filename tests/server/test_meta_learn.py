@@ -13,7 +13,7 @@ from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.seeding import make_generator
 from server.config import MetaLearnConfig
 from server.invert import RecoveredTask
-from server.memory import Corpus, Memory
+from server.memory import Memory
 from server.meta_learn import (
     DistillationTask,
     align,
@@ -29,6 +29,8 @@ from server.meta_learn import (
 from server.pool import Member
 
 INPUT = InputSpec(channels=1, height=16, width=16, horizontal_flip=False)
+CPU = torch.device("cpu")
+ZERO = torch.tensor(0.0)
 CONFIG = MetaLearnConfig(own_tasks=True, relational_tasks=0)
 
 
@@ -40,7 +42,7 @@ def make_network(seed: int = 0) -> Classifier:
 def make_member(seed: int, classes: int = 3) -> Member:
     torch.manual_seed(seed)
     network = build(Architecture(), num_classes=classes, input=INPUT).requires_grad_(False)
-    return Member(f"member-{seed}", network, INPUT, classes, torch.device("cpu"))
+    return Member(f"member-{seed}", seed, Architecture(), network, INPUT, classes, CPU)
 
 
 def rng() -> torch.Generator:
@@ -84,7 +86,7 @@ def test_one_task_and_a_full_outer_step_is_plain_distillation() -> None:
     images = torch.rand(16, 1, 16, 16, generator=rng())
     task = DistillationTask(images, teacher_logits=teacher(INPUT.normalise(images)).detach())
     plain = copy.deepcopy(student)
-    align(student, torch.optim.SGD(student.parameters(), lr=0.1), [task], INPUT, CONFIG)
+    align(student, [torch.optim.SGD(student.parameters(), lr=0.1)], [task], INPUT, CONFIG)
 
     assert task.teacher_logits is not None
     plain.train()
@@ -102,10 +104,26 @@ def test_a_smaller_outer_rate_goes_that_share_of_the_way() -> None:
     for rate in (1.0, 0.25):
         student = make_network(0)
         config = CONFIG.model_copy(update={"outer_rate": rate})
-        align(student, torch.optim.SGD(student.parameters(), lr=0.1), [task], INPUT, config)
+        align(student, [torch.optim.SGD(student.parameters(), lr=0.1)], [task], INPUT, config)
         ends.append(student.get_parameter("blocks.0.0.weight").detach())
     start = make_network(0).get_parameter("blocks.0.0.weight").detach()
     torch.testing.assert_close(ends[1] - start, 0.25 * (ends[0] - start))
+
+
+def test_several_paths_start_at_the_same_point_and_meet_at_the_mean_of_their_ends() -> None:
+    teacher, images = make_network(1), torch.rand(2, 16, 1, 16, 16, generator=rng())
+    tasks = [
+        DistillationTask(part, teacher_logits=teacher(INPUT.normalise(part)).detach()) for part in images
+    ]
+
+    def walked(tasks: list[DistillationTask], paths: int) -> Tensor:
+        student = make_network(0)
+        optimizers = [torch.optim.SGD(student.parameters(), lr=0.1) for _ in range(paths)]
+        align(student, optimizers, tasks, INPUT, CONFIG)
+        return student.get_parameter("blocks.0.0.weight").detach()
+
+    mean = (walked(tasks[:1], 1) + walked(tasks[1:], 1)) / 2
+    torch.testing.assert_close(walked(tasks, 2), mean)
 
 
 class Quadratic(nn.Module):
@@ -143,10 +161,10 @@ def test_the_outer_step_holds_the_gradient_of_the_inner_product_of_the_tasks_gra
 
 
 def make_memory() -> Memory:
-    memory = Memory(capacity=1000)
+    memory = Memory(1000, CPU)
     tasks = [
         RecoveredTask(
-            make_member(seed), torch.rand(40, 1, 16, 16, generator=rng()), torch.arange(40) % 2, 0.0, 1.0
+            make_member(seed), torch.rand(40, 1, 16, 16, generator=rng()), torch.arange(40) % 2, ZERO, ZERO
         )
         for seed in range(4)
     ]
@@ -165,23 +183,11 @@ def test_replay_episodes_take_each_class_from_another_model() -> None:
 
 def test_replay_lowers_the_loss_on_the_memorys_episodes() -> None:
     memory, student = make_memory(), make_network()
-    memory.images = (memory.models.view(-1, 1, 1, 1) * 40 + memory.images // 4).to(torch.uint8)
+    memory.rows["images"].copy_(memory.models.view(-1, 1, 1, 1) * 40 + memory.rows["images"] // 4)
     config = CONFIG.model_copy(update={"replay_episodes": 2, "replay_ways": 3, "replay_queries": 5})
     optimizer, stream = torch.optim.Adam(student.parameters(), lr=3e-3), rng()
     losses = [replay(student, optimizer, memory, Recipe(), INPUT, config, rng=stream) for _ in range(12)]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
-
-
-def test_the_memory_forgets_the_oldest_and_never_grows_beyond_its_capacity() -> None:
-    memory, corpus = Memory(capacity=10), Corpus(capacity=10)
-    for shade in (0.0, 0.5, 1.0):
-        images = torch.full((6, 1, 16, 16), shade)
-        memory.add([RecoveredTask(make_member(0), images, torch.arange(6) % 3, 0.0, 1.0)])
-        corpus.add(images, torch.full((6, 4), shade))
-    for images in (memory.images, corpus.images):
-        assert images[:, 0, 0, 0].tolist() == [128] * 4 + [255] * 6
-    assert corpus.features[:, 0].tolist() == [0.5] * 4 + [1.0] * 6
-    assert len(memory) == len(corpus) == 10
 
 
 def test_the_task_loss_reaches_the_student_and_no_teacher() -> None:
@@ -199,5 +205,5 @@ def test_the_student_learns_the_relations_of_several_teachers() -> None:
     images = torch.rand(24, 1, 16, 16, generator=rng())
     task = DistillationTask(images, None, teacher_features(members, images), (32, 32))
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
-    losses = [align(student, optimizer, [task], INPUT, CONFIG) for _ in range(30)]
+    losses = [align(student, [optimizer], [task], INPUT, CONFIG) for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]

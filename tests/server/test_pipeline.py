@@ -77,6 +77,43 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path)
     assert results[0].weights != results[2].weights
 
 
+class KilledError(Exception):
+    """Stands for a kill between two events."""
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bytes(
+    tmp_path: Path, name: str, at: int
+) -> None:
+    config = tiny(name, checkpoint_iterations=2)
+    undisturbed = pipeline.run(make_store(tmp_path / "undisturbed"), config)
+    store, checkpoint = make_store(tmp_path / "killed"), tmp_path / "checkpoint.safetensors"
+
+    def kill(event: Event) -> None:
+        if event.kind == "progress" and event.values["iteration"] == at:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        pipeline.run(store, config, checkpoint=checkpoint, on_event=kill)
+    events: list[Event] = []
+    resumed = pipeline.run(store, config, checkpoint=checkpoint, on_event=events.append)
+    started = next(event for event in events if (event.stage, event.kind) == ("learn", "started"))
+    assert started.values["done"] == (2 if at == 3 else 0)
+    assert resumed.meta_learner == undisturbed.meta_learner
+    assert resumed.images_recovered == undisturbed.images_recovered
+    assert resumed.gallery.keys() == undisturbed.gallery.keys()
+    for identity, images in resumed.gallery.items():
+        assert torch.equal(images, undisturbed.gallery[identity])
+
+
+def test_a_checkpoint_of_another_configuration_is_passed_over(tmp_path: Path) -> None:
+    store, checkpoint = make_store(tmp_path), tmp_path / "checkpoint.safetensors"
+    pipeline.run(store, tiny("default", seed=1), checkpoint=checkpoint)
+    other = pipeline.run(store, tiny("default", seed=2), checkpoint=checkpoint)
+    assert other.meta_learner == pipeline.run(store, tiny("default", seed=2)).meta_learner
+
+
 def test_warm_up_teaches_the_generator_alone(tmp_path: Path) -> None:
     events: list[Event] = []
     pipeline.run(make_store(tmp_path), tiny("paper", warmup_iterations=2), on_event=events.append)
