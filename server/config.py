@@ -76,7 +76,7 @@ class MetaLearnConfig(Settings):
     """T of L_KD."""
     inner_learning_rate: Positive = 2e-3
     """α, of the path through the tasks (Adam)."""
-    outer_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    outer_rate: Positive = 1.0
     """β of φ ← φ - β (φ - φ'); 1 continues from where the path ended."""
     replay_episodes: Count = 0
     """Cross-task episodes an iteration; 0 leaves the replay out."""

@@ -39,10 +39,10 @@ class Learner:
         self._corpus = Corpus(config.learn.memory_images, pool.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
-            self._generator = self._build_generator()
+            self.generator = self._build_generator()
             self.student = self._build_student()
-        self._generator_optimizer = make_adam(
-            self._generator.parameters(), config.invert.outer_learning_rate, betas=(0.5, 0.999)
+        self.generator_optimizer = make_adam(
+            self.generator.parameters(), config.invert.outer_learning_rate, betas=(0.5, 0.999)
         )
         self._path_optimizers = [
             make_adam(self.student.parameters(), config.learn.inner_learning_rate)
@@ -76,19 +76,22 @@ class Learner:
         use_channels_last(student)
         return student.to(self.pool.device, self.pool.dtype)
 
+    def objective(self, adversarial_weight: float) -> Objective:
+        """L_G as configured, against the meta-learner as it stands."""
+        return Objective(self.config.invert, self.student, self.input, adversarial_weight)
+
     def invert(self, iteration: int) -> list[RecoveredTask]:
         """FIVE: recover tasks from a meta-batch of models and remember them."""
         settings = self.config.invert
         members = self.pool.sample(settings.models_per_iteration, self._rng)
         warm = iteration >= self.config.warmup_iterations
-        adversarial_weight = settings.adversarial_weight if warm else 0.0
         stacked = settings.together or (settings.together is None and self.pool.device.type == "cuda")
         with autocast(self.config.precision, self.pool.device):
             recovered = invert.recover(
-                self._generator,
-                self._generator_optimizer,
+                self.generator,
+                self.generator_optimizer,
                 members,
-                Objective(settings, self.student, self.input, adversarial_weight),
+                self.objective(settings.adversarial_weight if warm else 0.0),
                 rng=self._rng,
                 recover_each=together if stacked else invert.one_at_a_time,
                 team=self.team,
@@ -183,10 +186,10 @@ class Learner:
 
     def _live_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that learning changes in place."""
-        for name, network in (("generator", self._generator), ("student", self.student)):
+        for name, network in (("generator", self.generator), ("student", self.student)):
             yield from ((f"{name}.{key}", tensor) for key, tensor in network.state_dict().items())
         optimizers = {
-            "generator_optimizer": self._generator_optimizer,
+            "generator_optimizer": self.generator_optimizer,
             "replay_optimizer": self._replay_optimizer,
             **{f"path{path}": optimizer for path, optimizer in enumerate(self._path_optimizers)},
         }
