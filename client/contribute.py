@@ -1,6 +1,7 @@
 """CONTRIBUTE: from private images to the one message that leaves."""
 
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import fedfree
 from client.config import ClientConfig
 from client.data import ImageSet, load_images
 from client.pretrain import pretrain
-from fedfree.codec import Contribution, encode_contribution, encode_weights, sha256
+from fedfree.codec import Contribution, decode_contribution, encode_contribution, encode_weights, sha256
+from fedfree.errors import ContributionError
 from fedfree.seeding import make_generator
 from fedfree.statement import PrivacyStatement
 
@@ -36,6 +38,9 @@ def contribute(config: ClientConfig) -> tuple[bytes, bytes]:
         size=config.pretrain.image_size,
     )
     cached = config.cache / cache_key(config, images)
+    if cached.is_dir() and not _can_be_contributed(cached):
+        log.warning("model %s was cached in a form this release cannot read: trained again", cached.name[:12])
+        shutil.rmtree(cached)
     if not cached.is_dir():
         _train_into(cached, config, images)
     return (cached / MANIFEST).read_bytes(), (cached / WEIGHTS).read_bytes()
@@ -51,6 +56,14 @@ def cache_key(config: ClientConfig, images: ImageSet) -> str:
         torch.__version__,
     )
     return sha256("\n".join(parts).encode())
+
+
+def _can_be_contributed(cached: Path) -> bool:
+    try:
+        decode_contribution((cached / MANIFEST).read_bytes(), (cached / WEIGHTS).read_bytes())
+    except ContributionError:
+        return False
+    return True
 
 
 def _train_into(folder: Path, config: ClientConfig, images: ImageSet) -> None:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from client.config import ClientConfig, DataConfig, PretrainConfig
-from client.contribute import HELD_OUT, cache_key, contribute, shuffle_classes
+from client.contribute import HELD_OUT, MANIFEST, cache_key, contribute, shuffle_classes
 from client.data import load_images
 from client.pretrain import augment
 from fedfree.architectures import Architecture
@@ -43,6 +43,14 @@ def test_asking_again_costs_no_training_and_gives_the_same_bytes(
     first = contribute(config)
     monkeypatch.setattr("client.contribute.pretrain", lambda *_, **__: pytest.fail("trained again"))
     assert contribute(config) == first
+
+
+def test_a_cached_model_that_cannot_be_decoded_is_trained_again(config: ClientConfig) -> None:
+    first = contribute(config)
+    (cached,) = config.cache.iterdir()
+    (cached / MANIFEST).write_bytes(b"of another release")
+    assert contribute(config) == first
+    assert [path.name for path in config.cache.iterdir()] == [cached.name]
 
 
 def test_the_same_seed_trains_the_same_model_and_another_does_not(config: ClientConfig) -> None:
