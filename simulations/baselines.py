@@ -48,17 +48,21 @@ def average_parameters(contributions: Sequence[Contribution]) -> Classifier | No
 def best_single_model(
     contributions: Sequence[Contribution],
     recipe: Recipe,
-    validation: ImageSet,
+    validations: Sequence[ImageSet],
     spec: EpisodeSpec,
     *,
     seed: int,
 ) -> Contribution:
-    """The contributed model with the highest mean accuracy on episodes of meta_val."""
-    episodes = [sample_episodes(validation.labels, spec, CHOICE_EPISODES, seed=seed)]
+    """The contributed model with the highest mean accuracy on episodes of each data set's meta_val."""
+    episodes = [sample_episodes(images.labels, spec, CHOICE_EPISODES, seed=seed) for images in validations]
 
     def mean_accuracy(contribution: Contribution) -> float:
-        inputs = to_input(validation.images, contribution.input)
-        return float(episode_accuracies(contribution.network(), recipe, inputs, episodes)[0].mean())
+        network = contribution.network()
+        accuracies = [
+            episode_accuracies(network, recipe, to_input(images.images, contribution.input), [drawn])[0]
+            for images, drawn in zip(validations, episodes, strict=True)
+        ]
+        return float(torch.cat(accuracies).mean())
 
     return max(contributions, key=mean_accuracy)
 

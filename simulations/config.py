@@ -1,11 +1,12 @@
 """What a simulated federation is configured with."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedfree.architectures import Architecture
+from fedfree.errors import ConfigError
 from fedfree.settings import Settings
 
 
@@ -13,7 +14,10 @@ class SimulationConfig(Settings):
     """One federation on one machine, from data set to report."""
 
     dataset: str = "glyphs"
-    """``glyphs``, ``omniglot``, ``cifar-fs``, or the path of an image folder or zip."""
+    """``glyphs``, ``omniglot``, ``cifar-fs``, or the path of an image folder or zip.
+
+    Several, separated by commas, are dealt to the organisations in turn.
+    """
     clients: Annotated[int, Field(ge=2, le=10_000)] = 12
     """Organisations."""
     classes_each: Annotated[int, Field(ge=2)] = 5
@@ -23,9 +27,11 @@ class SimulationConfig(Settings):
     partition: Literal["disjoint", "overlapping", "domain"] = "overlapping"
     """How the meta_train classes are dealt out."""
     architectures: tuple[Architecture, ...] = (Architecture(),)
-    """Of the contributed models, dealt out in turn."""
-    image_size: Annotated[int, Field(ge=16, le=512)] = 32
-    """Pixels a side."""
+    """Of the contributed models, dealt out in turn among the organisations of a data set."""
+    student: Architecture = Architecture()
+    """Of the meta-learner."""
+    image_size: Annotated[tuple[Annotated[int, Field(ge=16, le=512)], ...], Field(min_length=1)] = (32,)
+    """Pixels a side, dealt to the data sets in turn."""
     horizontal_flip: bool | None = None
     """Whether a mirrored image still shows the same class; without it, colour images only are mirrored."""
     epochs: Annotated[int, Field(ge=1)] = 12
@@ -37,7 +43,7 @@ class SimulationConfig(Settings):
     iterations: Annotated[int, Field(ge=1)] | None = None
     """Of the server; the preset's own number by default."""
     episodes: Annotated[int, Field(ge=2)] = 600
-    """Episodes of meta_test on which everything is compared."""
+    """Episodes of each data set's meta_test on which everything is compared."""
     n_way: Annotated[int, Field(ge=2)] = 5
     n_query: Annotated[int, Field(ge=1)] = 15
     """Query images a class and episode."""
@@ -50,6 +56,44 @@ class SimulationConfig(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     cache: Path = Path(".cache/fedfree")
     """Folder for data sets made or downloaded, and for trained models."""
+
+    @property
+    def datasets(self) -> dict[str, str]:
+        """What ``dataset`` lists: a short name for each to the name or path given."""
+        return {Path(each).name.removesuffix(".zip"): each for each in self._listed()}
+
+    def _listed(self) -> list[str]:
+        return [each.strip() for each in self.dataset.split(",")]
+
+    @model_validator(mode="after")
+    def _agree_on_the_datasets(self) -> Self:
+        listed = self._listed()
+        if not all(listed):
+            raise ConfigError(f"expected data sets separated by commas, got {self.dataset!r}")
+        if len(self.datasets) < len(listed):
+            raise ConfigError(f"data sets need different names, got {self.dataset!r}")
+        if self.clients < len(listed):
+            raise ConfigError(f"{self.clients} clients are too few for {len(listed)} data sets: use more")
+        if len(self.image_size) > len(listed):
+            raise ConfigError(
+                f"expected one image_size or one for each of {len(listed)} data sets, "
+                f"got {len(self.image_size)}"
+            )
+        return self
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _read_image_size(cls, value: object) -> object:
+        """``32`` and ``32,64,28`` as well as a list."""
+        if isinstance(value, str):
+            return tuple(value.split(","))
+        return (value,) if isinstance(value, int) else value
+
+    @field_validator("student", mode="before")
+    @classmethod
+    def _read_student(cls, value: object) -> object:
+        """``resnet18`` as well as a table."""
+        return Architecture.parse(value) if isinstance(value, str) else value
 
     @field_validator("architectures", mode="before")
     @classmethod

@@ -4,6 +4,7 @@
 what came out with the baselines on episodes of meta_test, which nothing has touched before.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from client.adapt import SHOTS, episode_accuracies, nearest_mean_accuracies, sam
 from client.config import ClientConfig, DataConfig, EvaluateConfig, PretrainConfig
 from client.data import ImageSet, list_classes, list_splits, load_images, to_input
 from fedfree.adaptation import Recipe
-from fedfree.architectures import Classifier, InputSpec
+from fedfree.architectures import Architecture, Classifier, InputSpec
 from fedfree.codec import Contribution, MetaLearner, decode_meta_learner
 from fedfree.episodes import Episode, EpisodeSpec
 from fedfree.errors import ConfigError, DataError
@@ -39,6 +40,30 @@ ORGANISATION_CLASSES = 10
 """New classes of each organisation, drawn from meta_test."""
 
 
+@dataclass(frozen=True)
+class Domain:
+    """One data set of a federation."""
+
+    name: str
+    source: Path
+    image_size: int
+    """Pixels a side, of its organisations' images."""
+
+
+def find_domains(config: SimulationConfig) -> list[Domain]:
+    """The data sets in the order in which they are dealt out, made or downloaded where they are missing.
+
+    Raises:
+        DataError: no such data set or path, or the download failed.
+    """
+    sources = {
+        name: resolve(each, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class)
+        for name, each in config.datasets.items()
+    }
+    sizes = itertools.cycle(config.image_size)
+    return [Domain(name, source.resolve(), next(sizes)) for name, source in sources.items()]
+
+
 def prepare(run: Path, config: SimulationConfig) -> None:
     """Write everything an engine needs into the run directory.
 
@@ -54,31 +79,14 @@ def prepare(run: Path, config: SimulationConfig) -> None:
         raise ConfigError(
             f"{run} holds another federation (see {existing}): choose another --out or remove it"
         )
-    source = resolve(
-        config.dataset, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class
-    ).resolve()
-    check_splits(source, config)
-    shares = partition(
-        list(list_classes(source, "meta_train")),
-        organisations=config.clients,
-        classes_each=config.classes_each,
-        how=config.partition,
-        seed=config.seed,
-    )
+    domains = find_domains(config)
+    for domain in domains:
+        check_splits(domain.source, config)
     (run / "organisations").mkdir(parents=True, exist_ok=True)
-    new_classes = partition(
-        list(list_classes(source, "meta_test")),
-        organisations=config.clients,
-        classes_each=min(max(ORGANISATION_CLASSES, config.n_way), len(list_classes(source, "meta_test"))),
-        how="overlapping",
-        seed=derive_seed(config.seed, "new classes"),
-    )
-    for index, (classes, new) in enumerate(zip(shares, new_classes, strict=True)):
-        organisation = organisation_config(config, source, index, classes, new)
+    for index, organisation in enumerate(organisation_configs(config, domains)):
         write_durably(run / "organisations" / f"{index}.toml", organisation.to_toml().encode())
     write_durably(run / "server.toml", server_config(config).to_toml().encode())
     write_durably(existing, text)
-    (run / "events.jsonl").unlink(missing_ok=True)
 
 
 def check_splits(source: Path, config: SimulationConfig) -> None:
@@ -100,28 +108,68 @@ def check_splits(source: Path, config: SimulationConfig) -> None:
             )
 
 
-def organisation_config(
+def organisation_configs(config: SimulationConfig, domains: Sequence[Domain]) -> list[ClientConfig]:
+    """What each organisation would write itself: data sets in turn, architectures in turn within each."""
+    count = len(domains)
+    shares = [
+        _deal_classes(config, domain.source, organisations=len(range(place, config.clients, count)))
+        for place, domain in enumerate(domains)
+    ]
+    configs = []
+    for index in range(config.clients):
+        turn, place = divmod(index, count)
+        architecture = config.architectures[turn % len(config.architectures)]
+        configs.append(_organisation(config, index, domains[place], architecture, *shares[place][turn]))
+    return configs
+
+
+def _deal_classes(
+    config: SimulationConfig, source: Path, *, organisations: int
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Each organisation's own classes of meta_train, and its new classes of meta_test."""
+    own = partition(
+        list(list_classes(source, "meta_train")),
+        organisations=organisations,
+        classes_each=config.classes_each,
+        how=config.partition,
+        seed=config.seed,
+    )
+    candidates = list(list_classes(source, "meta_test"))
+    new = partition(
+        candidates,
+        organisations=organisations,
+        classes_each=min(max(ORGANISATION_CLASSES, config.n_way), len(candidates)),
+        how="overlapping",
+        seed=derive_seed(config.seed, "new classes"),
+    )
+    return list(zip(own, new, strict=True))
+
+
+def _organisation(
     config: SimulationConfig,
-    source: Path,
     index: int,
+    domain: Domain,
+    architecture: Architecture,
     classes: tuple[str, ...],
     new_classes: tuple[str, ...],
 ) -> ClientConfig:
-    """What the organisation with this index would write itself."""
     return ClientConfig(
         data=DataConfig(
-            source=source, split="meta_train", classes=classes, images_per_class=config.images_per_class
+            source=domain.source,
+            split="meta_train",
+            classes=classes,
+            images_per_class=config.images_per_class,
         ),
         pretrain=PretrainConfig(
-            architecture=config.architectures[index % len(config.architectures)],
-            image_size=config.image_size,
+            architecture=architecture,
+            image_size=domain.image_size,
             horizontal_flip=config.horizontal_flip,
             epochs=config.epochs,
             min_steps=config.min_steps,
             threads=config.threads,
         ),
         evaluate=EvaluateConfig(
-            data=DataConfig(source=source, split="meta_test", classes=new_classes),
+            data=DataConfig(source=domain.source, split="meta_test", classes=new_classes),
             n_way=config.n_way,
             n_query=config.n_query,
             episodes=ORGANISATION_EPISODES,
@@ -139,6 +187,7 @@ def server_config(config: SimulationConfig) -> ServerConfig:
         "device": config.device,
         "threads": config.threads,
         "collect": {"organisations": config.clients},
+        "architecture": config.student,
     }
     if config.iterations is not None:
         changes["iterations"] = config.iterations
@@ -160,26 +209,42 @@ class Comparison:
     """Name to fractions [episodes]; ``meta_learner`` and the baselines there are."""
 
 
-def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> list[Comparison]:
-    """Meta-learner and baselines on the same episodes of meta_test, with the same recipe."""
+def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[str, list[Comparison]]:
+    """Meta-learner and baselines on the same episodes of meta_test, with the same recipe.
+
+    Returns:
+        For each data set, by name, a comparison for each kind of episode; no episode mixes data sets.
+    """
     directory = RunDirectory(run)
     meta_learner = decode_meta_learner(directory.manifest.read_bytes(), directory.weights.read_bytes())
     store = directory.store()
     contributions = [store.contribution(identity) for identity in store.ids(ACCEPTED)]
-    source = ClientConfig.read(run / "organisations" / "0.toml").data.source
-    validation, test = (load_images(source, split=split, size=config.image_size) for split in SPLITS[1:])
+    domains = find_domains(config)
     specs = [EpisodeSpec(config.n_way, n_shot, config.n_query) for n_shot in SHOTS]
-    competitors = _competitors(meta_learner, contributions, validation, specs[0], config.seed)
-    episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]
-    accuracies: dict[str, list[Tensor]] = {}
-    for name, measure in competitors.items():
-        on_event(Event("evaluate", "progress", {"done": len(accuracies), "of": len(competitors)}))
-        accuracies[name] = measure(test, episodes)
+    validations = [_load(domain, "meta_val") for domain in domains]
+    competitors = _competitors(meta_learner, contributions, validations, specs[0], config.seed)
+    comparisons = {}
+    for place, domain in enumerate(domains):
+        test = _load(domain, "meta_test")
+        episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]
+        accuracies: dict[str, list[Tensor]] = {}
+        for name, measure in competitors.items():
+            counts = {
+                "done": place * len(competitors) + len(accuracies),
+                "of": len(domains) * len(competitors),
+            }
+            on_event(Event("evaluate", "progress", counts))
+            accuracies[name] = measure(test, episodes)
+        comparisons[domain.name] = [
+            Comparison(spec, {name: each[position] for name, each in accuracies.items()})
+            for position, spec in enumerate(specs)
+        ]
     on_event(Event("evaluate", "finished"))
-    return [
-        Comparison(spec, {name: each[position] for name, each in accuracies.items()})
-        for position, spec in enumerate(specs)
-    ]
+    return comparisons
+
+
+def _load(domain: Domain, split: str) -> ImageSet:
+    return load_images(domain.source, split=split, size=domain.image_size)
 
 
 Measure = Callable[[ImageSet, Sequence[Sequence[Episode]]], list[Tensor]]
@@ -188,7 +253,7 @@ Measure = Callable[[ImageSet, Sequence[Sequence[Episode]]], list[Tensor]]
 def _competitors(
     meta_learner: MetaLearner,
     contributions: Sequence[Contribution],
-    validation: ImageSet,
+    validations: Sequence[ImageSet],
     choice: EpisodeSpec,
     seed: int,
 ) -> dict[str, Measure]:
@@ -200,7 +265,7 @@ def _competitors(
             network, recipe, to_input(images.images, input), episodes
         )
 
-    best = baselines.best_single_model(contributions, recipe, validation, choice, seed=seed)
+    best = baselines.best_single_model(contributions, recipe, validations, choice, seed=seed)
     average = baselines.average_parameters(contributions)
     competitors = {
         "meta_learner": measured(meta_learner.network(), meta_learner.input),

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -344,11 +344,21 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for name in result["few_shot"]:
         table.add_column(task_label(name), justify="right", no_wrap=True)
         table.add_column("gain", justify="right", no_wrap=True)
-    for row in comparison(result):
+    domains = result.get("domains", {})
+    for title, part in {"all data sets": result, **domains}.items() if domains else [("", result)]:
+        _add_rows(table, title, comparison(part))
+    return table
+
+
+def _add_rows(table: Table, title: str, rows: Sequence[Row]) -> None:
+    """The comparison on one data set, beneath its name where there are several."""
+    if title:
+        table.add_section()
+        table.add_row(Text(_clean(title), style="italic cyan"))
+    for row in rows:
         style = {"meta_learner": "bold", REFERENCE: "dim"}.get(row.key)
         cells = [cell for score in row.scores for cell in _cells(score)]
         table.add_row(Text(_clean(row.label)), *cells, style=style)
-    return table
 
 
 def _cells(score: Score | None) -> tuple[Text, Text]:
@@ -369,7 +379,8 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
 
 def _episodes(result: Mapping[str, Any]) -> str:
     counts = {measured["episodes"] for measured in result["few_shot"].values()}
-    return f"{' and '.join(f'{count:,}' for count in sorted(counts))} episodes each"
+    mixed = ", an equal share of each data set" if result.get("domains") else ""
+    return f"{' and '.join(f'{count:,}' for count in sorted(counts))} episodes each{mixed}"
 
 
 def _transductive(result: Mapping[str, Any]) -> str:

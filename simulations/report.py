@@ -123,7 +123,8 @@ def _context(run: Path) -> dict[str, Any]:
     rows = comparison(result)
     return {
         "result": result,
-        "dataset": Path(result["dataset"]).name,
+        "dataset": ", ".join(Path(each.strip()).name for each in result["dataset"].split(",")),
+        "domains": {name: comparison(each) for name, each in result.get("domains", {}).items()},
         "tasks": [task_label(name) for name in result["few_shot"]],
         "rows": rows,
         "reference": REFERENCE,
@@ -232,14 +233,18 @@ def curves(events: Iterable[Event]) -> list[Curve]:
             continue
         iteration = int(event.values["iteration"])
         if iteration <= last:
-            # The log of a run that was started again holds the earlier attempt too.
-            series.clear()
+            # The log of a run that was started again holds what was lost of the earlier attempt too.
+            series = {key: _before(iteration, values) for key, values in series.items()}
         last = iteration
         for key, value in event.values.items():
             if key not in ("iteration", "of") and not isinstance(value, str) and math.isfinite(value):
                 series.setdefault(key, {})[iteration] = float(value)
     order = [key for key in LEARNING if key in series] + [key for key in series if key not in LEARNING]
     return [_curve(key, series[key]) for key in order]
+
+
+def _before(iteration: int, values: Mapping[int, float]) -> dict[int, float]:
+    return {place: value for place, value in values.items() if place < iteration}
 
 
 def _curve(key: str, values: Mapping[int, float]) -> Curve:

@@ -1,11 +1,9 @@
 """``result.json``: everything a run of a simulated federation found, as one value."""
 
-import itertools
 import json
-import os
-import platform
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from fedfree.errors import ContributionError
 from server.events import Event
 from server.run_directory import RunDirectory
 from server.store import ACCEPTED, QUARANTINED, write_durably
+from simulations import facts
 from simulations.config import SimulationConfig
 from simulations.federation import Comparison
 
@@ -28,33 +27,64 @@ BASELINE_NOTES = {
     ),
     "best_single_model": "chosen on episodes of meta_val",
 }
+ONE_FOR_ALL_NOTE = "one for all data sets, chosen by its mean accuracy on episodes of each one's meta_val"
 
 UNKNOWN_FACTS: dict[str, object] = {"architecture": None, "classes": None, "privacy": None}
 
 
 def write_result(
-    run: Path, config: SimulationConfig, comparisons: Sequence[Comparison], seconds: Mapping[str, float]
+    run: Path,
+    config: SimulationConfig,
+    domains: Mapping[str, Sequence[Comparison]],
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write ``result.json`` and return it; accuracies and gains are in percent."""
+    """Write ``result.json`` and return it; accuracies and gains are in percent.
+
+    Args:
+        domains: name of each data set to its comparisons. With several, ``few_shot`` and ``baselines``
+            pool their episodes, and ``domains`` holds each one's own.
+        seconds: by stage, of this start of the run.
+    """
     directory = RunDirectory(run)
     events = directory.read_events()
+    spent = learning(events)
+    several = len(domains) > 1
+    own = {"domains": {name: _accuracies(each) for name, each in domains.items()}} if several else {}
     result: dict[str, Any] = {
-        "few_shot": {each.spec.name: _few_shot(each) for each in comparisons},
-        "baselines": _baselines(comparisons),
-        "baseline_notes": BASELINE_NOTES,
+        **_accuracies([_pool(alike) for alike in zip(*domains.values(), strict=True)]),
+        **own,
+        "baseline_notes": BASELINE_NOTES | ({"best_single_model": ONE_FOR_ALL_NOTE} if several else {}),
         "contributions": _contributions(directory, events),
         "organisations": _organisations(directory),
-        "recovery": _recovery(events),
-        "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+        "recovery": {"images": spent.images, "seconds": round(sum(spent.recovery.values()), 2)},
+        "seconds": {
+            stage: round(value, 2)
+            for stage, value in {**seconds, "learn": sum(spent.iterations.values())}.items()
+        },
         "dataset": config.dataset,
         "preset": config.preset,
         "engine": config.engine,
         "seed": config.seed,
-        "versions": {name: version(name) for name in ("fedfree", "torch", "torchvision", "flwr")},
-        "hardware": _hardware(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": facts.commit(),
+        "versions": facts.versions(),
+        "hardware": facts.hardware(),
     }
     write_durably(run / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result
+
+
+def _pool(alike: Sequence[Comparison]) -> Comparison:
+    """The same kind of episodes of several data sets, one after the other."""
+    names = alike[0].accuracies
+    return Comparison(
+        alike[0].spec, {name: torch.cat([each.accuracies[name] for each in alike]) for name in names}
+    )
+
+
+def _accuracies(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    few_shot = {each.spec.name: _few_shot(each) for each in comparisons}
+    return {"few_shot": few_shot, "baselines": _baselines(comparisons)}
 
 
 def _few_shot(comparison: Comparison) -> dict[str, object]:
@@ -87,10 +117,14 @@ def _baseline(comparison: Comparison, name: str) -> dict[str, float]:
 def _contributions(directory: RunDirectory, events: Sequence[Event]) -> list[dict[str, object]]:
     """Every contribution with what was decided about it, and every organisation that sent none."""
     store = directory.store()
-    collected = [event.values for event in events if event.stage == "collect" and "node" in event.values]
-    ordinals = {node: rank for rank, node in enumerate(sorted({values["node"] for values in collected}))}
+    answers = {
+        event.values["node"]: event for event in events if event.stage == "collect" and "node" in event.values
+    }
+    ordinals = {node: rank for rank, node in enumerate(sorted(answers))}
     senders = {
-        values["contribution"]: ordinals[values["node"]] for values in collected if "contribution" in values
+        answer.values["contribution"]: ordinals[node]
+        for node, answer in answers.items()
+        if "contribution" in answer.values
     }
     described = []
     for place in (ACCEPTED, QUARANTINED):
@@ -98,10 +132,10 @@ def _contributions(directory: RunDirectory, events: Sequence[Event]) -> list[dic
             reason = store.reason(identity) if place == QUARANTINED else ""
             entry = {"organisation": senders.get(identity), "id": identity, "state": place, "reason": reason}
             described.append(entry | _manifest_facts(*store.read(identity)))
-    for event in events:
-        if (event.stage, event.kind) == ("collect", "failed"):
-            failed = {"organisation": ordinals[event.values["node"]], "id": None, "state": "failed"}
-            described.append(failed | {"reason": event.values["reason"]} | UNKNOWN_FACTS)
+    for node, answer in answers.items():
+        if answer.kind == "failed":
+            failed = {"organisation": ordinals[node], "id": None, "state": "failed"}
+            described.append(failed | {"reason": answer.values["reason"]} | UNKNOWN_FACTS)
     return sorted(described, key=lambda entry: (entry["organisation"] is None, entry["organisation"]))
 
 
@@ -127,18 +161,31 @@ def _manifest_facts(manifest: bytes, weights: bytes) -> dict[str, object]:
     }
 
 
-def _recovery(events: Sequence[Event]) -> dict[str, float]:
-    """Images recovered over the whole run, and the seconds that inversion alone took."""
-    learning = [event for event in events if event.stage == "learn"]
-    seconds = sum(
-        after.time - before.time
-        for before, after in itertools.pairwise(learning)
-        if after.kind == "recovered"
-    )
-    images = [int(event.values["images"]) for event in learning if event.kind == "recovered"]
-    return {"images": images[-1], "seconds": round(seconds, 2)}
+@dataclass
+class Learning:
+    """What the learn stage did and took, whatever number of starts it needed."""
+
+    images: int = 0
+    """Recovered over the whole run."""
+    recovery: dict[int, float] = field(default_factory=dict)
+    """Iteration to the seconds of its inversion."""
+    iterations: dict[int, float] = field(default_factory=dict)
+    """Iteration to its seconds."""
 
 
-def _hardware() -> dict[str, object]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
+def learning(events: Iterable[Event]) -> Learning:
+    """Each iteration counts once, as it was done last: a run may have been killed and started again."""
+    spent, since, recovered = Learning(), 0.0, 0.0
+    for event in events:
+        if event.stage != "learn":
+            continue
+        if event.kind == "started":
+            since = event.time
+        elif event.kind == "recovered":
+            spent.images, recovered = int(event.values["images"]), event.time
+        elif event.kind == "progress":
+            iteration = int(event.values["iteration"])
+            spent.recovery[iteration] = recovered - since
+            spent.iterations[iteration] = event.time - since
+            since = event.time
+    return spent

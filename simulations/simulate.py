@@ -1,0 +1,32 @@
+"""One whole federation: prepared, run, evaluated and written down."""
+
+from pathlib import Path
+from typing import Any
+
+from server.events import Event
+from server.run_directory import RunDirectory
+from server.store import write_durably
+from simulations import federation
+from simulations.config import SimulationConfig
+from simulations.pictures import synthetic_picture
+from simulations.progress import Progress
+from simulations.report import write_report
+from simulations.result import write_result
+
+
+def simulate(run: Path, config: SimulationConfig, *, command: str) -> dict[str, Any]:
+    """Run a federation into its directory with the progress shown, and return what ``result.json`` holds.
+
+    Args:
+        command: the command line that makes this run, for the report.
+    """
+    with Progress() as progress:
+        progress(Event("prepare", "started"))
+        federation.prepare(run, config)
+        write_durably(run / "command.txt", f"{command}\n".encode())
+        federation.run_engine(run, config, on_event=progress)
+        comparisons = federation.evaluate(run, config, on_event=progress)
+    result = write_result(run, config, comparisons, progress.seconds)
+    synthetic_picture(RunDirectory(run).read_recovered(), run / "synthetic.png")
+    write_report(run)
+    return result
