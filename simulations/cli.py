@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fedfree.cli import make_app, run_app
 from simulations import federation
+from simulations.benchmarks.cli import bench
 from simulations.options import (
     Architectures,
     Cache,
@@ -40,6 +41,7 @@ app = make_app(
     "fedfree-sim",
     "Simulate whole federations on this machine: organisations, server, baselines and report.",
 )
+app.add_typer(bench)
 
 
 @app.command()

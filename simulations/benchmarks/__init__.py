@@ -1,0 +1,1 @@
+"""Measurements that end in a table: each writes JSON, Markdown and plots beside what it printed."""

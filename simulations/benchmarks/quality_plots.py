@@ -1,0 +1,98 @@
+"""The cases of ``bench quality`` as pictures."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from simulations.benchmarks.quality import Measured, growth
+from simulations.progress import BASELINES, REFERENCE, Score, task_label
+
+OURS = "#0f766e"
+OTHERS = {
+    "random_init": {"marker": "x", "color": "#8a929c"},
+    "best_single_model": {"marker": "s", "color": "#5b636e"},
+    REFERENCE: {"marker": "D", "color": "#b45309", "markerfacecolor": "none"},
+}
+"""Baselines that are drawn, each told apart by its shape too."""
+
+
+def plots(measured: Sequence[Measured]) -> dict[str, Figure]:
+    """Every picture the measured cases allow, by file name."""
+    figures = {"quality": case_plot(measured)}
+    if len(growth(measured)) > 1:
+        figures["quality-growth"] = growth_plot(growth(measured))
+    return figures
+
+
+def case_plot(measured: Sequence[Measured]) -> Figure:
+    """One row a case, one panel a kind of episode: means with 95 % intervals, and a dot for each seed."""
+    tasks = measured[0].tasks
+    figure = Figure(figsize=(5.5 * len(tasks), 1.6 + 0.45 * len(measured)), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        _prepare(axes, task)
+        for row, each in enumerate(measured):
+            seeds = each.accuracies(task)
+            axes.plot(seeds, [row - 0.22] * len(seeds), ".", color=OURS, alpha=0.5, markersize=5)
+            _interval(axes, "meta-learner", each.score(task), row, first=row == 0)
+            for name, style in OTHERS.items():
+                score = each.baseline(name, task)
+                if score is not None:
+                    axes.plot(score.mean, row, linestyle="", label=_label(name, row == 0), **style)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_xlabel("accuracy in %")
+    panels[0].set_yticks(range(len(measured)), [f"{each.case} ({each.models():g})" for each in measured])
+    panels[0].set_ylim(len(measured) - 0.5, -0.6)
+    _legend(figure, panels[0])
+    return figure
+
+
+def growth_plot(curve: Sequence[Measured]) -> Figure:
+    """Accuracy by the number of models, one panel a kind of episode, with 95 % intervals."""
+    tasks = curve[0].tasks
+    models = [each.models() for each in curve]
+    figure = Figure(figsize=(5.5 * len(tasks), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        _prepare(axes, task)
+        scores = [each.score(task) for each in curve]
+        axes.errorbar(
+            models,
+            [score.mean for score in scores],
+            yerr=[score.ci95 for score in scores],
+            marker="o",
+            color=OURS,
+            capsize=3,
+            label="meta-learner",
+        )
+        for name, style in OTHERS.items():
+            others = [each.baseline(name, task) for each in curve]
+            drawn = [(count, each.mean) for count, each in zip(models, others, strict=True) if each]
+            axes.plot(*zip(*drawn, strict=True), linestyle=":", label=_label(name, True), **style)
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_xlabel("models in the pool")
+        axes.set_xticks(models, [f"{count:g}" for count in models])
+    panels[0].set_ylabel("accuracy in %")
+    _legend(figure, panels[0])
+    return figure
+
+
+def _prepare(axes: Axes, task: str) -> None:
+    axes.set_title(task_label(task))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _interval(axes: Axes, name: str, score: Score, row: int, *, first: bool) -> None:
+    axes.errorbar(
+        score.mean, row, xerr=score.ci95, marker="o", color=OURS, capsize=3, label=name if first else None
+    )
+
+
+def _label(name: str, is_first: bool) -> str | None:
+    return BASELINES[name].partition(" (")[0] if is_first else None
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)

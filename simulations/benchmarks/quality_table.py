@@ -1,0 +1,176 @@
+"""The cases of ``bench quality`` as a table, with what may be concluded from them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from simulations.benchmarks.output import Table
+from simulations.benchmarks.quality import DEFAULT, DOMAINS, Measured, Run, growth
+from simulations.options import run_command
+from simulations.progress import BASELINES, REFERENCE, Score, duration, task_label
+
+MARGIN = 2.0
+"""Points that another kind of pool may be below its reference."""
+BEST = "best_single_model"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A sentence about two or more cases, with whether it holds."""
+
+    claim: str
+    holds: bool
+
+    def __str__(self) -> str:
+        return f"{self.claim}: {'yes' if self.holds else 'NO'}"
+
+
+def checks(measured: Sequence[Measured]) -> list[Check]:
+    """The comparisons that the measured cases allow."""
+    by_case = {each.case: each for each in measured}
+    found = []
+    for case in ("architectures", "groupnorm"):
+        if {case, DEFAULT} <= by_case.keys():
+            found += _no_worse(by_case[case], by_case[DEFAULT])
+    for case, alone in by_case.items():
+        domain = case.removeprefix("domain-")
+        if DOMAINS in by_case and domain in by_case[DOMAINS].domains:
+            found += _no_worse(by_case[DOMAINS], alone, domain)
+    return found + _rising(growth(measured))
+
+
+def _no_worse(case: Measured, reference: Measured, domain: str | None = None) -> list[Check]:
+    where = f" on {domain}" if domain else ""
+    found = []
+    for task in case.tasks:
+        difference = case.score(task, domain).mean - reference.score(task).mean
+        claim = (
+            f"{case.case} at most {MARGIN:g} points below {reference.case}{where}, {task_label(task)} "
+            f"({difference:+.1f})"
+        )
+        found.append(Check(claim, difference >= -MARGIN))
+    return found
+
+
+def _rising(curve: Sequence[Measured]) -> list[Check]:
+    found = []
+    for task in curve[0].tasks if len(curve) > 1 else ():
+        means = [each.score(task).mean for each in curve]
+        steps = ", ".join(
+            f"{each.models():g} models {mean:.1f}" for each, mean in zip(curve, means, strict=True)
+        )
+        claim = f"accuracy rises with the pool, {task_label(task)} ({steps})"
+        found.append(Check(claim, all(before < after for before, after in pairwise(means))))
+    return found
+
+
+COLUMNS = (
+    "case",
+    "models",
+    "shots",
+    "meta-learner",
+    "each seed",
+    *(BASELINES[name].partition(" (")[0] for name in ("random_init", BEST)),
+    "gain over best single",
+    "side by side (reference)",
+    "server min",
+)
+
+
+def table(measured: Sequence[Measured]) -> Table:
+    """One row for each case and kind of episode, and for each data set where there are several."""
+    rows = []
+    for each in measured:
+        for domain in (None, *each.domains):
+            rows += [_row(each, task, domain) for task in each.tasks]
+    notes = [_provenance(each) for each in measured] + [str(check) for check in checks(measured)]
+    return Table(COLUMNS, tuple(rows), tuple(notes))
+
+
+def _row(measured: Measured, task: str, domain: str | None) -> tuple[str, ...]:
+    best = measured.baseline(BEST, task, domain)
+    return (
+        f"{measured.case}: {domain}" if domain else measured.case,
+        f"{measured.models():g}",
+        task_label(task),
+        measured.score(task, domain).accuracy,
+        ", ".join(f"{value:.1f}" for value in measured.accuracies(task, domain)),
+        _accuracy(measured.baseline("random_init", task, domain)),
+        _accuracy(best),
+        best.gained if best else "",
+        _accuracy(measured.baseline(REFERENCE, task, domain)),
+        f"{measured.server_minutes():.1f}",
+    )
+
+
+def _accuracy(score: Score | None) -> str:
+    return score.accuracy if score else ""
+
+
+def _provenance(measured: Measured) -> str:
+    """Command, seeds, commit, hardware and time of a case."""
+    runs = measured.runs
+    seeds = ", ".join(str(run.config.seed) for run in runs)
+    folder = runs[0].folder.parent / "S"
+    command = run_command(folder, measured.config.model_copy(update={"seed": 0}))
+    commits = sorted({str(run.result["commit"] or "unknown") for run in runs})
+    machines = sorted({_machine(run) for run in runs})
+    dates = sorted({str(run.result["finished"])[:10] for run in runs})
+    total = sum(sum(run.result["seconds"].values()) for run in runs)
+    return (
+        f"{measured.case}: `{command} --seed S`, seeds {seeds}, commit {', '.join(commits)}, "
+        f"{'; '.join(machines)}, {', '.join(dates)}, {duration(total)} in all"
+    )
+
+
+def _machine(run: Run) -> str:
+    hardware = run.result["hardware"]
+    gpu = hardware["gpu"] if run.config.device != "cpu" else None
+    return f"{hardware['cores']} cores of {hardware['cpu']}, {run.config.threads} threads, {gpu or 'no GPU'}"
+
+
+def values(measured: Sequence[Measured], *, command: str) -> dict[str, object]:
+    """Everything the table shows, as numbers."""
+    return {
+        "benchmark": "quality",
+        "command": command,
+        "rows": [_case_values(each) for each in measured],
+        "checks": [{"claim": check.claim, "holds": check.holds} for check in checks(measured)],
+    }
+
+
+def _case_values(measured: Measured) -> dict[str, object]:
+    domains = {domain: _accuracy_values(measured, domain) for domain in measured.domains}
+    return {
+        "case": measured.case,
+        "models": measured.models(),
+        "seeds": [run.config.seed for run in measured.runs],
+        **_accuracy_values(measured, None),
+        **({"domains": domains} if domains else {}),
+        "server_minutes": round(measured.server_minutes(), 2),
+        "runs": [_run_values(run) for run in measured.runs],
+    }
+
+
+def _accuracy_values(measured: Measured, domain: str | None) -> dict[str, Any]:
+    few_shot = {
+        task: _score_values(measured.score(task, domain)) | {"seeds": measured.accuracies(task, domain)}
+        for task in measured.tasks
+    }
+    baselines = {name: _baseline_values(measured, name, domain) for name in BASELINES}
+    return {"few_shot": few_shot, "baselines": {name: each for name, each in baselines.items() if each}}
+
+
+def _baseline_values(measured: Measured, name: str, domain: str | None) -> dict[str, Any]:
+    scores = {task: measured.baseline(name, task, domain) for task in measured.tasks}
+    return {task: _score_values(score) for task, score in scores.items() if score is not None}
+
+
+def _score_values(score: Score) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in asdict(score).items() if value is not None}
+
+
+def _run_values(run: Run) -> dict[str, object]:
+    kept = ("seed", "seconds", "commit", "finished", "hardware", "versions")
+    return {"command": run_command(run.folder, run.config)} | {name: run.result[name] for name in kept}
