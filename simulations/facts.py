@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,8 +23,12 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
+@cache
 def commit() -> str | None:
-    """The abbreviated commit of these sources, ``-dirty`` where files differ; None outside a clone."""
+    """The abbreviated commit of these sources, ``-dirty`` where files differ; None outside a clone.
+
+    As of the first call: what a process runs is what it found when it started.
+    """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

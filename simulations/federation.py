@@ -224,22 +224,20 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     validations = [_load(domain, "meta_val") for domain in domains]
     competitors = _competitors(meta_learner, contributions, validations, specs[0], config.seed)
     comparisons = {}
-    for place, domain in enumerate(domains):
+    done, of = 0, len(domains) * len(competitors)
+    for domain in domains:
         test = _load(domain, "meta_test")
         episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]
         accuracies: dict[str, list[Tensor]] = {}
         for name, measure in competitors.items():
-            counts = {
-                "done": place * len(competitors) + len(accuracies),
-                "of": len(domains) * len(competitors),
-            }
-            on_event(Event("evaluate", "progress", counts))
+            on_event(Event("evaluate", "progress", {"done": done, "of": of}))
             accuracies[name] = measure(test, episodes)
+            done += 1
         comparisons[domain.name] = [
             Comparison(spec, {name: each[position] for name, each in accuracies.items()})
             for position, spec in enumerate(specs)
         ]
-    on_event(Event("evaluate", "finished"))
+    on_event(Event("evaluate", "finished", {"done": done, "of": of}))
     return comparisons
 
 

@@ -37,13 +37,16 @@ def write_result(
     config: SimulationConfig,
     domains: Mapping[str, Sequence[Comparison]],
     seconds: Mapping[str, float],
+    *,
+    commit: str | None,
 ) -> dict[str, Any]:
     """Write ``result.json`` and return it; accuracies and gains are in percent.
 
     Args:
         domains: name of each data set to its comparisons. With several, ``few_shot`` and ``baselines``
             pool their episodes, and ``domains`` holds each one's own.
-        seconds: by stage, of this start of the run.
+        seconds: by stage, of this start of the run; learning counts over all its starts.
+        commit: of the sources that ran.
     """
     directory = RunDirectory(run)
     events = directory.read_events()
@@ -66,7 +69,7 @@ def write_result(
         "engine": config.engine,
         "seed": config.seed,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": facts.commit(),
+        "commit": commit,
         "versions": facts.versions(),
         "hardware": facts.hardware(),
     }

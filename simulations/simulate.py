@@ -6,7 +6,7 @@ from typing import Any
 from server.events import Event
 from server.run_directory import RunDirectory
 from server.store import write_durably
-from simulations import federation
+from simulations import facts, federation
 from simulations.config import SimulationConfig
 from simulations.pictures import synthetic_picture
 from simulations.progress import Progress
@@ -20,13 +20,14 @@ def simulate(run: Path, config: SimulationConfig, *, command: str) -> dict[str, 
     Args:
         command: the command line that makes this run, for the report.
     """
+    commit = facts.commit()
     with Progress() as progress:
         progress(Event("prepare", "started"))
         federation.prepare(run, config)
         write_durably(run / "command.txt", f"{command}\n".encode())
         federation.run_engine(run, config, on_event=progress)
         comparisons = federation.evaluate(run, config, on_event=progress)
-    result = write_result(run, config, comparisons, progress.seconds)
+    result = write_result(run, config, comparisons, progress.seconds, commit=commit)
     synthetic_picture(RunDirectory(run).read_recovered(), run / "synthetic.png")
     write_report(run)
     return result

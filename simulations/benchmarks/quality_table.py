@@ -33,10 +33,9 @@ def checks(measured: Sequence[Measured]) -> list[Check]:
     for case in ("architectures", "groupnorm"):
         if {case, DEFAULT} <= by_case.keys():
             found += _no_worse(by_case[case], by_case[DEFAULT])
-    for case, alone in by_case.items():
-        domain = case.removeprefix("domain-")
-        if DOMAINS in by_case and domain in by_case[DOMAINS].domains:
-            found += _no_worse(by_case[DOMAINS], alone, domain)
+    for domain in by_case[DOMAINS].domains if DOMAINS in by_case else ():
+        if f"domain-{domain}" in by_case:
+            found += _no_worse(by_case[DOMAINS], by_case[f"domain-{domain}"], domain)
     return found + _rising(growth(measured))
 
 
@@ -127,7 +126,8 @@ def _provenance(measured: Measured) -> str:
 def _machine(run: Run) -> str:
     hardware = run.result["hardware"]
     gpu = hardware["gpu"] if run.config.device != "cpu" else None
-    return f"{hardware['cores']} cores of {hardware['cpu']}, {run.config.threads} threads, {gpu or 'no GPU'}"
+    threads = f"{run.config.threads} thread{'s' if run.config.threads > 1 else ''}"
+    return f"{hardware['cores']} cores of {hardware['cpu']}, {threads}, {gpu or 'no GPU'}"
 
 
 def values(measured: Sequence[Measured], *, command: str) -> dict[str, object]:

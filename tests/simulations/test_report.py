@@ -272,6 +272,11 @@ def test_curves_show_the_last_attempt_only() -> None:
     assert again == 4
 
 
+def test_curves_of_a_run_that_was_continued_are_whole() -> None:
+    (points,) = {len(curve.points) for curve in curves(learn_events(9) + learn_events(12)[7:])}
+    assert points == 12
+
+
 def test_curves_leave_out_what_is_no_number() -> None:
     events = [Event("learn", "progress", {"iteration": i, "of": 3, "loss": float("nan")}) for i in (1, 2)]
     events.append(Event("learn", "progress", {"iteration": 3, "of": 3, "loss": 5.0}))
