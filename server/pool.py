@@ -1,7 +1,7 @@
 """The pool: accepted contributions as networks, loaded when they are needed."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,14 +34,21 @@ class Member:
 
 
 class Pool:
-    """Members by id, in sorted order; the most recently used networks stay in memory."""
+    """Members by id, all that were accepted or some; the most recently used networks stay in memory."""
 
-    def __init__(self, store: Store, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        ids: Sequence[str] | None = None,
+    ) -> None:
         self._store = store
         self.device = device
         self.dtype = dtype
         self._cache: OrderedDict[int, Member] = OrderedDict()
-        self.ids = store.ids(ACCEPTED)
+        self.ids = store.ids(ACCEPTED) if ids is None else list(ids)
 
     def __len__(self) -> int:
         return len(self.ids)

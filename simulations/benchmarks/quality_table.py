@@ -130,11 +130,9 @@ def _machine(run: Run) -> str:
     return f"{hardware['cores']} cores of {hardware['cpu']}, {threads}, {gpu or 'no GPU'}"
 
 
-def values(measured: Sequence[Measured], *, command: str) -> dict[str, object]:
+def values(measured: Sequence[Measured]) -> dict[str, object]:
     """Everything the table shows, as numbers."""
     return {
-        "benchmark": "quality",
-        "command": command,
         "rows": [_case_values(each) for each in measured],
         "checks": [{"claim": check.claim, "holds": check.holds} for check in checks(measured)],
     }

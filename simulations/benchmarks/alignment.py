@@ -1,0 +1,175 @@
+"""Whether the sequential path aligns the tasks' gradients (FREE, Figure 5), and the accuracy that it buys.
+
+Two ways to learn from the same models with the same number of gradients: one path through the tasks of
+an iteration, one after the other; or every task from the same point, their steps added up. The cosine
+between the tasks' gradients where an iteration starts is measured for both.
+"""
+
+import copy
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from client.adapt import SHOTS, episode_accuracies, sample_episodes
+from client.data import load_images, to_input
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Classifier
+from fedfree.compute import use_cpu
+from fedfree.episodes import Accuracy, EpisodeSpec, mean_and_ci95
+from server.config import ServerConfig
+from server.learner import Learner
+from server.meta_learn import DistillationTask, recovered_tasks, task_loss
+from server.pipeline import choose_device
+from server.pool import Pool
+from server.precision import parameter_dtype
+from server.store import Store
+from simulations.benchmarks.output import Table
+from simulations.benchmarks.pools import make_pool
+from simulations.config import SimulationConfig
+from simulations.federation import find_domains, server_config
+
+SEQUENTIAL, PARALLEL = "one after the other", "all from the same point"
+SMOOTHING = 10
+"""Iterations over which the plotted cosines are averaged."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One way of learning from one pool, measured."""
+
+    path: str
+    seed: int
+    cosines: tuple[float, ...]
+    """For each iteration, the mean cosine between the gradients of two of its tasks."""
+    episodes: dict[str, Tensor]
+    """Fractions [episodes] on meta_val after the last iteration, by name of the episodes."""
+
+    def accuracy(self, name: str) -> Accuracy:
+        """Mean and interval over the episodes."""
+        return mean_and_ci95(self.episodes[name])
+
+
+def measure(out: Path, config: SimulationConfig) -> list[Alignment]:
+    """Learn both ways from one pool with one seed; nothing of meta_test is touched."""
+    use_cpu(config.threads)
+    store = make_pool(out, config).store
+    tasks = server_config(config).invert.models_per_iteration
+    return [
+        _learn(store, config, _own_tasks(config, paths=paths), name)
+        for name, paths in ((SEQUENTIAL, 1), (PARALLEL, tasks))
+    ]
+
+
+def _own_tasks(config: SimulationConfig, *, paths: int) -> ServerConfig:
+    """One task a model, taught by that model alone; ends of several paths are added, not averaged."""
+    server = server_config(config)
+    changes = {"own_tasks": True, "relational_tasks": 0, "replay_episodes": 0}
+    learn = server.learn.model_copy(update=changes | {"paths": paths, "outer_rate": float(paths)})
+    return server.model_copy(update={"learn": learn, "recipe": Recipe()})
+
+
+def _learn(store: Store, config: SimulationConfig, server: ServerConfig, path: str) -> Alignment:
+    pool = Pool(store, choose_device(server.device), parameter_dtype(server.precision))
+    learner, cosines = Learner(pool, server), []
+    rng = torch.Generator().manual_seed(config.seed)
+    for iteration in range(server.iterations):
+        recovered = learner.invert(iteration)
+        tasks = recovered_tasks(recovered, rng=rng)
+        cosines.append(gradient_cosine(learner, tasks))
+        learner.meta_learn(recovered, iteration)
+    return Alignment(path, config.seed, tuple(cosines), _evaluate(learner, config))
+
+
+def gradient_cosine(learner: Learner, tasks: Sequence[DistillationTask]) -> float:
+    """Mean cosine between the gradients of two tasks, in the parameters before the head."""
+    gradients = torch.stack([_gradient(learner, task) for task in tasks])
+    cosines = [F.cosine_similarity(*pair, dim=0) for pair in itertools.combinations(gradients, 2)]
+    return float(torch.stack(cosines).mean())
+
+
+def _gradient(learner: Learner, task: DistillationTask) -> Tensor:
+    student: Classifier = copy.deepcopy(learner.student).train()
+    loss = task_loss(student, task, learner.input, learner.config.learn)
+    parameters = [value for name, value in student.named_parameters() if not name.startswith("head.")]
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
+
+
+def _evaluate(learner: Learner, config: SimulationConfig) -> dict[str, Tensor]:
+    domain = find_domains(config)[0]
+    images = load_images(domain.source, split="meta_val", size=domain.image_size)
+    specs = [EpisodeSpec(config.n_way, n_shot, config.n_query) for n_shot in SHOTS]
+    sets = [sample_episodes(images.labels, spec, config.episodes, seed=config.seed) for spec in specs]
+    student = copy.deepcopy(learner.student).float().cpu()
+    inputs = to_input(images.images, learner.input)
+    fractions = episode_accuracies(student, learner.config.recipe, inputs, sets)
+    return {spec.name: each for spec, each in zip(specs, fractions, strict=True)}
+
+
+def table(measured: Sequence[Alignment]) -> Table:
+    """One row a way of learning, over the seeds; gains are paired over the episodes."""
+    names = tuple(measured[0].episodes)
+    rows = []
+    for path in (SEQUENTIAL, PARALLEL):
+        own = [each for each in measured if each.path == path]
+        half = len(own[0].cosines) // 2
+        cosines = (
+            fmean(fmean(part) for part in parts)
+            for parts in ([each.cosines[:half] for each in own], [each.cosines[half:] for each in own])
+        )
+        accuracies = (str(_pooled(own, name)) for name in names)
+        rows.append((path, *(f"{cosine:.3f}" for cosine in cosines), *accuracies))
+    gains = (str(_gain(measured, name)) for name in names)
+    rows.append(("gain of one after the other", "", "", *gains))
+    columns = ("tasks of an iteration", "cosine, first half", "cosine, second half", *names)
+    return Table(columns, tuple(rows), ("accuracies on meta_val, nearest class mean, in %",))
+
+
+def _pooled(own: Sequence[Alignment], name: str) -> Accuracy:
+    return mean_and_ci95(torch.cat([each.episodes[name] for each in own]))
+
+
+def _gain(measured: Sequence[Alignment], name: str) -> Accuracy:
+    """Mean paired difference between the two ways, over the episodes of every seed."""
+    by_path = {
+        path: torch.cat([each.episodes[name] for each in measured if each.path == path])
+        for path in (SEQUENTIAL, PARALLEL)
+    }
+    return mean_and_ci95(by_path[SEQUENTIAL] - by_path[PARALLEL])
+
+
+def values(measured: Sequence[Alignment]) -> list[dict[str, object]]:
+    """Everything measured, as numbers."""
+    return [
+        {
+            "path": each.path,
+            "seed": each.seed,
+            "cosines": [round(cosine, 5) for cosine in each.cosines],
+            "accuracies": {name: asdict(each.accuracy(name)) for name in each.episodes},
+        }
+        for each in measured
+    ]
+
+
+def plot(measured: Sequence[Alignment]) -> Figure:
+    """The cosine between tasks' gradients by iteration, mean over the seeds, for both ways."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for path, colour, style in ((SEQUENTIAL, "#0f766e", "-"), (PARALLEL, "#b45309", "--")):
+        curves = [each.cosines for each in measured if each.path == path]
+        means = [fmean(column) for column in zip(*curves, strict=True)]
+        axes.plot(range(1, len(means) + 1), means, color=colour, alpha=0.25, linewidth=0.8)
+        smooth = [fmean(means[max(0, i + 1 - SMOOTHING) : i + 1]) for i in range(len(means))]
+        axes.plot(range(1, len(means) + 1), smooth, color=colour, linestyle=style, label=path)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("mean cosine between two tasks' gradients")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(title="tasks of an iteration", frameon=False)
+    return figure

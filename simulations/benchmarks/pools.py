@@ -1,0 +1,34 @@
+"""Pools to measure on: the contributions of a simulated federation, without its server."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.config import ClientConfig
+from client.contribute import contribute
+from server.events import ignore
+from server.run_directory import RunDirectory
+from server.store import Store
+from server.verify import verify_received
+from simulations.config import SimulationConfig
+from simulations.federation import prepare
+
+
+@dataclass(frozen=True)
+class MadePool:
+    """Verified contributions, and who made each."""
+
+    store: Store
+    organisations: Mapping[str, ClientConfig]
+    """By contribution id."""
+
+
+def make_pool(run: Path, config: SimulationConfig) -> MadePool:
+    """Prepare a run directory and collect every organisation's model; models trained before are taken."""
+    prepare(run, config)
+    store, organisations = RunDirectory(run).store(), {}
+    for index in range(config.clients):
+        organisation = ClientConfig.read(run / "organisations" / f"{index}.toml")
+        organisations[store.receive(*contribute(organisation))] = organisation
+    verify_received(store, ignore)
+    return MadePool(store, organisations)

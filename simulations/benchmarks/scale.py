@@ -1,0 +1,168 @@
+"""What one meta-iteration costs as the pool grows, and as processes share it."""
+
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.compute import use_cpu
+from fedfree.errors import FederationError
+from fedfree.statement import PrivacyStatement
+from server.config import ServerConfig
+from server.learner import Learner
+from server.pipeline import choose_device
+from server.pool import Pool
+from server.precision import parameter_dtype
+from server.run_directory import RunDirectory
+from server.store import ACCEPTED, RECEIVED, Store, write_durably
+from simulations.benchmarks.output import Table
+
+ITERATIONS = 5
+TEACHERS = 16
+"""In every pool the same number, as in any pool of more than ``learn.max_teachers``."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one meta-iteration."""
+
+    models: int
+    processes: int
+    start_seconds: float
+    """Until the first iteration: ids and descriptions of the pool, teachers, networks."""
+    seconds: float
+    """Median over the iterations after the first."""
+    peak_megabytes: float
+    """Of resident memory, of the largest process."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Everything ``bench scale`` measures."""
+
+    pools: list[Cost]
+    teams: list[Cost]
+
+
+def measure(out: Path, server: ServerConfig, *, models: Sequence[int], processes: Sequence[int]) -> Scale:
+    """One meta-iteration in ever larger pools, then with ever more processes."""
+    return Scale(by_pool_size(out, server, models), by_processes(out, server, processes))
+
+
+def by_pool_size(out: Path, server: ServerConfig, sizes: Sequence[int]) -> list[Cost]:
+    """Cost with ever more contributions in one store, each in a process of its own."""
+    learn = server.learn.model_copy(update={"max_teachers": min(TEACHERS, min(sizes))})
+    server = server.model_copy(update={"learn": learn, "iterations": ITERATIONS})
+    costs = []
+    for size in sorted(sizes):
+        fill(Store(out / "store"), size)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            costs.append(process.submit(iterate, out / "store", server).result())
+    return costs
+
+
+def fill(store: Store, count: int) -> None:
+    """Bring a store to so many accepted contributions of random Conv4 networks."""
+    spec = InputSpec()
+    network = build(Architecture(), num_classes=5, input=spec)
+    for number in range(len(store.ids(ACCEPTED)), count):
+        with torch.no_grad():
+            network.get_parameter("head.bias").fill_(float(number))
+        contribution = Contribution(Architecture(), 5, spec, PrivacyStatement(), encode_weights(network))
+        identity = store.receive(encode_contribution(contribution), contribution.weights)
+        if identity in store.ids(RECEIVED):
+            store.accept(identity)
+
+
+def iterate(path: Path, server: ServerConfig) -> Cost:
+    """Run some meta-iterations on a store; to be called in a fresh process, whose memory is measured."""
+    use_cpu(server.threads)
+    start = time.perf_counter()
+    pool = Pool(Store(path), choose_device(server.device), parameter_dtype(server.precision))
+    learner = Learner(pool, server)
+    times = [time.perf_counter()]
+    for iteration in range(server.iterations):
+        learner.meta_learn(learner.invert(iteration), iteration)
+        times.append(time.perf_counter())
+    steps = [after - before for before, after in pairwise(times)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Cost(len(pool), 1, times[0] - start, median(steps[1:]), peak)
+
+
+def by_processes(out: Path, server: ServerConfig, counts: Sequence[int]) -> list[Cost]:
+    """Seconds of a meta-iteration that so many processes share, one thread each.
+
+    Raises:
+        FederationError: the processes did not finish.
+    """
+    learn = server.learn.model_copy(update={"paths": max(counts)})
+    changes = {"learn": learn, "iterations": ITERATIONS, "threads": 1}
+    models = 20
+    costs = []
+    for processes in counts:
+        run = out / f"{processes}-processes"
+        fill(Store(run / "store"), models)
+        write_durably(run / "server.toml", server.model_copy(update=changes).to_toml().encode())
+        start = time.time()
+        _torchrun(run, processes)
+        events = [event for event in RunDirectory(run).read_events() if event.stage == "learn"]
+        times = [event.time for event in events if event.kind in ("started", "progress")][-ITERATIONS - 1 :]
+        steps = [after - before for before, after in pairwise(times)]
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        costs.append(Cost(models, processes, times[0] - start, median(steps[1:]), peak))
+    return costs
+
+
+def _torchrun(run: Path, processes: int) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, f"--nproc-per-node={processes}", "-m", "server.train", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FederationError(f"{processes} processes did not finish: {done.stderr.strip()[-500:]}")
+
+
+def table(measured: Scale) -> Table:
+    """Both series, each against its first row."""
+    pools, teams = measured.pools, measured.teams
+    columns = ("one meta-iteration", "seconds", "ratio", "peak MB", "ratio", "start, s")
+    rows = [_row(f"{cost.models:,} models", cost, pools[0]) for cost in pools] + [
+        _row(_processes(cost.processes), cost, teams[0]) for cost in teams
+    ]
+    notes = (
+        f"pools of random Conv4-32 networks, {TEACHERS} teachers, median of {ITERATIONS - 1} iterations",
+        f"processes: {teams[0].models} models, {teams[-1].processes} paths, one thread each",
+    )
+    return Table(columns, tuple(rows), notes)
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''}"
+
+
+def _row(name: str, cost: Cost, first: Cost) -> tuple[str, ...]:
+    return (
+        name,
+        f"{cost.seconds:.2f}",
+        f"{cost.seconds / first.seconds:.2f}",
+        f"{cost.peak_megabytes:.0f}",
+        f"{cost.peak_megabytes / first.peak_megabytes:.2f}",
+        f"{cost.start_seconds:.1f}",
+    )
+
+
+def values(measured: Scale) -> dict[str, object]:
+    """Everything measured, as numbers."""
+    return asdict(measured)

@@ -1,0 +1,161 @@
+"""How fast images are recovered, against the published configuration and the machine's peak."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from client.data import load_images
+from fedfree.compute import use_cpu
+from server import invert
+from server.config import PAPER, ServerConfig
+from server.invert_together import together
+from server.learner import Learner
+from server.pipeline import choose_device
+from server.pool import Pool
+from server.precision import autocast, parameter_dtype
+from simulations.benchmarks.output import Table
+from simulations.benchmarks.pools import make_pool
+from simulations.benchmarks.recovery import Comparison, compare
+from simulations.benchmarks.timing import alternate, operations, peak, time_shares
+from simulations.config import SimulationConfig
+from simulations.federation import find_domains, server_config
+
+UNSEEN = 3
+"""Models of the pool that the meta-generator does not learn from."""
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """Recovering one meta-batch with one configuration."""
+
+    name: str
+    images: int
+    seconds: float
+    operations: int
+    """Floating-point, of convolutions and matrix products, forward and backward."""
+    peak: float
+    """Operations a second of a plain large convolution in the same number format."""
+    shares: dict[str, float]
+    """Of the time, by kind of work."""
+
+    @property
+    def images_a_second(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def share_of_peak(self) -> float:
+        """Fraction of the machine's measured peak."""
+        return self.operations / self.seconds / self.peak
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Everything ``bench speed`` measures."""
+
+    loops: list[InnerLoop]
+    recovery: Comparison
+
+
+def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
+    """Time the inner loop, then recovery of the last models of a pool from what the others taught."""
+    made, server = make_pool(out, config), server_config(config)
+    device, dtype = choose_device(server.device), parameter_dtype(server.precision)
+    pool = Pool(made.store, device, dtype)
+    loops = inner_loops(pool, server, repeats=repeats)
+    seen = Pool(made.store, device, dtype, ids=pool.ids[:-UNSEEN])
+    unseen = Pool(made.store, device, dtype, ids=pool.ids[-UNSEEN:])
+    learner = Learner(seen, server)
+    for iteration in range(server.iterations):
+        learner.invert(iteration)
+    domain = find_domains(config)[0]
+    validation = load_images(domain.source, split="meta_val", size=domain.image_size)
+    return Speed(loops, compare(unseen, made.organisations, learner, validation))
+
+
+def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[InnerLoop]:
+    """The default one model at a time and together, and the published configuration, timed in turn."""
+    cases = [
+        ("default", server, invert.one_at_a_time),
+        ("default, models together", server, together),
+        ("published", _published(server), invert.one_at_a_time),
+    ]
+    works = [_recovery(pool, config, recover_each) for _, config, recover_each in cases]
+    times = alternate(works, pool.device, repeats=repeats)
+    loops = []
+    for (name, config, _), work, took in zip(cases, works, times, strict=True):
+        images = config.invert.images_per_model * min(len(pool), config.invert.models_per_iteration)
+        best = peak(pool.device, config.precision)
+        # Counted without vmap, whose batched operations the counter does not know.
+        flops = operations(works[0] if name.startswith("default") else work)
+        loops.append(InnerLoop(name, images, took, flops, best, time_shares(work, pool.device)))
+    return loops
+
+
+def _published(server: ServerConfig) -> ServerConfig:
+    """FREE's generator, latents, rates and losses, in float32."""
+    return server.model_copy(update={"invert": PAPER.invert, "precision": "float32"})
+
+
+def _recovery(pool: Pool, server: ServerConfig, recover_each: invert.RecoverEach) -> Callable[[], object]:
+    """A function that recovers one meta-batch, always of the same models."""
+    use_cpu(server.threads)
+    learner = Learner(pool, server)
+    members = [pool.member(number) for number in range(min(len(pool), server.invert.models_per_iteration))]
+
+    def work() -> None:
+        rng = torch.Generator().manual_seed(0)
+        with autocast(server.precision, pool.device):
+            invert.recover(
+                learner.generator,
+                learner.generator_optimizer,
+                members,
+                learner.objective(server.invert.adversarial_weight),
+                rng=rng,
+                recover_each=recover_each,
+            )
+
+    return work
+
+
+def table(measured: Speed) -> Table:
+    """The inner loops, then what recovery costs against training from scratch."""
+    columns = ("recovering a meta-batch", "images / s", "against published", "GFLOP", "share of peak")
+    loops, published = measured.loops, measured.loops[-1]
+    rows = [
+        (
+            loop.name,
+            f"{loop.images_a_second:.0f}",
+            f"{loop.images_a_second / published.images_a_second:.1f} times",
+            f"{loop.operations / 1e9:.0f}",
+            f"{100 * loop.share_of_peak:.0f} % of {loop.peak / 1e9:.0f} GFLOP/s",
+        )
+        for loop in loops
+    ]
+    notes = [f"time of {loop.name}: {_shares(loop)}" for loop in loops] + measured.recovery.sentences()
+    return Table(columns, tuple(rows), tuple(notes))
+
+
+def _shares(loop: InnerLoop) -> str:
+    return ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in loop.shares.items() if share >= 0.01)
+
+
+def values(measured: Speed) -> dict[str, object]:
+    """Everything measured, as numbers."""
+    return {
+        "inner_loops": [
+            {
+                "name": loop.name,
+                "images": loop.images,
+                "seconds": loop.seconds,
+                "images_per_second": loop.images_a_second,
+                "operations": loop.operations,
+                "peak_operations_per_second": loop.peak,
+                "share_of_peak": loop.share_of_peak,
+                "time_shares": loop.shares,
+            }
+            for loop in measured.loops
+        ],
+        "recovery": measured.recovery.values(),
+    }
