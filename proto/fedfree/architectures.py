@@ -5,7 +5,6 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from fedfree.errors import ContributionError
@@ -205,7 +204,12 @@ class ResNet(Classifier):
 class TorchvisionClassifier(Classifier):
     """A torchvision classification model; its features are what enters its last layer."""
 
+    head_name: str
+    """What torchvision calls that layer, for instance ``fc``."""
+
     def __init__(self, *, name: str, num_classes: int, input: InputSpec) -> None:
+        import torchvision  # takes as long to import as torch itself, and few networks need it
+
         super().__init__()
         builder = torchvision.models.get_model_builder(name)
         options: dict[str, object] = {"weights": None, "num_classes": num_classes}
@@ -220,6 +224,7 @@ class TorchvisionClassifier(Classifier):
             for name, module in self.network.named_modules()
             if getattr(module, "out_features", getattr(module, "out_channels", None)) == num_classes
         ][-1]
+        self.head_name = head_name
         last = self.network.get_submodule(head_name)
         self.network.set_submodule(head_name, nn.Identity())
         self.feature_size = getattr(last, "in_features", getattr(last, "in_channels", 0))
@@ -231,6 +236,8 @@ class TorchvisionClassifier(Classifier):
 
 
 def _torchvision_names() -> list[str]:
+    import torchvision
+
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
