@@ -21,6 +21,8 @@ from fedfree.architectures import Classifier
 from fedfree.errors import ContributionError, DataError
 
 HEADS = ("nearest_mean", "gradient")
+FEATURE_BATCH = 64
+"""Images whose features are computed together: bounds the memory that a large support set takes."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,6 @@ def adapt(
     if len(support_labels) == 0 or support_labels.bincount(minlength=n_way).min() == 0:
         raise DataError(f"each of the {n_way} classes needs at least one support image")
     parameters: dict[str, Tensor] = dict(network.named_parameters())
-    if recipe.head == "gradient":
-        parameters |= _resized_head(parameters, n_way)
 
     def head_of(current: Mapping[str, Tensor]) -> NearestMean | None:
         if recipe.head == "gradient":
@@ -123,6 +123,8 @@ def adapt(
         return nearest_mean(features, support_labels, n_way=n_way, temperature=recipe.temperature)
 
     with torch.enable_grad():
+        if recipe.head == "gradient":
+            parameters |= _resized_head(parameters, n_way)
         for _ in range(recipe.steps):
             current = AdaptedClassifier(network, parameters, head_of(parameters))
             loss = F.cross_entropy(current.logits(support_images), support_labels)
@@ -171,5 +173,5 @@ class _Features(torch.nn.Module):
 
 def _features(network: Classifier, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
     prefixed = {f"network.{name}": value for name, value in parameters.items()}
-    features: Tensor = functional_call(_Features(network), prefixed, (images,))
-    return features
+    batches = images.split(FEATURE_BATCH)
+    return torch.cat([functional_call(_Features(network), prefixed, (batch,)) for batch in batches])

@@ -94,3 +94,19 @@ def test_a_class_without_support_images_is_refused() -> None:
 def test_an_unknown_head_is_refused() -> None:
     with pytest.raises(ContributionError, match="unknown adaptation head 'oracle'"):
         Recipe(head="oracle")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_where_gradients_are_off_the_recipe_is_the_same(recipe: Recipe) -> None:
+    network, images, labels = make_network(), torch.rand(4, 1, 16, 16), torch.tensor([0, 0, 1, 1])
+    expected = adapt(network, recipe, images, labels, n_way=2).logits(images)
+    with torch.no_grad():
+        torch.testing.assert_close(adapt(network, recipe, images, labels, n_way=2).logits(images), expected)
+
+
+def test_a_large_support_set_gives_the_means_of_all_its_features() -> None:
+    network, images, labels = make_network(), torch.rand(150, 1, 16, 16), torch.arange(150) % 3
+    adapted = adapt(network, Recipe(), images, labels, n_way=3)
+    head = nearest_mean(network.features(images), labels, n_way=3, temperature=0.1)
+    assert adapted.head is not None
+    torch.testing.assert_close(adapted.head.means, head.means)
