@@ -6,16 +6,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from client.calibrate import calibrate
+from client.classifier import Description, FewShotClassifier
 from client.config import ClientConfig, EvaluateConfig
 from client.data import ImageSet, load_images, to_input
 from fedfree.adaptation import Recipe, adapt, nearest_mean
 from fedfree.architectures import Classifier
-from fedfree.codec import MetaLearner
+from fedfree.codec import MetaLearner, encode_meta_learner, sha256
 from fedfree.compute import use_cpu
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
 from fedfree.seeding import make_generator
 
 SHOTS = (1, 5)
+MAX_REFITS, MAX_READAPTATIONS = 500, 40
+"""Support images left out one at a time: where only the class means are fitted anew, and where the
+network is adapted anew for each."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,70 @@ class FewShotAccuracy:
 
     spec: EpisodeSpec
     accuracy: Accuracy
+
+
+def make_classifier(meta_learner: MetaLearner, images: ImageSet) -> FewShotClassifier:
+    """Adapt a meta-learner to the classes of ``images``, and calibrate its probabilities.
+
+    Args:
+        images: at least one of each class; any size, the meta-learner's own by preference.
+    """
+    network, recipe, n_way = meta_learner.network(), meta_learner.recipe, images.num_classes
+    inputs = to_input(images.images, meta_learner.input)
+    counts = images.labels.bincount(minlength=n_way)
+    with torch.no_grad():
+        adapted = adapt(network, recipe, inputs, images.labels, n_way=n_way)
+        logits, labels = leave_one_out(network, recipe, inputs, images.labels, n_way=n_way)
+    values = {
+        "architecture": meta_learner.architecture,
+        "input": meta_learner.input,
+        "recipe": recipe,
+        "support": dict(zip(images.class_names, counts.tolist(), strict=True)),
+        "calibration": calibrate(logits, labels) if len(labels) else None,
+        "meta_learner": sha256(encode_meta_learner(meta_learner)),
+        "provenance": meta_learner.provenance,
+    }
+    description = Description.parse(values, origin="the classifier")
+    return FewShotClassifier.from_adapted(adapted, description)
+
+
+def leave_one_out(
+    network: Classifier, recipe: Recipe, inputs: Tensor, labels: Tensor, *, n_way: int
+) -> tuple[Tensor, Tensor]:
+    """Logits of support images, each predicted by a classifier adapted without it.
+
+    Images that are their class's only one are not left out. Of many, evenly spaced ones are: at most
+    MAX_REFITS where features need no recomputation, MAX_READAPTATIONS elsewhere.
+
+    Args:
+        inputs: [images, channels, height, width], normalised.
+        labels: [images], int64 in 0 … n_way - 1, in runs of one class each.
+
+    Returns:
+        Logits [left out, n_way], and their labels [left out].
+    """
+    counts = labels.bincount(minlength=n_way)
+    has_company = (counts[labels] >= 2).nonzero().squeeze(1)
+    fixed = recipe.head == "nearest_mean" and recipe.steps == 0
+    left_out = _evenly_spaced(has_company, MAX_REFITS if fixed else MAX_READAPTATIONS)
+    evidence = extract_features(network, inputs) if fixed else inputs
+    logits = [torch.empty(0, n_way)]
+    for index in left_out.tolist():
+        others = torch.arange(len(labels)) != index
+        support, query = evidence[others], evidence[index : index + 1]
+        if fixed:
+            head = nearest_mean(support, labels[others], n_way=n_way, temperature=recipe.temperature)
+            logits.append(head.logits(query))
+        else:
+            adapted = adapt(network, recipe, support, labels[others], n_way=n_way)
+            logits.append(adapted.logits(query).detach())
+    return torch.cat(logits), labels[left_out]
+
+
+def _evenly_spaced(indices: Tensor, count: int) -> Tensor:
+    if len(indices) <= count:
+        return indices
+    return indices[torch.arange(count) * len(indices) // count]
 
 
 def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAccuracy]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fedfree.architectures import InputSpec
@@ -129,6 +129,32 @@ def load_images(
         )
     counts = torch.tensor([len(of_class) for of_class in kept.values()], dtype=torch.int64)
     return ImageSet(torch.from_numpy(pixels), torch.arange(len(kept)).repeat_interleave(counts), tuple(kept))
+
+
+def load_image(path: Path, *, size: int, channels: int) -> Tensor:
+    """One image, decoded as :func:`load_images` does: [channels, size, size], uint8.
+
+    Raises:
+        DataError: the image is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise DataError(f"no such image: {path}")
+    with _strict_about_size():
+        image = _decode(path.parent, path.name, lambda _: path.read_bytes())
+    return torch.from_numpy(np.array(_to_array(image, size, channels)))
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every image anywhere below a folder, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: there is none.
+    """
+    below = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    found = [folder / Path(*parts) for parts in _image_paths([path.as_posix() for path in below])]
+    if not found:
+        raise DataError(f"no image in {folder}: expected .png, .jpg or .jpeg files")
+    return found
 
 
 def list_classes(source: Path, split: str | None = None) -> dict[str, int]:
@@ -297,8 +323,7 @@ def _decode_all(
 ) -> NDArray[np.uint8]:
     """Decode images into one array [n, channels, size, size]; the first decides what is left open."""
     pixels = np.empty((0, 0, 0, 0), np.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _strict_about_size():
         for index, path in enumerate(paths):
             image = _decode(source, path, read)
             if index == 0:
@@ -309,6 +334,13 @@ def _decode_all(
     return pixels
 
 
+@contextmanager
+def _strict_about_size() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def _decode(source: Path, path: str, read: Read) -> Image.Image:
     try:
         image: Image.Image = Image.open(BytesIO(read(path)))
@@ -317,8 +349,10 @@ def _decode(source: Path, path: str, read: Read) -> Image.Image:
             image = ImageOps.exif_transpose(image)
         return _on_white(image) if image.has_transparency_data else image
     except _UNREADABLE as error:
+        unknown = isinstance(error, UnidentifiedImageError)  # its text is an address in memory
+        reason = "of no known image format" if unknown else error
         raise DataError(
-            f"cannot read the image {path} in {source} ({error}); replace it or take it out"
+            f"cannot read the image {path} in {source} ({reason}); replace it or take it out"
         ) from error
 
 

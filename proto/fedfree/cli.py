@@ -28,12 +28,26 @@ def read_file(path: Path) -> bytes:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that somebody named, with the folders above it; raises ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+
+
+def print_refusal(error: FedFreeError) -> None:
+    """One line on standard error."""
+    line = " ".join(str(error).split())
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(line)}")
+
+
 def run_app(app: typer.Typer) -> None:
     """Run a command line; exit status 2 for wrong input, 1 for a federation that failed."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         app()
     except FedFreeError as error:
-        line = " ".join(str(error).split())
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(line)}")
+        print_refusal(error)
         sys.exit(FAILED if isinstance(error, FederationError) else WRONG_INPUT)

@@ -9,7 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from client.data import ImageSet, list_classes, list_splits, load_images, split_held_out, to_input
+from client.data import (
+    ImageSet,
+    find_images,
+    list_classes,
+    list_splits,
+    load_image,
+    load_images,
+    split_held_out,
+    to_input,
+)
 from fedfree.architectures import InputSpec
 from fedfree.errors import DataError
 
@@ -151,7 +160,7 @@ def test_sixteen_bit_greyscale_is_scaled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"not an image", "cannot identify"), (png(3, size=(40, 40))[:60], ""), (b"", "cannot identify")],
+    [(b"not an image", "of no known"), (png(3, size=(40, 40))[:60], ""), (b"", "of no known")],
 )
 def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes, why: str) -> None:
     files = tree() | {"cat/broken.png": content}
@@ -270,3 +279,29 @@ def test_cifar_fs_is_read_as_it_lies_in_its_zip() -> None:
     assert len(list_classes(CIFAR_FS, "meta_val")) == 16
     images = load_images(CIFAR_FS, split="meta_train", classes=["apple", "wolf"], images_per_class=5)
     assert images.images.shape == (10, 3, 32, 32)
+
+
+def test_one_image_is_decoded_as_the_same_image_of_a_folder(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, {"a/0.png": png(200, mode="RGB"), "b/0.png": png(90, size=(30, 20))})
+    for channels in (1, 3):
+        together = load_images(folder, size=16, channels=channels)
+        for path, image in zip(find_images(folder), together.images, strict=True):
+            assert torch.equal(load_image(path, size=16, channels=channels), image)
+
+
+def test_images_are_found_at_any_depth_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    wanted = ["0.png", "a/1.JPG", "a/b/c/d/2.jpeg"]
+    files = [*wanted, ".hidden.png", "a/.cache/3.png", "__MACOSX/0.png", "notes.txt"]
+    folder = make_folder(tmp_path / "images", dict.fromkeys(files, b""))
+    assert find_images(folder) == [folder / name for name in wanted]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image in"):
+        find_images(tmp_path / "empty")
+
+
+def test_an_image_that_cannot_be_read_alone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0\.png in .*of no known image format"):
+        load_image(tmp_path / "0.png", size=16, channels=3)
+    with pytest.raises(DataError, match=r"no such image: .*1\.png"):
+        load_image(tmp_path / "1.png", size=16, channels=3)

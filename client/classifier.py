@@ -1,0 +1,155 @@
+"""A classifier that an organisation made for its own classes, and the one file it is kept in.
+
+The file is safetensors. Its metadata holds a description of the classifier as JSON, and the SHA-256 of
+description and tensors, which tells a damaged file. Nothing in it is executed: the network is built from
+:mod:`fedfree.architectures`, and takes tensors only by the names, shapes and types it expects.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedfree.adaptation import AdaptedClassifier, NearestMean, Recipe
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.cli import write_file
+from fedfree.codec import Provenance, check_tensors, encode_weights, sha256
+from fedfree.errors import ConfigError, ContributionError
+from fedfree.settings import Settings
+
+DESCRIPTION, DIGEST = "fedfree_classifier", "sha256"
+
+
+class Calibration(Settings):
+    """What leaving out support images one at a time has shown."""
+
+    temperature: Annotated[float, Field(gt=0, lt=1000)]
+    """The recipe's logits are divided by this before the softmax; 1 leaves them as they are."""
+    images: Annotated[int, Field(ge=1)]
+    """Support images that were left out and predicted from the others."""
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    """Fraction of them that was predicted correctly."""
+
+
+class Description(Settings):
+    """Everything about a classifier but its tensors."""
+
+    format: Literal[1] = 1
+    architecture: Architecture
+    input: InputSpec
+    recipe: Recipe
+    support: dict[str, Annotated[int, Field(ge=1)]]
+    """From class name, in the order of the outputs, to its number of support images; both stay here."""
+    calibration: Calibration | None
+    """None: no class had two support images."""
+    meta_learner: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of the manifest of the meta-learner that was adapted."""
+    provenance: Provenance
+    """Of that meta-learner."""
+
+
+class FewShotClassifier(nn.Module):
+    """From pixels to the probabilities of an organisation's own classes.
+
+    Its state dict is what the file holds: the network after adaptation, and for head ``nearest_mean`` the
+    class means in place of the network's linear head.
+    """
+
+    centre: Tensor
+    """[feature_size], as in :class:`fedfree.adaptation.NearestMean`."""
+    means: Tensor
+    """[n_way, feature_size]."""
+
+    def __init__(self, description: Description) -> None:
+        super().__init__()
+        self.description = description
+        n_way = len(description.support)
+        self.network = build(description.architecture, num_classes=n_way, input=description.input)
+        self.temperature = description.calibration.temperature if description.calibration else 1.0
+        if description.recipe.head == "nearest_mean":
+            self.network.head = nn.Identity()
+            self.register_buffer("centre", torch.zeros(self.network.feature_size))
+            self.register_buffer("means", torch.zeros(n_way, self.network.feature_size))
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_adapted(cls, adapted: AdaptedClassifier, description: Description) -> Self:
+        """The classifier that ``adapted`` is, with a copy of its tensors.
+
+        Raises:
+            ContributionError: adapting has led to NaN or infinity.
+        """
+        classifier = cls(description)
+        learned = adapted.network.state_dict() | dict(adapted.parameters)
+        tensors = {f"network.{name}": tensor for name, tensor in learned.items()}
+        if adapted.head is not None:
+            tensors |= {"centre": adapted.head.centre, "means": adapted.head.means}
+        tensors = {name: tensors[name] for name in classifier.state_dict()}
+        check_tensors(tensors, classifier.state_dict(), "the adapted classifier")
+        classifier.load_state_dict(tensors)
+        return classifier
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the outputs."""
+        return tuple(self.description.support)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """[batch, channels, height, width] in [0, 1] to [batch, n_way], as the recipe gives them."""
+        outputs: Tensor = self.network(self.description.input.normalise(pixels))
+        if self.description.recipe.head == "nearest_mean":
+            head = NearestMean(self.centre, self.means, self.description.recipe.temperature)
+            return head.logits(outputs)
+        return outputs
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[batch, channels, height, width] in [0, 1] to probabilities [batch, n_way]."""
+        return (self.logits(pixels) / self.temperature).softmax(1)
+
+
+def write_classifier(classifier: FewShotClassifier, path: Path) -> None:
+    """Store a classifier in one file; raises ConfigError where that is not possible."""
+    description = classifier.description.model_dump_json()
+    metadata = {DESCRIPTION: description, DIGEST: _digest(description, classifier)}
+    write_file(path, safetensors.torch.save(classifier.state_dict(), metadata))
+
+
+def read_classifier(path: Path) -> FewShotClassifier:
+    """Read and check what :func:`write_classifier` has written.
+
+    Raises:
+        ConfigError, ContributionError: a file that cannot be read, is damaged, or is no classifier.
+    """
+    metadata, tensors = _read(path)
+    text = metadata.get(DESCRIPTION, "")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no adapted classifier; make one with fedfree-client adapt") from error
+    classifier = FewShotClassifier(Description.parse(values, origin=str(path)))
+    check_tensors(tensors, classifier.state_dict(), str(path))
+    classifier.load_state_dict(tensors)
+    if metadata.get(DIGEST) != _digest(text, classifier):
+        raise ContributionError(f"{path} is damaged or was changed: its sha256 differs; adapt again")
+    return classifier
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ConfigError(f"no such file: {path}; make one with fedfree-client adapt")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise ContributionError(f"{path} is not valid safetensors: {error}") from error
+
+
+def _digest(description: str, classifier: FewShotClassifier) -> str:
+    return sha256(description.encode() + encode_weights(classifier))
