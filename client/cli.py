@@ -15,18 +15,21 @@ from client.config import ClientConfig
 from client.contribute import MANIFEST, WEIGHTS, contribute
 from client.data import load_images
 from client.export import export_onnx
+from client.pack import accuracy_on, read_checkpoint, to_contribution, to_network
 from client.predict import Prediction
 from client.predict import predict as predict_all
 from fedfree import PROTOCOL_VERSION
-from fedfree.architectures import Architecture
-from fedfree.cli import WRONG_INPUT, make_app, print_refusal, read_file, run_app
+from fedfree.architectures import Architecture, InputSpec
+from fedfree.cli import WRONG_INPUT, make_app, print_refusal, read_file, run_app, write_file
 from fedfree.codec import (
     MetaLearner,
     contribution_id,
     decode_contribution,
     decode_meta_learner,
+    encode_contribution,
+    sha256,
 )
-from fedfree.errors import FedFreeError
+from fedfree.errors import ConfigError, FedFreeError
 
 app = make_app(
     "fedfree-client",
@@ -128,6 +131,64 @@ def evaluate_command(
 def _read_meta_learner(weights: Path) -> MetaLearner:
     manifest = read_file(weights.with_name(f"{weights.stem}.manifest.pb"))
     return decode_meta_learner(manifest, read_file(weights))
+
+
+@app.command()
+def pack(
+    model: Annotated[Path, typer.Argument(help="Your checkpoint: .safetensors, or what torch.save wrote.")],
+    architecture: Annotated[
+        str, typer.Option(help="As for pretrain, or e.g. torchvision/resnet18 for torchvision's networks.")
+    ],
+    classes: Annotated[int, typer.Option(help="Outputs of the classifier.")],
+    image_size: Annotated[int, typer.Option(help="Pixels a side that it was trained on.")] = 32,
+    channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey images.")] = 3,
+    mean: Annotated[str, typer.Option(help="One a channel, of pixels in 0…1: 0.49,0.46,0.41.")] = "0.5",
+    std: Annotated[str, typer.Option(help="One a channel, likewise.")] = "0.5",
+    flip: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether a mirrored image still shows the same class (default: colour images only).",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Labelled images, a folder a class, in the order of the outputs.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
+) -> None:
+    """Turn a classifier trained elsewhere into a contribution, and show all that would leave."""
+    chosen = Architecture.parse(architecture)
+    input = InputSpec(
+        channels=channels,
+        height=image_size,
+        width=image_size,
+        mean=_numbers("--mean", mean, channels),
+        std=_numbers("--std", std, channels),
+        horizontal_flip=channels == 3 if flip is None else flip,
+    )
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    network, notes = to_network(read_checkpoint(model), chosen, num_classes=classes, input=input)
+    for note in notes:
+        console.print(f"note: {note}")
+    if check is not None:
+        accuracy = accuracy_on(network, check, num_classes=classes, input=input)
+        console.print(f"accuracy on {check}: {accuracy:.1%} (chance is {1 / classes:.1%})")
+    contribution = to_contribution(network, chosen, num_classes=classes, input=input)
+    files = {MANIFEST: encode_contribution(contribution), WEIGHTS: contribution.weights}
+    console.print("what would be sent, and nothing else:")
+    for name, data in files.items():
+        write_file(out / name, data)
+        console.print(f"  {out / name}  {len(data)} bytes  sha256 {sha256(data)}")
+    _describe(out, console)
+
+
+def _numbers(option: str, text: str, channels: int) -> tuple[float, ...]:
+    """One number a channel, from numbers with commas between them, or from one for all."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{option} takes numbers with commas between them, got {text!r}") from error
+    return numbers * channels if len(numbers) == 1 else numbers
 
 
 @app.command()

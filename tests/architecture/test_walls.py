@@ -97,14 +97,26 @@ def test_the_pipeline_knows_neither_flower_nor_grpc() -> None:
         assert not crossing, f"{name} imports {crossing}"
 
 
+def calls_of(path: Path, *functions: str) -> list[ast.Call]:
+    """Where a file calls one of these functions, by the name written there."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func) in functions]
+
+
 def test_nothing_is_unpickled() -> None:
     for name, path in ALL.items():
-        tree = ast.parse(path.read_text())
         imported = {each for each in imports_of(path) if begins_with(each, "pickle", "dill", "joblib")}
         assert not imported, f"{name} imports {imported}"
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load"):
-                raise AssertionError(f"{name}:{node.lineno} calls {ast.unparse(node.func)}")
+        loads = calls_of(path, "torch.load", "np.load")
+        assert not loads or name == "client.pack", f"{name}:{loads[0].lineno} calls {ast.unparse(loads[0])}"
+
+
+def test_an_owner_packs_a_checkpoint_as_plain_tensors_and_at_one_place() -> None:
+    (load,) = calls_of(ALL["client.pack"], "torch.load", "np.load")
+    options = {option.arg: ast.unparse(option.value) for option in load.keywords}
+    assert options["weights_only"] == "True"
+    importing = {name for name, path in ALL.items() if "client.pack" in imports_of(path)}
+    assert importing == {"client.cli"}
 
 
 def test_generated_code_is_what_the_proto_files_generate(tmp_path: Path) -> None:
