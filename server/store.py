@@ -19,10 +19,10 @@ import safetensors.torch
 from fedfree.architectures import Classifier, build
 from fedfree.codec import (
     Contribution,
-    check_tensors,
     contribution_id,
     decode_contribution,
     describe_contribution,
+    fill_network,
     weights_sha256,
 )
 
@@ -80,8 +80,7 @@ class Store:
             contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
         )
         tensors = safetensors.torch.load_file(self.path / ACCEPTED / identity / WEIGHTS)
-        check_tensors(tensors, network.state_dict(), f"contribution {identity[:12]}…")
-        network.load_state_dict(tensors)
+        fill_network(network, tensors, f"contribution {identity[:12]}…")
         return contribution, network
 
     def contribution(self, identity: str) -> Contribution:

@@ -216,7 +216,7 @@ class TorchvisionClassifier(Classifier):
         accepted = inspect.signature(builder).parameters
         if name in ("googlenet", "inception_v3"):
             options |= {"aux_logits": False, "init_weights": False}
-        if "vit" in name and "kwargs" in accepted:
+        if name.startswith("vit_") and "kwargs" in accepted:
             options["image_size"] = input.height
         self.network = builder(**options)
         head_name = [

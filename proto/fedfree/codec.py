@@ -82,8 +82,14 @@ class MetaLearner:
 
 
 def encode_weights(network: torch.nn.Module) -> bytes:
-    """A network's state dict as safetensors bytes, without metadata."""
+    """A network's state dict as safetensors bytes, without metadata.
+
+    BatchNorm's counters of batches are zero: they would tell how many images it was trained on.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    for name, tensor in tensors.items():
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = torch.zeros_like(tensor)
     return safetensors.torch.save(tensors)
 
 
@@ -98,9 +104,17 @@ def load_network(
         tensors = safetensors.torch.load(weights)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ContributionError(f"the weights are not valid safetensors: {error}") from error
-    check_tensors(tensors, network.state_dict(), f"{architecture} with {num_classes} classes")
-    network.load_state_dict(tensors)
+    fill_network(network, tensors, f"{architecture} with {num_classes} classes")
     return network
+
+
+def fill_network(network: Classifier, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Check tensors and load them; raises ContributionError as :func:`check_tensors` does."""
+    state = network.state_dict()
+    check_tensors(tensors, state, what)
+    # Into the network's own dict, whose version marks some torchvision networks insist on.
+    state.update(tensors)
+    network.load_state_dict(state)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

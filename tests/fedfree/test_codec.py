@@ -19,6 +19,7 @@ from fedfree.codec import (
     encode_contribution,
     encode_meta_learner,
     encode_weights,
+    load_network,
 )
 from fedfree.errors import ContributionError
 from fedfree.statement import PrivacyStatement, PrivacyStatus
@@ -147,3 +148,18 @@ def test_the_manifest_holds_no_class_name_and_no_sample_count() -> None:
     assert fields == {
         "protocol_version", "architecture", "num_classes", "input", "privacy", "weights_sha256"
     }  # fmt: skip
+
+
+def test_counters_of_batches_which_tell_the_number_of_images_are_not_sent() -> None:
+    network = build(Architecture(), num_classes=3, input=InputSpec()).train()
+    network(torch.rand(4, 3, 32, 32))
+    sent = safetensors.torch.load(encode_weights(network))
+    counters = [tensor for name, tensor in sent.items() if name.endswith("num_batches_tracked")]
+    assert counters and all(int(counter) == 0 for counter in counters)
+
+
+def test_a_torchvision_network_that_insists_on_its_version_marks_is_read_back() -> None:
+    spec, architecture = InputSpec(), Architecture("torchvision/mnasnet0_5")
+    network = build(architecture, num_classes=3, input=spec)
+    read = load_network(architecture, 3, spec, encode_weights(network))
+    assert encode_weights(read) == encode_weights(network)
