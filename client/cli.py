@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from client.adapt import evaluate, make_classifier
+from client.audit_report import print_audit, shown_progress, write_audit
 from client.classifier import FewShotClassifier, read_classifier, write_classifier
 from client.config import ClientConfig
 from client.contribute import MANIFEST, WEIGHTS, contribute
@@ -18,6 +19,7 @@ from client.export import export_onnx
 from client.pack import accuracy_on, read_checkpoint, to_contribution, to_network
 from client.predict import Prediction
 from client.predict import predict as predict_all
+from client.rehearse import rehearse as run_rehearsal
 from fedfree import PROTOCOL_VERSION
 from fedfree.architectures import Architecture, InputSpec
 from fedfree.cli import WRONG_INPUT, make_app, print_refusal, read_file, run_app, write_file
@@ -281,6 +283,48 @@ def export(
     difference = export_onnx(read_classifier(classifier), onnx)
     typer.echo(f"wrote {onnx} ({onnx.stat().st_size} bytes)")
     typer.echo(f"largest difference of a probability between PyTorch and onnxruntime: {difference:.1e}")
+
+
+@app.command()
+def rehearse(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the shadows and rehearsal.json.")] = Path("rehearsal"),
+    shadows: Annotated[int, typer.Option(help="Models to train, each on a half of the images.")] = 16,
+    split: Split = None,
+    architecture: Annotated[str, typer.Option(help="e.g. conv4, conv4-64-group, resnet10.")] = "conv4",
+    image_size: Annotated[int, typer.Option(help="Pixels a side; images are resized to it.")] = 32,
+    horizontal_flip: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether a mirrored image still shows the same class (default: colour images only).",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 12,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    seed: Seed = 0,
+) -> None:
+    """Attack models trained as yours would be, before you contribute one. Nothing is sent."""
+    values: dict[str, Any] = {
+        "data": {"source": data, "split": split},
+        "pretrain": {
+            "architecture": Architecture.parse(architecture),
+            "image_size": image_size,
+            "horizontal_flip": horizontal_flip,
+            "epochs": epochs,
+            "threads": threads,
+        },
+        "cache": out / "shadows",
+        "seed": seed,
+    }
+    console = Console(soft_wrap=True)
+    with shown_progress(console) as observe:
+        plan, finding = run_rehearsal(
+            ClientConfig.parse(values, origin="option"), shadows=shadows, observe=observe
+        )
+    write_audit(out / "rehearsal.json", plan, [finding])
+    print_audit(Console(), plan, [finding])
+    console.print(f"wrote {out / 'rehearsal.json'}", highlight=False)
 
 
 def main() -> None:

@@ -1,0 +1,142 @@
+"""How the findings of an audit are told: a table, the words that belong beside it, and the progress."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from client.attacks import ONLINE, EpsilonBound, Exposure, Interval
+from client.rehearse import CANARIES, Finding, Observer, Plan
+
+NOT_RESOLVABLE = "not resolvable"
+
+
+def plain_table(caption: str) -> Table:
+    """An empty table of the house's looks."""
+    return Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=caption, caption_justify="left"
+    )
+
+
+def audit_table(findings: Sequence[Finding]) -> Table:
+    """Target by kind of image by attack."""
+    table = plain_table("TPR in %, [95 % bootstrap intervals]; guessing has AUC 0.5, TPR = FPR and ε ≥ 0")
+    for name in ("released", "images", "attack"):
+        table.add_column(name)
+    for name in ("AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "ε ≥ (ceiling)"):
+        table.add_column(name, justify="right")
+    for finding in findings:
+        for kind, attacks in finding.exposures.items():
+            for attack, exposure in attacks.items():
+                bound = finding.bound if (kind, attack) == (CANARIES, ONLINE) else None
+                table.add_row(finding.target, kind, attack, *_cells(exposure, bound))
+        table.add_section()
+    return table
+
+
+def _cells(exposure: Exposure, bound: EpsilonBound | None) -> tuple[str, ...]:
+    return (
+        _interval(exposure.auc, 1, ".3f"),
+        _interval(exposure.tpr_at_1_percent, 100, ".1f"),
+        _interval(exposure.tpr_at_0_1_percent, 100, ".1f"),
+        f"{bound.epsilon:.2f} ({bound.ceiling:.2f})" if bound else "",
+    )
+
+
+def _interval(interval: Interval | None, scale: float, form: str) -> str:
+    if interval is None:
+        return NOT_RESOLVABLE
+    value, low, high = (format(scale * each, form) for each in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
+
+
+def audit_words(plan: Plan, findings: Sequence[Finding]) -> list[str]:
+    """What the attacker knew, what was measured, and what it does not show."""
+    members, images = plan.members.shape
+    canaries, bound = int(plan.canaries.sum()), findings[0].bound
+    shadows = ", ".join(f"{finding.target} {finding.models - 1}" for finding in findings)
+    return [
+        "Knowledge: the attacker holds what is released, every image with the label used in training, "
+        "the training code and its configuration, and shadows trained on known halves of the same images.",
+        f"Shadows for each attacked model: {shadows}; {members} models in all, each on about half of "
+        f"{images:,} images. The model that is contributed is none of them, and has about twice the images.",
+        f"Canaries: {canaries} of the images carry a wrong label; they show the worst case, which the "
+        "average over natural images hides. TPR at 0.1 % needs 1,000 pairs of "
+        "a model and an image that it never saw.",
+        f"ε ≥: refuted by LiRA online on the canaries at 95 % confidence and δ = {bound.delta:g}, "
+        f"{bound.guesses} guesses, median over {bound.models} models. The ceiling is what all guesses right "
+        "would give: a claim of an ε above it cannot be refuted here.",
+        "An attack that fails is not evidence of safety. These results come from private images and no ε "
+        "covers them: keep them, or publish them knowing that.",
+    ]
+
+
+def print_audit(console: Console, plan: Plan, findings: Sequence[Finding]) -> None:
+    """The table and the words."""
+    console.print(audit_table(findings))
+    for line in audit_words(plan, findings):
+        console.print(line, highlight=False, markup=False)
+
+
+def audit_values(plan: Plan, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Everything that was found and what to read with it, as plain values for JSON."""
+    return {
+        "models": len(plan.members),
+        "images": len(plan.images),
+        "canaries": int(plan.canaries.sum()),
+        "findings": [asdict(finding) for finding in findings],
+        "words": audit_words(plan, findings),
+    }
+
+
+def write_audit(path: Path, plan: Plan, findings: Sequence[Finding], **more: object) -> None:
+    """Write :func:`audit_values` and whatever ``more`` there is as JSON."""
+    path.write_text(json.dumps(audit_values(plan, findings) | more, indent=2) + "\n")
+
+
+class Stopwatch:
+    """An observer that hands on what it is told, and knows how long each thing has taken."""
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+        self._starts: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        """Of this start; what an earlier one left behind took none."""
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        now = time.monotonic()
+        self.seconds[what] = now - self._starts.setdefault(what, now)
+        self._observe(what, done, of)
+
+
+@contextmanager
+def shown_progress(console: Console) -> Iterator[Stopwatch]:
+    """Draw a bar for each thing being done; plain lines where there is no terminal."""
+    if not console.is_terminal:
+        yield Stopwatch(lambda what, done, of: console.print(f"{what}: {done} of {of}", highlight=False))
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=of)
+            progress.update(tasks[what], completed=done)
+
+        yield Stopwatch(draw)

@@ -1,0 +1,230 @@
+"""The rehearsal: what a contribution would give away, measured before there is one.
+
+The same code and configuration train several models, each on a random half of the organisation's
+images, some of which carry a wrong label: canaries, which a model can only know by heart, and so show
+the worst case that the average over natural images hides (Aerni et al. 2024). Every model is
+attacked once, with the others as shadows. The model that is contributed is none of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fedfree
+from client.attacks import (
+    ATTACKS,
+    Attack,
+    EpsilonBound,
+    Exposure,
+    Floats,
+    Mask,
+    audit_epsilon,
+    exposure,
+    lira_online,
+    membership_scores,
+)
+from client.config import ClientConfig, PretrainConfig
+from client.contribute import MANIFEST, WEIGHTS
+from client.data import ImageSet, load_images, to_input
+from client.pretrain import pretrain
+from fedfree.architectures import Classifier, InputSpec
+from fedfree.codec import Contribution, decode_contribution, encode_contribution, encode_weights, sha256
+from fedfree.errors import DataError
+from fedfree.seeding import derive_seed, make_generator
+from fedfree.statement import PrivacyStatement
+
+NATURAL, CANARIES = "natural", "canaries"
+MIN_SHADOWS = 4
+CANARY_FRACTION = 0.1
+DELTA = 1e-5
+"""Of the bound on ε, where the contribution itself claims no δ."""
+
+Observer = Callable[[str, int, int], None]
+"""Told what is being done, how many of it are done, and of how many."""
+
+
+def ignore(what: str, done: int, of: int) -> None:
+    """The observer that observes nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which images each model of a rehearsal is trained on."""
+
+    images: ImageSet
+    """With the canaries' labels already wrong."""
+    canaries: Tensor
+    """[images], bool."""
+    members: Tensor
+    """[models, images], bool: independent fair coins."""
+
+    def training_images(self, model: int) -> ImageSet:
+        """What a model is trained on."""
+        return self._subset(self.members[model])
+
+    def unseen_images(self, model: int) -> ImageSet:
+        """The others, of the same classes."""
+        return self._subset(~self.members[model])
+
+    def _subset(self, chosen: Tensor) -> ImageSet:
+        return ImageSet(self.images.images[chosen], self.images.labels[chosen], self.images.class_names)
+
+
+def make_plan(images: ImageSet, *, shadows: int, canary_fraction: float = CANARY_FRACTION, seed: int) -> Plan:
+    """Mislabel some images, and draw each model's half.
+
+    Raises:
+        DataError: too few images, classes or shadows to measure anything.
+    """
+    if shadows < MIN_SHADOWS:
+        raise DataError(f"a rehearsal needs at least {MIN_SHADOWS} shadows, got {shadows}; 16 is usual")
+    generator = make_generator(seed, "rehearsal", images.fingerprint())
+    count = round(canary_fraction * len(images))
+    if not 2 <= count <= len(images) - 2 or images.num_classes < 2:
+        raise DataError(
+            f"{count} canaries among {len(images)} images of {images.num_classes} classes measure nothing: "
+            "use more images, and at least 2 classes"
+        )
+    canaries = torch.zeros(len(images), dtype=torch.bool)
+    canaries[torch.randperm(len(images), generator=generator)[:count]] = True
+    offsets = torch.randint(1, images.num_classes, (len(images),), generator=generator)
+    labels = torch.where(canaries, (images.labels + offsets) % images.num_classes, images.labels)
+    members = torch.rand(shadows, len(images), generator=generator) < 0.5
+    return Plan(ImageSet(images.images, labels, images.class_names), canaries, members)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How an organisation trains, with or without differential privacy."""
+
+    train: Callable[[ImageSet, int], Contribution]
+    """From images and a seed to the model as it would be contributed, its outputs in the labels' order."""
+    config_hash: str
+    """Of everything that decides what ``train`` does."""
+
+
+def trainer_of(config: PretrainConfig) -> Trainer:
+    """Trains without differential privacy, on every image but one a class, so that members are members."""
+    config = config.model_copy(update={"held_out_fraction": 1e-9})
+
+    def train(images: ImageSet, seed: int) -> Contribution:
+        trained = pretrain(images, config, seed=seed)
+        return Contribution(
+            architecture=config.architecture,
+            num_classes=images.num_classes,
+            input=trained.input,
+            privacy=PrivacyStatement(),
+            weights=encode_weights(trained.network),
+        )
+
+    return Trainer(train, config.sha256())
+
+
+def train_cached(images: ImageSet, trainer: Trainer, *, seed: int, cache: Path) -> Contribution:
+    """Train a model, or take the one trained before; in the cache each is whole or absent."""
+    parts = (images.fingerprint(), trainer.config_hash, str(seed), fedfree.__version__, torch.__version__)
+    folder = cache / sha256("\n".join(parts).encode())[:32]
+    if not (folder / MANIFEST).exists():
+        _write(folder, trainer.train(images, seed))
+    return decode_contribution((folder / MANIFEST).read_bytes(), (folder / WEIGHTS).read_bytes())
+
+
+def _write(folder: Path, contribution: Contribution) -> None:
+    """Weights first, so that a manifest never stands alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in (
+        (WEIGHTS, contribution.weights),
+        (MANIFEST, encode_contribution(contribution)),
+    ):
+        partial = folder / f"{name}.partial"
+        partial.write_bytes(data)
+        partial.replace(folder / name)
+
+
+def train_shadows(
+    plan: Plan, trainer: Trainer, *, cache: Path, seed: int, observe: Observer = ignore
+) -> list[Contribution]:
+    """One model for each row of the plan; a kill loses at most the one in training."""
+    models = []
+    for index in range(len(plan.members)):
+        observe("train shadows", index, len(plan.members))
+        model_seed = derive_seed(seed, "shadow", index)
+        models.append(train_cached(plan.training_images(index), trainer, seed=model_seed, cache=cache))
+    observe("train shadows", len(models), len(models))
+    return models
+
+
+@torch.no_grad()
+def score_network(plan: Plan, network: Classifier, spec: InputSpec) -> Floats:
+    """φ of every image of the plan, [images], from a network's own outputs."""
+    logits = [network(to_input(part, spec)) for part in plan.images.images.split(256)]
+    return membership_scores(torch.cat(logits), plan.images.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Something released, under attack: one version of it for each model of the plan."""
+
+    name: str
+    scores: Floats
+    """φ, [models, images]; of the plan's models the first so many."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the attacks found on one target."""
+
+    target: str
+    models: int
+    """Each is attacked once, with the others as shadows."""
+    exposures: Mapping[str, Mapping[str, Exposure]]
+    """``natural`` or ``canaries``, then the attack's name, to what it reached."""
+    bound: EpsilonBound
+    """From LiRA online on the canaries."""
+
+
+def examine(plan: Plan, target: Target, *, delta: float = DELTA) -> Finding:
+    """Attack a target with everything in ATTACKS, natural images and canaries apart."""
+    exposures = {
+        kind: {name: exposure(*evidence_on(plan, target, kind, attack)) for name, attack in ATTACKS.items()}
+        for kind in (NATURAL, CANARIES)
+    }
+    bound = audit_epsilon(*evidence_on(plan, target, CANARIES), delta=delta)
+    return Finding(target.name, len(target.scores), exposures, bound)
+
+
+def evidence_on(plan: Plan, target: Target, kind: str, attack: Attack = lira_online) -> tuple[Floats, Mask]:
+    """What an attack sorts one kind of image by, and the truth, [models, images of that kind] each."""
+    chosen = (plan.canaries if kind == CANARIES else ~plan.canaries).numpy()
+    members = plan.members[: len(target.scores)].numpy()[:, chosen]
+    return attack(target.scores[:, chosen], members), members
+
+
+def score_models(plan: Plan, models: Sequence[Contribution]) -> Target:
+    """Every image of the plan on every model."""
+    scores = [score_network(plan, model.network(), model.input) for model in models]
+    return Target("contributed model", np.stack(scores))
+
+
+def rehearse(config: ClientConfig, *, shadows: int, observe: Observer = ignore) -> tuple[Plan, Finding]:
+    """Measure what the model that this configuration would contribute gives away.
+
+    Args:
+        config: as for ``contribute``; the shadows are kept in its cache.
+    """
+    images = load_images(
+        config.data.source,
+        split=config.data.split,
+        classes=config.data.classes,
+        images_per_class=config.data.images_per_class,
+        size=config.pretrain.image_size,
+    )
+    plan = make_plan(images, shadows=shadows, seed=config.seed)
+    models = train_shadows(
+        plan, trainer_of(config.pretrain), cache=config.cache, seed=config.seed, observe=observe
+    )
+    return plan, examine(plan, score_models(plan, models))

@@ -1,0 +1,159 @@
+"""The rehearsal finds memorised canaries, nothing where nothing leaks, and continues after a kill."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from client import cli
+from client.attacks import ONLINE
+from client.config import PretrainConfig
+from client.data import ImageSet
+from client.rehearse import (
+    CANARIES,
+    NATURAL,
+    Finding,
+    Trainer,
+    examine,
+    make_plan,
+    score_models,
+    train_shadows,
+    trainer_of,
+)
+from fedfree.architectures import InputSpec, build
+from fedfree.codec import Contribution, encode_weights
+from fedfree.errors import DataError
+from fedfree.statement import PrivacyStatement
+
+OVERFITTING = PretrainConfig(
+    image_size=16, epochs=30, min_steps=1, batch_size=24, crop_padding=0, weight_decay=0.0, threads=1
+)
+
+
+def make_images(count: int = 120) -> ImageSet:
+    """Noise in three shades: the class is easy, and every image is unlike the others."""
+    labels = torch.arange(count) % 3
+    noise = torch.randint(0, 100, (count, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+    return ImageSet((noise + 70 * labels[:, None, None, None]).to(torch.uint8), labels, ("a", "b", "c"))
+
+
+def measure(trainer: Trainer, cache: Path, *, images: int = 120) -> Finding:
+    plan = make_plan(make_images(images), shadows=6, canary_fraction=0.3, seed=0)
+    models = train_shadows(plan, trainer, cache=cache, seed=0)
+    return examine(plan, score_models(plan, models))
+
+
+def untrained(images: ImageSet, seed: int) -> Contribution:
+    """A network that has not looked at its images."""
+    torch.manual_seed(seed % 2**31)
+    spec = InputSpec(channels=1, height=16, width=16)
+    config = OVERFITTING.architecture
+    network = build(config, num_classes=images.num_classes, input=spec)
+    return Contribution(config, images.num_classes, spec, PrivacyStatement(), encode_weights(network))
+
+
+def test_an_overfit_model_gives_its_canaries_away(tmp_path: Path) -> None:
+    finding = measure(trainer_of(OVERFITTING), tmp_path)
+    canaries = finding.exposures[CANARIES][ONLINE]
+    assert canaries.auc.value > 0.9
+    assert canaries.auc.value > finding.exposures[NATURAL][ONLINE].auc.value
+    assert finding.bound.epsilon > 0.2
+
+
+def test_a_model_that_never_saw_its_images_gives_nothing_away(tmp_path: Path) -> None:
+    finding = measure(Trainer(untrained, "untrained"), tmp_path, images=600)
+    for attacks in finding.exposures.values():
+        for found in attacks.values():
+            assert found.auc.value == pytest.approx(0.5, abs=0.06)
+    assert finding.bound.epsilon == 0
+
+
+def test_canaries_are_mislabelled_and_no_other_image_is() -> None:
+    images = make_images()
+    plan = make_plan(images, shadows=4, canary_fraction=0.25, seed=1)
+    assert torch.equal(plan.images.labels != images.labels, plan.canaries)
+    assert plan.canaries.sum() == 30
+
+
+def test_halves_are_fair_and_independent() -> None:
+    plan = make_plan(make_images(3000), shadows=8, seed=2)
+    coins = plan.members.double()
+    assert (coins.mean(1) - 0.5).abs().max() < 4 * 0.5 / 3000**0.5
+    correlations = torch.corrcoef(coins) - torch.eye(8)
+    assert correlations.abs().max() < 4 / 3000**0.5
+    assert len(plan.training_images(0)) + len(plan.unseen_images(0)) == 3000
+
+
+def test_a_rehearsal_that_was_killed_loses_only_the_model_in_training(tmp_path: Path) -> None:
+    plan = make_plan(make_images(), shadows=4, seed=0)
+    calls = 0
+
+    def killed_at_the_third(images: ImageSet, seed: int) -> Contribution:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return untrained(images, seed)
+
+    trainer = Trainer(killed_at_the_third, "hash")
+    with pytest.raises(KeyboardInterrupt):
+        train_shadows(plan, trainer, cache=tmp_path, seed=0)
+    models = train_shadows(plan, trainer, cache=tmp_path, seed=0)
+    assert calls == 5
+    whole = train_shadows(plan, Trainer(untrained, "hash"), cache=tmp_path / "elsewhere", seed=0)
+    assert models == whole
+
+
+def test_another_configuration_trains_other_models(tmp_path: Path) -> None:
+    plan = make_plan(make_images(), shadows=4, seed=0)
+    for name in ("one", "another"):
+        train_shadows(plan, Trainer(untrained, name), cache=tmp_path, seed=0)
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_too_few_images_or_shadows_are_refused() -> None:
+    with pytest.raises(DataError, match="at least 4 shadows, got 3"):
+        make_plan(make_images(), shadows=3, seed=0)
+    with pytest.raises(DataError, match="1 canaries among 12 images"):
+        make_plan(make_images(12), shadows=4, seed=0)
+
+
+def write_folder(root: Path) -> Path:
+    images = make_images(60)
+    for index, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
+        folder = root / images.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / f"{index}.png")
+    return root
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedfree-client", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_an_organisation_rehearses_on_its_own_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("client.rehearse.trainer_of", lambda _: Trainer(untrained, "untrained"))
+    data, out = write_folder(tmp_path / "images"), tmp_path / "out"
+    options = ("--shadows", 4, "--image-size", 16, "--epochs", 1, "--threads", 1)
+    assert run_command(monkeypatch, "rehearse", "--data", data, "--out", out, *options) == 0
+    printed = capsys.readouterr().out
+    assert "not evidence of safety" in " ".join(printed.split())
+    found = json.loads((out / "rehearsal.json").read_text())
+    assert found["models"] == 4 and found["canaries"] == 6
+    assert found["findings"][0]["exposures"]["canaries"]["LiRA online"]["tpr_at_0_1_percent"] is None
+
+
+def test_a_missing_folder_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run_command(monkeypatch, "rehearse", "--data", tmp_path / "nowhere", "--out", out) == 2
+    assert "nowhere" in capsys.readouterr().err
