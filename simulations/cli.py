@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fedfree.cli import make_app, run_app
 from simulations import federation
+from simulations.attacks.cli import app as privacy
 from simulations.benchmarks.cli import bench
 from simulations.options import (
     Architectures,
@@ -42,6 +43,7 @@ app = make_app(
     "Simulate whole federations on this machine: organisations, server, baselines and report.",
 )
 app.add_typer(bench)
+app.add_typer(privacy)
 
 
 @app.command()

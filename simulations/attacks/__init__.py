@@ -1,0 +1,1 @@
+"""Audits: what contributed models, their synthetic images and the broadcast meta-learner give away."""

@@ -1,0 +1,109 @@
+"""What a server makes of a contribution, in small, so that it can be attacked: a student, a meta-learner."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client.adapt import extract_features
+from client.attacks import Floats, membership_scores
+from client.data import to_input
+from client.rehearse import Plan
+from fedfree.adaptation import nearest_mean
+from fedfree.architectures import Classifier, build, use_channels_last
+from fedfree.codec import Contribution, MetaLearner, encode_contribution
+from fedfree.compute import use_cpu
+from fedfree.seeding import derive_seed, make_generator
+from server import pipeline
+from server.config import ServerConfig
+from server.events import ignore
+from server.learner import Learner
+from server.meta_learn import DistillationTask, align
+from server.pool import Member, Pool
+from server.store import Store
+from server.verify import verify_received
+
+STUDENT_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """What FIVE took out of one model alone."""
+
+    member: Member
+    images: Tensor
+    """[images, channels, size, size], uint8; the newest last."""
+
+
+def recover_images(contribution: Contribution, config: ServerConfig) -> Recovered:
+    """Invert one model for ``config.iterations`` meta-iterations."""
+    use_cpu(config.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        store = _store_of(Path(folder), [contribution])
+        verify_received(store, ignore)
+        pool = Pool(store, pipeline.choose_device(config.device))
+        pool.require(1)
+        learner = Learner(pool, config)
+        for iteration in range(config.iterations):
+            learner.invert(iteration)
+        return Recovered(pool.member(pool.ids[0]), learner.memory.images)
+
+
+def _store_of(folder: Path, contributions: Sequence[Contribution]) -> Store:
+    store = Store(folder / "store")
+    for contribution in contributions:
+        store.receive(encode_contribution(contribution), contribution.weights)
+    return store
+
+
+def distil_student(
+    contribution: Contribution, recovered: Recovered, config: ServerConfig, *, steps: int
+) -> Classifier:
+    """A fresh network of the same architecture, taught by the model on its recovered images alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "student"))
+        student = build(
+            contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
+        )
+    student.to(recovered.member.device)
+    use_channels_last(student)
+    rng = make_generator(config.seed, "student batches")
+    optimizer = torch.optim.Adam(student.parameters(), lr=config.learn.inner_learning_rate)
+    for _ in range(steps):
+        align(student, optimizer, [_task(recovered, rng)], contribution.input, config.learn)
+    return student.cpu()
+
+
+@torch.no_grad()
+def _task(recovered: Recovered, rng: torch.Generator) -> DistillationTask:
+    drawn = torch.randint(len(recovered.images), (STUDENT_BATCH,), generator=rng)
+    images = recovered.images[drawn.to(recovered.images.device)].float() / 255
+    spec = recovered.member.input
+    logits = recovered.member.network(spec.normalise(spec.resize(images)))
+    return DistillationTask(images, teacher_logits=logits)
+
+
+def learn_meta_learner(contributions: Sequence[Contribution], config: ServerConfig) -> MetaLearner:
+    """The server's whole pipeline on a small federation."""
+    with tempfile.TemporaryDirectory() as folder:
+        return pipeline.run(_store_of(Path(folder), contributions), config).meta_learner
+
+
+def score_meta_learner(plan: Plan, meta_learner: MetaLearner) -> Floats:
+    """φ of every image, [images], with cosine similarities to the class means as the logits.
+
+    The means are those of the natural images of all classes, members or not: an attacker who wants to
+    know who was a member has the images of both.
+    """
+    features = extract_features(meta_learner.network(), to_input(plan.images.images, meta_learner.input))
+    labels, natural = plan.images.labels, ~plan.canaries
+    head = nearest_mean(
+        features[natural],
+        labels[natural],
+        n_way=plan.images.num_classes,
+        temperature=meta_learner.recipe.temperature,
+    )
+    return membership_scores(head.logits(features), labels)

@@ -1,0 +1,115 @@
+"""An audit runs from data set to table, attacks everything that leaves, and continues after a kill."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from server.config import InvertConfig, ServerConfig
+from simulations import cli
+from simulations.attacks import audit as audits
+from simulations.attacks import cli as audit_cli
+from simulations.attacks.config import AuditConfig
+from simulations.attacks.downstream import distil_student
+from simulations.attacks.memorisation import LABEL
+
+
+def write_tree(root: Path, *, classes: int = 4, images: int = 12) -> Path:
+    """Noise of classes told apart by their shade."""
+    generator = torch.Generator().manual_seed(0)
+    for label in range(classes):
+        (root / f"class{label}").mkdir(parents=True)
+        for index in range(images):
+            noise = torch.randint(0, 60, (16, 16), generator=generator)
+            picture = Image.fromarray((noise + 40 * label).to(torch.uint8).numpy())
+            picture.save(root / f"class{label}" / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of the audit that take a second."""
+    whole = AuditConfig._server
+
+    def cut(self: AuditConfig, **changes: Any) -> ServerConfig:
+        config = whole(self, **changes)
+        invert = InvertConfig(images_per_model=12, steps=1, generator_width=4, latent_size=16)
+        learn = config.learn.model_copy(update={"batch_size": 16, "compositions": 4, "relational_tasks": 1})
+        return config.model_copy(update={"iterations": 2, "invert": invert, "learn": learn})
+
+    monkeypatch.setattr(AuditConfig, "_server", cut)
+    monkeypatch.setattr(audits, "distil_student", lambda *given, steps: distil_student(*given, steps=2))
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedfree-sim", "privacy", "audit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.usefixtures("small")
+def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    tree, out = write_tree(tmp_path / "images"), tmp_path / "audit"
+    options = ("--dataset", tree, "--classes", 2, "--shadows", 4, "--meta-learner", 4, "--out", out)
+    tiny = ("--image-size", 16, "--epochs", 1, "--min-steps", 1, "--threads", 1)
+    assert run_command(monkeypatch, *options, *tiny) == 0
+    printed = capsys.readouterr().out
+    assert LABEL in printed and "An attack that fails is not evidence of safety" in printed
+    found = json.loads((out / "audit.json").read_text())
+    names = [each["target"] for each in found["findings"]]
+    assert names == ["contributed model", "student of its synthetic images", "broadcast meta-learner"]
+    for finding in found["findings"]:
+        assert finding["models"] == 4
+        for attacks in finding["exposures"].values():
+            assert all(0 <= attack["auc"]["value"] <= 1 for attack in attacks.values())
+    assert len(found["memorisation"]["measures"]) == 3
+    assert {path.name for path in out.iterdir()} >= {"roc.png", "roc.svg", "pairs.png"}
+
+    for work in ("recover_images", "learn_meta_learner"):
+        monkeypatch.setattr(audits, work, lambda *_: pytest.fail("done again"))
+    monkeypatch.setattr(audit_cli, "draw_pictures", lambda *_: [])
+    assert run_command(monkeypatch, *options, *tiny) == 0
+    again = json.loads((out / "audit.json").read_text())
+    assert again["findings"] == found["findings"] and again["memorisation"] == found["memorisation"]
+
+
+def test_another_organisations_models_are_not_audited(tmp_path: Path) -> None:
+    config = AuditConfig(
+        dataset=str(write_tree(tmp_path / "images")), classes=2, meta_learner=4, companions=2, image_size=16
+    )
+    audited, *companions = audits.load_organisations(config)
+    assert len(companions) == 2
+    assert all(len(each) == len(audited) == 24 for each in companions)
+    alone = audits.load_organisations(config.model_copy(update={"meta_learner": 0}))
+    assert [each.fingerprint() for each in alone] == [audited.fingerprint()]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--shadows", 3, "shadows"),
+        ("--meta-learner", 2, "at least 4 federations"),
+        ("--architecture", "perceptron", "unknown architecture"),
+        ("--dataset", "nowhere.zip", "no such data set or path"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    option: str,
+    value: object,
+    message: str,
+) -> None:
+    assert run_command(monkeypatch, "--out", tmp_path / "audit", option, value) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and "Traceback" not in printed.err
+    assert len([line for line in printed.err.splitlines() if line.startswith("error:")]) == 1
