@@ -197,7 +197,7 @@ def _redrawn_curves(evidence: Floats, members: Mask, samples: int, random: np.ra
 
 
 def _interval(value: float, draws: list[float]) -> Interval:
-    low, high = np.quantile(draws, (0.025, 0.975)) if draws else (math.nan, math.nan)
+    low, high = np.quantile(draws, (0.025, 0.975)) if draws else (0.0, 1.0)
     return Interval(value, float(low), float(high))
 
 

@@ -21,48 +21,58 @@ from rich.progress import (
 from rich.table import Table
 
 from client.attacks import ONLINE, EpsilonBound, Exposure, Interval
-from client.rehearse import CANARIES, Finding, Observer, Plan
+from client.rehearse import CANARIES, NATURAL, Finding, Observer, Plan
 
-NOT_RESOLVABLE = "not resolvable"
+NOT_RESOLVABLE = "—"
 
 
 def plain_table(caption: str) -> Table:
-    """An empty table of the house's looks."""
+    """An empty table of the house's looks, narrow enough for 80 columns."""
     return Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=caption, caption_justify="left"
+        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
     )
 
 
 def audit_table(findings: Sequence[Finding]) -> Table:
-    """Target by kind of image by attack."""
-    table = plain_table("TPR in %, [95 % bootstrap intervals]; guessing has AUC 0.5, TPR = FPR and ε ≥ 0")
+    """What was released, by kind of image, by attack."""
+    table = plain_table(
+        f"TPR: true positives in % at 1 % and 0.1 % false positives; ranges are 95 % bootstrap intervals; "
+        f"{NOT_RESOLVABLE}: not resolvable, too few images that no training saw. offline, online: LiRA. "
+        "Guessing has AUC 0.5, TPR 1 and 0.1."
+    )
     for name in ("released", "images", "attack"):
         table.add_column(name)
-    for name in ("AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "ε ≥ (ceiling)"):
-        table.add_column(name, justify="right")
+    for name in ("AUC", "TPR at 1 %", "at 0.1 %", "ε≥/ceiling"):
+        table.add_column(name, justify="right", no_wrap=True)
     for finding in findings:
         for kind, attacks in finding.exposures.items():
             for attack, exposure in attacks.items():
+                first = attack == next(iter(attacks))
                 bound = finding.bound if (kind, attack) == (CANARIES, ONLINE) else None
-                table.add_row(finding.target, kind, attack, *_cells(exposure, bound))
+                labels = (finding.target if first and kind == NATURAL else "", kind if first else "")
+                table.add_row(*labels, attack.removeprefix("LiRA "), *_cells(exposure, bound))
         table.add_section()
     return table
 
 
 def _cells(exposure: Exposure, bound: EpsilonBound | None) -> tuple[str, ...]:
+    auc = exposure.auc
     return (
-        _interval(exposure.auc, 1, ".3f"),
-        _interval(exposure.tpr_at_1_percent, 100, ".1f"),
-        _interval(exposure.tpr_at_0_1_percent, 100, ".1f"),
-        f"{bound.epsilon:.2f} ({bound.ceiling:.2f})" if bound else "",
+        f"{auc.value:.2f} {auc.low:.2f}–{auc.high:.2f}",
+        _percent(exposure.tpr_at_1_percent),
+        _percent(exposure.tpr_at_0_1_percent),
+        f"{bound.epsilon:.2f}/{bound.ceiling:.2f}" if bound else "",
     )
 
 
-def _interval(interval: Interval | None, scale: float, form: str) -> str:
-    if interval is None:
+def _percent(rate: Interval | None) -> str:
+    if rate is None:
         return NOT_RESOLVABLE
-    value, low, high = (format(scale * each, form) for each in (interval.value, interval.low, interval.high))
-    return f"{value} [{low}, {high}]"
+    value, low, high = (
+        f"{100 * each:.0f}" if each >= 0.095 else f"{100 * each:.1f}"
+        for each in (rate.value, rate.low, rate.high)
+    )
+    return f"{value} {low}–{high}"
 
 
 def audit_words(plan: Plan, findings: Sequence[Finding]) -> list[str]:
@@ -73,7 +83,7 @@ def audit_words(plan: Plan, findings: Sequence[Finding]) -> list[str]:
     return [
         "Knowledge: the attacker holds what is released, every image with the label used in training, "
         "the training code and its configuration, and shadows trained on known halves of the same images.",
-        f"Shadows for each attacked model: {shadows}; {members} models in all, each on about half of "
+        f"Shadows for each attack: {shadows}; {members} models in all, each on about half of "
         f"{images:,} images. The model that is contributed is none of them, and has about twice the images.",
         f"Canaries: {canaries} of the images carry a wrong label; they show the worst case, which the "
         "average over natural images hides. TPR at 0.1 % needs 1,000 pairs of "

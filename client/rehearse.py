@@ -40,6 +40,7 @@ from fedfree.statement import PrivacyStatement
 NATURAL, CANARIES = "natural", "canaries"
 MIN_SHADOWS = 4
 CANARY_FRACTION = 0.1
+MIN_CANARIES = 10
 DELTA = 1e-5
 """Of the bound on ε, where the contribution itself claims no δ."""
 
@@ -78,16 +79,16 @@ def make_plan(images: ImageSet, *, shadows: int, canary_fraction: float = CANARY
     """Mislabel some images, and draw each model's half.
 
     Raises:
-        DataError: too few images, classes or shadows to measure anything.
+        DataError: too few images or shadows to measure anything.
     """
     if shadows < MIN_SHADOWS:
         raise DataError(f"a rehearsal needs at least {MIN_SHADOWS} shadows, got {shadows}; 16 is usual")
     generator = make_generator(seed, "rehearsal", images.fingerprint())
     count = round(canary_fraction * len(images))
-    if not 2 <= count <= len(images) - 2 or images.num_classes < 2:
+    if not MIN_CANARIES <= count <= len(images) - MIN_CANARIES:
         raise DataError(
-            f"{count} canaries among {len(images)} images of {images.num_classes} classes measure nothing: "
-            "use more images, and at least 2 classes"
+            f"{canary_fraction:g} of {len(images)} images are {count} canaries; fewer than {MIN_CANARIES} "
+            "canaries, or as few other images, measure nothing: use more images"
         )
     canaries = torch.zeros(len(images), dtype=torch.bool)
     canaries[torch.randperm(len(images), generator=generator)[:count]] = True
@@ -207,7 +208,7 @@ def evidence_on(plan: Plan, target: Target, kind: str, attack: Attack = lira_onl
 def score_models(plan: Plan, models: Sequence[Contribution]) -> Target:
     """Every image of the plan on every model."""
     scores = [score_network(plan, model.network(), model.input) for model in models]
-    return Target("contributed model", np.stack(scores))
+    return Target("model", np.stack(scores))
 
 
 def rehearse(config: ClientConfig, *, shadows: int, observe: Observer = ignore) -> tuple[Plan, Finding]:

@@ -52,7 +52,7 @@ from simulations.datasets import partition, resolve
 
 CHECKED_IMAGES = 200
 """Synthetic images of the first model that the memorisation check looks at: the newest."""
-FEATURES = "features of a second shadow"
+FEATURES = "features of another shadow"
 
 Tensors = dict[str, Tensor]
 
@@ -152,7 +152,7 @@ def distilled_students(
         path = folder / _cache_name(plan, [model], server.sha256(), str(steps))
         made.append(_cached(path, partial(distil, model)))
     observe("distil students", len(models), len(models))
-    return _target("student of its synthetic images", made), made[0]["recovered"]
+    return _target("student", made), made[0]["recovered"]
 
 
 def broadcast_meta_learners(
@@ -176,7 +176,7 @@ def broadcast_meta_learners(
         path = folder / _cache_name(plan, [model, *companions], server.sha256())
         made.append(_cached(path, partial(learn, model)))
     observe("run federations", len(models), len(models))
-    return _target("broadcast meta-learner", made)
+    return _target("meta-learner", made)
 
 
 def _target(name: str, made: Sequence[Tensors]) -> Target:

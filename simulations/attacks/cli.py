@@ -94,9 +94,12 @@ def downstream_words(config: AuditConfig) -> list[str]:
 
 def nearness_table(nearness: dict[str, Nearness]) -> Table:
     """The memorisation check, under its label."""
-    table = plain_table(f"{LABEL}; without copies about 0.50 are closer to private, and ratios are near 1")
+    table = plain_table(
+        f"{LABEL}; nearest private against nearest held-out image: without copies about 0.50 are closer to "
+        "the private one, and ratios of the distances are near 1"
+    )
     table.add_column("synthetic images, distance by")
-    for name in ("closer to private than to held-out", "median ratio", "lowest ratio"):
+    for name in ("closer to private", "median ratio", "lowest ratio"):
         table.add_column(name, justify="right")
     for name, each in nearness.items():
         numbers = (each.closer_to_private, each.median_ratio, each.lowest_ratio)

@@ -28,7 +28,7 @@ def roc_picture(curves: Mapping[str, Roc], path: Path) -> None:
         title="Membership inference (LiRA online)\nan attack that fails is not evidence of safety",
     )
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower right")
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=150)
 

@@ -117,12 +117,12 @@ def test_another_configuration_trains_other_models(tmp_path: Path) -> None:
 def test_too_few_images_or_shadows_are_refused() -> None:
     with pytest.raises(DataError, match="at least 4 shadows, got 3"):
         make_plan(make_images(), shadows=3, seed=0)
-    with pytest.raises(DataError, match="1 canaries among 12 images"):
-        make_plan(make_images(12), shadows=4, seed=0)
+    with pytest.raises(DataError, match="60 images are 6 canaries; fewer than 10"):
+        make_plan(make_images(60), shadows=4, seed=0)
 
 
 def write_folder(root: Path) -> Path:
-    images = make_images(60)
+    images = make_images(102)
     for index, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
         folder = root / images.class_names[label]
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def test_an_organisation_rehearses_on_its_own_folder(
     printed = capsys.readouterr().out
     assert "not evidence of safety" in " ".join(printed.split())
     found = json.loads((out / "rehearsal.json").read_text())
-    assert found["models"] == 4 and found["canaries"] == 6
+    assert found["models"] == 4 and found["canaries"] == 10
     assert found["findings"][0]["exposures"]["canaries"]["LiRA online"]["tpr_at_0_1_percent"] is None
 
 

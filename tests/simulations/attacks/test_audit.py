@@ -18,7 +18,7 @@ from simulations.attacks.downstream import distil_student
 from simulations.attacks.memorisation import LABEL
 
 
-def write_tree(root: Path, *, classes: int = 4, images: int = 12) -> Path:
+def write_tree(root: Path, *, classes: int = 4, images: int = 50) -> Path:
     """Noise of classes told apart by their shade."""
     generator = torch.Generator().manual_seed(0)
     for label in range(classes):
@@ -56,16 +56,15 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
     tree, out = write_tree(tmp_path / "images"), tmp_path / "audit"
     options = ("--dataset", tree, "--classes", 2, "--shadows", 4, "--meta-learner", 4, "--out", out)
     tiny = ("--image-size", 16, "--epochs", 1, "--min-steps", 1, "--threads", 1)
     assert run_command(monkeypatch, *options, *tiny) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert LABEL in printed and "An attack that fails is not evidence of safety" in printed
     found = json.loads((out / "audit.json").read_text())
     names = [each["target"] for each in found["findings"]]
-    assert names == ["contributed model", "student of its synthetic images", "broadcast meta-learner"]
+    assert names == ["model", "student", "meta-learner"]
     for finding in found["findings"]:
         assert finding["models"] == 4
         for attacks in finding["exposures"].values():
@@ -87,7 +86,7 @@ def test_another_organisations_models_are_not_audited(tmp_path: Path) -> None:
     )
     audited, *companions = audits.load_organisations(config)
     assert len(companions) == 2
-    assert all(len(each) == len(audited) == 24 for each in companions)
+    assert all(len(each) == len(audited) == 100 for each in companions)
     alone = audits.load_organisations(config.model_copy(update={"meta_learner": 0}))
     assert [each.fingerprint() for each in alone] == [audited.fingerprint()]
 
