@@ -28,17 +28,15 @@ NOT_RESOLVABLE = "—"
 
 def plain_table(caption: str) -> Table:
     """An empty table of the house's looks, narrow enough for 80 columns."""
-    return Table(
-        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
-    )
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
 
 
 def audit_table(findings: Sequence[Finding]) -> Table:
     """What was released, by kind of image, by attack."""
     table = plain_table(
-        f"TPR: true positives in % at 1 % and 0.1 % false positives; ranges are 95 % bootstrap intervals; "
-        f"{NOT_RESOLVABLE}: not resolvable, too few images that no training saw. offline, online: LiRA. "
-        "Guessing has AUC 0.5, TPR 1 and 0.1."
+        "TPR: true positives in % at 1 % and 0.1 % false positives; ranges are 95 % bootstrap intervals; "
+        f"{NOT_RESOLVABLE}: not resolvable, too few images that no training saw. loss: threshold; "
+        "offline, online: LiRA. Guessing has AUC 0.5, TPR 1 and 0.1."
     )
     for name in ("released", "images", "attack"):
         table.add_column(name)
@@ -50,7 +48,8 @@ def audit_table(findings: Sequence[Finding]) -> Table:
                 first = attack == next(iter(attacks))
                 bound = finding.bound if (kind, attack) == (CANARIES, ONLINE) else None
                 labels = (finding.target if first and kind == NATURAL else "", kind if first else "")
-                table.add_row(*labels, attack.removeprefix("LiRA "), *_cells(exposure, bound))
+                short = attack.removeprefix("LiRA ").removesuffix(" threshold")
+                table.add_row(*labels, short, *_cells(exposure, bound))
         table.add_section()
     return table
 

@@ -61,6 +61,7 @@ def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
     tiny = ("--image-size", 16, "--epochs", 1, "--min-steps", 1, "--threads", 1)
     assert run_command(monkeypatch, *options, *tiny) == 0
     printed = " ".join(capsys.readouterr().out.split())
+    assert "…" not in printed
     assert LABEL in printed and "An attack that fails is not evidence of safety" in printed
     found = json.loads((out / "audit.json").read_text())
     names = [each["target"] for each in found["findings"]]
