@@ -21,6 +21,7 @@ from server import pipeline
 from server.config import ServerConfig
 from server.events import ignore
 from server.learner import Learner
+from server.memory import to_pixels
 from server.meta_learn import DistillationTask, align
 from server.pool import Member, Pool
 from server.store import Store
@@ -49,7 +50,8 @@ def recover_images(contribution: Contribution, config: ServerConfig) -> Recovere
         learner = Learner(pool, config)
         for iteration in range(config.iterations):
             learner.invert(iteration)
-        return Recovered(pool.member(pool.ids[0]), learner.memory.images)
+        rows = learner.memory.rows
+        return Recovered(pool.member(0), rows["images"][rows.oldest_first()])
 
 
 def _store_of(folder: Path, contributions: Sequence[Contribution]) -> Store:
@@ -73,14 +75,14 @@ def distil_student(
     rng = make_generator(config.seed, "student batches")
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learn.inner_learning_rate)
     for _ in range(steps):
-        align(student, optimizer, [_task(recovered, rng)], contribution.input, config.learn)
+        align(student, [optimizer], [_task(recovered, rng)], contribution.input, config.learn)
     return student.cpu()
 
 
 @torch.no_grad()
 def _task(recovered: Recovered, rng: torch.Generator) -> DistillationTask:
     drawn = torch.randint(len(recovered.images), (STUDENT_BATCH,), generator=rng)
-    images = recovered.images[drawn.to(recovered.images.device)].float() / 255
+    images = to_pixels(recovered.images[drawn.to(recovered.images.device)])
     spec = recovered.member.input
     logits = recovered.member.network(spec.normalise(spec.resize(images)))
     return DistillationTask(images, teacher_logits=logits)

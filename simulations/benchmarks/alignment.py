@@ -15,6 +15,7 @@ from statistics import fmean
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from client.adapt import SHOTS, episode_accuracies, sample_episodes
@@ -167,6 +168,7 @@ def plot(measured: Sequence[Alignment]) -> Figure:
         axes.plot(range(1, len(means) + 1), means, color=colour, alpha=0.25, linewidth=0.8)
         smooth = [fmean(means[max(0, i + 1 - SMOOTHING) : i + 1]) for i in range(len(means))]
         axes.plot(range(1, len(means) + 1), smooth, color=colour, linestyle=style, label=path)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("iteration")
     axes.set_ylabel("mean cosine between two tasks' gradients")
     axes.spines[["top", "right"]].set_visible(False)
