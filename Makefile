@@ -31,6 +31,7 @@ check: install
 
 proto: install
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto proto/fedfree/v1/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=proto proto/fedfree/v1/service.proto
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache runs *.egg-info

@@ -160,6 +160,7 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
         return not conversation.awaited and len(known) + len(failed) >= config.organisations
 
     while not is_settled() and time.monotonic() < deadline:
+        known |= _known(store)  # what came through the other door meanwhile
         conversation.ask_newcomers()
         heard = False
         for node, reply in conversation.replies():

@@ -1,5 +1,6 @@
 """``fedfree-server``: the server's work without a federation around it."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -7,18 +8,26 @@ import typer
 from rich.console import Console
 
 from fedfree.cli import make_app, read_file, run_app
+from fedfree.errors import ConfigError
+from fedfree.grpc_channel import Address
 from server import pipeline
 from server.config import ServerConfig, preset
 from server.events import Event
 from server.run_directory import RunDirectory
 from server.store import ACCEPTED, MANIFEST, QUARANTINED, RECEIVED, WEIGHTS, write_durably
+from server.tokens import Tokens
 
 app = make_app(
     "fedfree-server",
     "Learn a meta-learner from contributed models, and look into the store that holds them.",
 )
 
+token_app = make_app("token", "Who may come through the gRPC door: one token an organisation.")
+app.add_typer(token_app, name="token")
+
 Run = Annotated[Path, typer.Argument(help="Run directory.")]
+RunOption = Annotated[Path, typer.Option("--store", help="Run directory.")]
+Organisation = Annotated[str, typer.Argument(help="Name of an organisation.")]
 
 
 @app.command()
@@ -65,8 +74,90 @@ def status(run: Run) -> None:
         console.print(f"{identity[:12]}: {store.reason(identity)}", highlight=False, markup=False)
 
 
+@app.command()
+def serve(
+    store: RunOption,
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "localhost:9443",
+    certificate: Annotated[Path | None, typer.Option(help="The server's certificate chain, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="Admit only clients with a certificate signed by this CA, PEM.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Without TLS; on addresses of this machine only.")
+    ] = False,
+    max_contributions: Annotated[int, typer.Option(help="Taken from one organisation.")] = 8,
+    requests_per_minute: Annotated[int, typer.Option(help="Taken from one organisation.")] = 120,
+    uploads_at_once: Annotated[int, typer.Option(help="Of all; more wait for their turn.")] = 32,
+    upload_seconds: Annotated[float, typer.Option(help="An upload that takes longer is ended.")] = 900,
+    grace_seconds: Annotated[
+        float, typer.Option(help="How long uploads may still take once told to stop.")
+    ] = 30,
+) -> None:
+    """Receive contributions over gRPC and hand out the meta-learner; `learn` learns, beside it."""
+    from server import door
+    from server.limits import ServiceConfig
+    from server.service import Service
+
+    if insecure and (certificate or key or client_ca):
+        raise ConfigError("--insecure serves without TLS: leave out --certificate, --key and --client-ca")
+    address = Address.parse(listen)
+    values = {
+        "max_contributions": max_contributions,
+        "requests_per_minute": requests_per_minute,
+        "uploads_at_once": uploads_at_once,
+        "upload_seconds": upload_seconds,
+        "grace_seconds": grace_seconds,
+    }
+    limits = ServiceConfig.parse(values, origin="option")
+    tls = None if insecure else door.credentials(certificate, key, client_ca)
+    run = _prepared(store)
+    run.store().discard_leftovers()
+    if not Tokens(run.tokens).organisations():
+        typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
+    service = Service(run, limits, on_event=run.recorded(_print_event))
+    listening = door.serve(
+        service,
+        address,
+        tls,
+        grace_seconds=limits.grace_seconds,
+        on_ready=lambda at: typer.echo(f"listening on {at}"),
+    )
+    asyncio.run(listening)
+
+
+def _prepared(path: Path) -> RunDirectory:
+    """A run directory, with the default configuration where it has none."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / "server.toml").exists():
+        write_durably(path / "server.toml", ServerConfig().to_toml().encode())
+    return RunDirectory(path)
+
+
+@token_app.command(name="add")
+def token_add(organisation: Organisation, store: RunOption) -> None:
+    """Make an organisation's token and print it, this once."""
+    typer.echo(Tokens(_prepared(store).tokens).add(organisation))
+
+
+@token_app.command(name="list")
+def token_list(store: RunOption) -> None:
+    """Name every organisation that has a token."""
+    for organisation in Tokens(RunDirectory(store).tokens).organisations():
+        typer.echo(organisation)
+
+
+@token_app.command(name="revoke")
+def token_revoke(organisation: Organisation, store: RunOption) -> None:
+    """Forget an organisation's token: its next call is refused."""
+    Tokens(RunDirectory(store).tokens).revoke(organisation)
+
+
 def _print_event(event: Event) -> None:
     console = Console(soft_wrap=True)
+    if event.kind == "received":
+        values = event.values
+        console.print(f"received {values['contribution']} from {values['organisation']}", highlight=False)
     if event.kind == "quarantined":
         console.print(f"refused {event.values['contribution']}: {event.values['reason']}", markup=False)
     if event.kind == "progress" and int(event.values["iteration"]) % 10 == 0:

@@ -10,6 +10,7 @@
     recovered.safetensors         one recovered image a model and class, by contribution id
     events.jsonl                  one line an event, with its time
     adaptation.json               what the organisations answered to the meta-learner
+    tokens.json                   hashes of the tokens of those who may call over gRPC, see server.tokens
     error.txt                     why the run failed, one line; absent otherwise
 """
 
@@ -61,6 +62,10 @@ class RunDirectory:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def tokens(self) -> Path:
+        return self.path / "tokens.json"
 
     @property
     def weights(self) -> Path:

@@ -7,11 +7,17 @@ One folder a contribution, named by its id (the hash of its manifest), in one of
     quarantined/<id>/  refused; reason.txt says why
 
 Every step is a rename on one file system, so a process that dies loses nothing and leaves no half.
+What is still arriving lies in ``.staging-*``, locked by the process that writes it: the kernel lets go of
+the lock when that process dies, however it dies, and then anyone may remove it.
 """
 
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -23,11 +29,13 @@ from fedfree.codec import (
     decode_contribution,
     describe_contribution,
     fill_network,
-    weights_sha256,
+    stated_weights_sha256,
 )
 
 RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
+ORGANISATION = "organisation.txt"
+"""Who handed it over; only where the door knows."""
 
 
 class Store:
@@ -42,11 +50,33 @@ class Store:
         """Persist a contribution unread and return its id; the same bytes twice are one contribution."""
         identity = contribution_id(manifest)
         if self.place_of(identity) is None:
-            staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=self.path))
-            write_durably(staging / MANIFEST, manifest)
-            write_durably(staging / WEIGHTS, weights)
-            staging.rename(self.path / RECEIVED / identity)
+            with closing(self.upload(manifest)) as upload:
+                upload.write(weights)
+                upload.commit()
         return identity
+
+    def upload(self, manifest: bytes, *, organisation: str | None = None) -> "Upload":
+        """Begin to receive a contribution piece by piece; whoever asks must close what is returned."""
+        with self.locked():
+            staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=self.path))
+            lock = _lock(staging)
+        try:
+            (staging / MANIFEST).write_bytes(manifest)
+            if organisation is not None:
+                (staging / ORGANISATION).write_text(organisation)
+            return Upload(self, contribution_id(manifest), staging, lock)
+        except OSError:
+            _discard(staging, lock)
+            raise
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process from beginning or committing an upload, and from discarding leftovers."""
+        lock = _lock(self.path)
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     def place_of(self, identity: str) -> str | None:
         """``received``, ``accepted``, ``quarantined``, or None for a contribution never seen."""
@@ -71,7 +101,7 @@ class Store:
 
     def weights_hash(self, identity: str) -> str:
         """SHA-256 of an accepted contribution's weights, hexadecimal; they are left on disk."""
-        return weights_sha256((self.path / ACCEPTED / identity / MANIFEST).read_bytes())
+        return stated_weights_sha256((self.path / ACCEPTED / identity / MANIFEST).read_bytes())
 
     def network(self, identity: str) -> tuple[Contribution, Classifier]:
         """An accepted contribution's description and network, its weights mapped from disk."""
@@ -101,10 +131,87 @@ class Store:
         """Why a contribution is in quarantine."""
         return (self.path / QUARANTINED / identity / REASON).read_text()
 
+    def organisation(self, identity: str) -> str | None:
+        """Who handed a contribution over, where the door knew."""
+        file = self.path / str(self.place_of(identity)) / identity / ORGANISATION
+        return file.read_text() if file.is_file() else None
+
     def discard_leftovers(self) -> None:
-        """Remove what a killed :meth:`receive` left half written."""
-        for staging in self.path.glob(".staging-*"):
-            shutil.rmtree(staging, ignore_errors=True)
+        """Remove what killed processes left half written; uploads that go on are left alone."""
+        with self.locked():
+            for staging in self.path.glob(".staging-*"):
+                try:
+                    lock = _lock(staging, wait=False)
+                except BlockingIOError:
+                    continue
+                _discard(staging, lock)
+
+
+class Upload:
+    """A contribution on its way to disk, of which the store shows nothing before :meth:`commit`."""
+
+    def __init__(self, store: Store, identity: str, staging: Path, lock: int) -> None:
+        self._store = store
+        self._identity = identity
+        self._staging = staging
+        self._lock = lock
+        self._weights = (staging / WEIGHTS).open("wb")
+        self._hash = hashlib.sha256()
+        self.size = 0
+        """Bytes of weights so far."""
+
+    def write(self, chunk: bytes) -> None:
+        """Append to the weights."""
+        self._weights.write(chunk)
+        self._hash.update(chunk)
+        self.size += len(chunk)
+
+    def sha256(self) -> str:
+        """Hexadecimal hash of the weights so far."""
+        return self._hash.hexdigest()
+
+    def commit(self) -> None:
+        """Bring the contribution into the store, whole and on disk; the same that came meanwhile stays."""
+        self._weights.flush()
+        for path in (*self._staging.iterdir(), self._staging):
+            _sync(path)
+        received = self._store.path / RECEIVED
+        with self._store.locked():
+            if self._store.place_of(self._identity) is None:
+                self._staging.rename(received / self._identity)
+        _sync(received)
+
+    def close(self) -> None:
+        """Forget what was not committed."""
+        try:
+            self._weights.close()
+        finally:
+            _discard(self._staging, self._lock)
+
+
+def _lock(folder: Path, *, wait: bool = True) -> int:
+    """A descriptor that holds a folder's lock until it is closed or the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _discard(staging: Path, lock: int) -> None:
+    shutil.rmtree(staging, ignore_errors=True)
+    os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    """Put a file's content or a folder's entries on disk, so that they outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_durably(path: Path, data: bytes) -> None:

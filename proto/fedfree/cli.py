@@ -1,6 +1,7 @@
 """What the three command lines share: a refusal is one line on standard error and an exit status."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def print_refusal(error: FedFreeError) -> None:
 
 def run_app(app: typer.Typer) -> None:
     """Run a command line; exit status 2 for wrong input, 1 for a federation that failed."""
+    # gRPC would add lines of its own to the one of an error; it reads this when it is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         app()

@@ -189,10 +189,12 @@ def describe_contribution(manifest: bytes) -> Contribution:
     return _contribution_from_wire(message, b"")
 
 
-def weights_sha256(manifest: bytes) -> str:
-    """The hash of the weights that a manifest of a checked contribution names, hexadecimal."""
+def stated_weights_sha256(manifest: bytes) -> str:
+    """Hexadecimal hash that a contribution's manifest says its weights have; raises ContributionError."""
     message = contribution_schema.Contribution()
     _parse(message, manifest)
+    if len(message.weights_sha256) != hashlib.sha256().digest_size:
+        raise ContributionError("the manifest does not state the sha256 of its weights")
     return message.weights_sha256.hex()
 
 

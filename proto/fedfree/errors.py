@@ -23,3 +23,15 @@ class ContributionError(FedFreeError):
 
 class FederationError(FedFreeError):
     """A federation that cannot go on, for instance because nobody contributed."""
+
+
+class AccessError(FedFreeError):
+    """A token or certificate that is missing, wrong, expired or revoked."""
+
+
+class LimitError(FederationError):
+    """More, larger or faster than the server takes from one organisation."""
+
+
+class NotReadyError(FederationError):
+    """Something that the federation has not come to yet, for instance its meta-learner."""

@@ -1,12 +1,13 @@
 """The store keeps what it was given, once, and moves it whole."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.codec import Contribution, contribution_id, encode_contribution, encode_weights
+from fedfree.codec import Contribution, contribution_id, encode_contribution, encode_weights, sha256
 from fedfree.statement import PrivacyStatement
 from server.events import Event
 from server.store import ACCEPTED, QUARANTINED, RECEIVED, Store
@@ -93,3 +94,50 @@ def test_what_a_killed_receive_left_half_written_is_no_contribution(store: Store
     (leftover / "manifest.pb").write_bytes(b"half")
     assert verify(store) == []
     assert not leftover.exists()
+
+
+def test_a_contribution_that_arrives_in_pieces_is_the_one_that_arrives_whole(store: Store) -> None:
+    manifest, weights = make_message()
+    with closing(store.upload(manifest, organisation="org-1")) as upload:
+        for start in range(0, len(weights), 1000):
+            upload.write(weights[start : start + 1000])
+        assert (upload.size, upload.sha256()) == (len(weights), sha256(weights))
+        assert store.place_of(contribution_id(manifest)) is None
+        upload.commit()
+    assert store.read(contribution_id(manifest)) == (manifest, weights)
+    assert store.organisation(contribution_id(manifest)) == "org-1"
+    verify(store)
+    assert store.organisation(contribution_id(manifest)) == "org-1"
+    assert store.organisation(store.receive(*make_message(1))) is None
+
+
+def test_an_upload_that_is_not_committed_leaves_nothing(store: Store) -> None:
+    manifest, weights = make_message()
+    with closing(store.upload(manifest)) as upload:
+        upload.write(weights)
+    assert store.ids(RECEIVED) == []
+    assert list(store.path.glob(".*")) == []
+
+
+def test_an_upload_under_way_is_no_leftover(store: Store) -> None:
+    manifest, weights = make_message()
+    with closing(store.upload(manifest)) as upload:
+        upload.write(weights[:100])
+        Store(store.path).discard_leftovers()
+        verify(store)
+        upload.write(weights[100:])
+        upload.commit()
+    assert store.read(contribution_id(manifest)) == (manifest, weights)
+
+
+def test_of_two_uploads_of_one_contribution_the_first_stays(store: Store) -> None:
+    manifest, weights = make_message()
+    with closing(store.upload(manifest)) as first, closing(store.upload(manifest)) as second:
+        for upload in (first, second):
+            upload.write(weights)
+        first.commit()
+        verify(store)
+        second.commit()
+    assert store.place_of(contribution_id(manifest)) == ACCEPTED
+    assert store.ids(RECEIVED) == []
+    assert list(store.path.glob(".*")) == []

@@ -1,0 +1,1 @@
+"""The commands of ``fedfree-client``, by what they are for; ``client/cli.py`` puts them together."""

@@ -1,0 +1,139 @@
+"""``evaluate``, ``adapt``, ``predict``, ``export``: what an organisation does with the meta-learner."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+
+from client.adapt import evaluate, make_classifier
+from client.classifier import FewShotClassifier, read_classifier, write_classifier
+from client.commands.files import read_meta_learner
+from client.commands.options import Data, Seed, Split
+from client.config import ClientConfig
+from client.data import load_images
+from client.export import export_onnx
+from client.predict import Prediction
+from client.predict import predict as predict_all
+from fedfree.cli import WRONG_INPUT, print_refusal
+from fedfree.errors import FedFreeError
+
+app = typer.Typer()
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    meta_learner: Annotated[Path, typer.Argument(help="meta_learner.safetensors of a run.")],
+    data: Data,
+    split: Split = None,
+    ways: Annotated[int, typer.Option(help="Classes an episode.")] = 5,
+    episodes: Annotated[int, typer.Option(help="Few-shot tasks to draw from the images.")] = 600,
+    seed: Seed = 0,
+) -> None:
+    """Measure a meta-learner on your own new classes, from one and from five images each."""
+    received = read_meta_learner(meta_learner)
+    source = {"source": data, "split": split}
+    values = {
+        "data": source,
+        "evaluate": {"data": source, "n_way": ways, "episodes": episodes},
+        "cache": Path(),
+        "seed": seed,
+    }
+    for result in evaluate(received, ClientConfig.parse(values, origin="option")):
+        line = f"{result.spec.n_way}-way {result.spec.n_shot}-shot: {result.accuracy} %"
+        Console().print(f"{line} ({result.accuracy.episodes} episodes, not transductive)", highlight=False)
+
+
+@app.command()
+def adapt(
+    meta_learner: Annotated[Path, typer.Option(help="meta_learner.safetensors, its manifest beside it.")],
+    support: Annotated[Path, typer.Option(help="Folder or zip of labelled images, a folder a class.")],
+    split: Split = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("classifier.safetensors"),
+) -> None:
+    """Turn a meta-learner into a classifier for your own classes, from one image each or more."""
+    received = read_meta_learner(meta_learner)
+    input = received.input
+    images = load_images(support, split=split, size=input.height, channels=input.channels)
+    classifier = make_classifier(received, images)
+    write_classifier(classifier, out)
+    _report(classifier)
+    typer.echo(f"wrote {out} ({out.stat().st_size} bytes)")
+
+
+def _report(classifier: FewShotClassifier) -> None:
+    support, calibration = classifier.description.support, classifier.description.calibration
+    for row in _aligned([("class", "images"), *((name, str(count)) for name, count in support.items())]):
+        typer.echo(row)
+    if calibration is None:
+        typer.echo("not calibrated: no class has two images, so none could be left out")
+    else:
+        typer.echo(
+            f"leave-one-out accuracy {calibration.accuracy:.1%} ({calibration.images} of "
+            f"{sum(support.values())} images), calibration temperature {calibration.temperature:.2f}"
+        )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of a table, the cells of each column padded to one width."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+Classifier = Annotated[Path, typer.Option(help="What adapt wrote.")]
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images at any depth.")],
+    classifier: Classifier = Path("classifier.safetensors"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="So many of the likeliest classes.")] = 1,
+) -> None:
+    """Classify images, each on its own; exit status 2 where one of them could not be read."""
+    loaded = read_classifier(classifier)
+    unreadable: list[FedFreeError] = []
+    predictions = predict_all(loaded, images, top=top, on_unreadable=unreadable.append)
+    calibrated = loaded.description.calibration is not None
+    for line in _as_json(predictions, calibrated) if as_json else _as_table(predictions, calibrated):
+        typer.echo(line)
+    for error in unreadable:
+        print_refusal(error)
+    if unreadable:
+        raise typer.Exit(WRONG_INPUT)
+
+
+def _as_json(predictions: Iterable[Prediction], calibrated: bool) -> Iterator[str]:
+    for prediction in predictions:
+        ranking = [{"class": name, "probability": round(value, 6)} for name, value in prediction.ranking]
+        yield json.dumps(
+            {"image": str(prediction.image), **ranking[0], "calibrated": calibrated, "ranking": ranking}
+        )
+
+
+def _as_table(predictions: Iterable[Prediction], calibrated: bool) -> Iterator[str]:
+    rows = [
+        (str(prediction.image).encode(errors="replace").decode(), name, f"{value:.3f}")
+        for prediction in predictions
+        for name, value in prediction.ranking
+    ]
+    if rows:
+        yield from _aligned(
+            [("image", "class", f"probability{'' if calibrated else ' (not calibrated)'}"), *rows]
+        )
+
+
+@app.command()
+def export(
+    onnx: Annotated[Path, typer.Option(help="The file to write.")],
+    classifier: Classifier = Path("classifier.safetensors"),
+) -> None:
+    """Write a classifier as ONNX, from pixels to calibrated probabilities, and check it with onnxruntime."""
+    difference = export_onnx(read_classifier(classifier), onnx)
+    typer.echo(f"wrote {onnx} ({onnx.stat().st_size} bytes)")
+    typer.echo(f"largest difference of a probability between PyTorch and onnxruntime: {difference:.1e}")

@@ -1,0 +1,127 @@
+"""``pretrain``, ``inspect``, ``pack``: from an organisation's images, or its own model, to a contribution."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from client.commands.options import ArchitectureName, Cache, Data, Epochs, Flip, ImageSize, Seed, Split
+from client.config import ClientConfig
+from client.contribute import MANIFEST, WEIGHTS, contribute
+from client.pack import accuracy_on, read_checkpoint, to_contribution, to_network
+from fedfree import PROTOCOL_VERSION
+from fedfree.architectures import Architecture, InputSpec
+from fedfree.cli import read_file, write_file
+from fedfree.codec import contribution_id, decode_contribution, encode_contribution, sha256
+from fedfree.errors import ConfigError
+
+app = typer.Typer()
+
+
+@app.command()
+def pretrain(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
+    split: Split = None,
+    architecture: ArchitectureName = "conv4",
+    image_size: ImageSize = 32,
+    horizontal_flip: Flip = None,
+    epochs: Epochs = 12,
+    cache: Cache = Path(".cache/fedfree/models"),
+    seed: Seed = 0,
+) -> None:
+    """Train the classifier you would contribute, and write it to a folder. Nothing is sent."""
+    values: dict[str, Any] = {
+        "data": {"source": data, "split": split},
+        "pretrain": {
+            "architecture": Architecture.parse(architecture),
+            "image_size": image_size,
+            "horizontal_flip": horizontal_flip,
+            "epochs": epochs,
+        },
+        "cache": cache,
+        "seed": seed,
+    }
+    manifest, weights = contribute(ClientConfig.parse(values, origin="option"))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MANIFEST).write_bytes(manifest)
+    (out / WEIGHTS).write_bytes(weights)
+    console = Console(soft_wrap=True)
+    console.print(
+        f"wrote {out}/{MANIFEST} ({len(manifest)} bytes) and {out}/{WEIGHTS} ({len(weights)} bytes)"
+    )
+    _describe(out, console)
+
+
+@app.command()
+def inspect(contribution: Annotated[Path, typer.Argument(help="Folder written by pretrain.")]) -> None:
+    """Show what a contribution says, field by field: this and the weights are all that would leave."""
+    _describe(contribution, Console(soft_wrap=True))
+
+
+def _describe(folder: Path, console: Console) -> None:
+    manifest = read_file(folder / MANIFEST)
+    contribution = decode_contribution(manifest, read_file(folder / WEIGHTS))
+    for name, value in {
+        "contribution": contribution_id(manifest),
+        "protocol": f"version {PROTOCOL_VERSION}",
+        "architecture": contribution.architecture,
+        "classes": contribution.num_classes,
+        "input": contribution.input,
+        "privacy status": contribution.privacy.status.value,
+        "weights": f"{len(contribution.weights)} bytes of safetensors",
+    }.items():
+        console.print(f"{name:>15}  {value}", highlight=False, markup=False)
+
+
+@app.command()
+def pack(
+    model: Annotated[Path, typer.Argument(help="Your checkpoint: .safetensors, or what torch.save wrote.")],
+    architecture: Annotated[
+        str, typer.Option(help="As for pretrain, or e.g. torchvision/resnet18 for torchvision's networks.")
+    ],
+    classes: Annotated[int, typer.Option(help="Outputs of the classifier.")],
+    image_size: Annotated[int, typer.Option(help="Pixels a side that it was trained on.")] = 32,
+    channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey images.")] = 3,
+    mean: Annotated[str, typer.Option(help="One a channel, of pixels in 0…1: 0.49,0.46,0.41.")] = "0.5",
+    std: Annotated[str, typer.Option(help="One a channel, likewise.")] = "0.5",
+    flip: Flip = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Labelled images, a folder a class, in the order of the outputs.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
+) -> None:
+    """Turn a classifier trained elsewhere into a contribution, and show all that would leave."""
+    chosen = Architecture.parse(architecture)
+    input = InputSpec(
+        channels=channels,
+        height=image_size,
+        width=image_size,
+        mean=_numbers("--mean", mean, channels),
+        std=_numbers("--std", std, channels),
+        horizontal_flip=channels == 3 if flip is None else flip,
+    )
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    network, notes = to_network(read_checkpoint(model), chosen, num_classes=classes, input=input)
+    for note in notes:
+        console.print(f"note: {note}")
+    if check is not None:
+        accuracy = accuracy_on(network, check, num_classes=classes, input=input)
+        console.print(f"accuracy on {check}: {accuracy:.1%} (chance is {1 / classes:.1%})")
+    contribution = to_contribution(network, chosen, num_classes=classes, input=input)
+    files = {MANIFEST: encode_contribution(contribution), WEIGHTS: contribution.weights}
+    console.print("what would be sent, and nothing else:")
+    for name, data in files.items():
+        write_file(out / name, data)
+        console.print(f"  {out / name}  {len(data)} bytes  sha256 {sha256(data)}")
+    _describe(out, console)
+
+
+def _numbers(option: str, text: str, channels: int) -> tuple[float, ...]:
+    """One number a channel, from numbers with commas between them, or from one for all."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{option} takes numbers with commas between them, got {text!r}") from error
+    return numbers * channels if len(numbers) == 1 else numbers

@@ -1,0 +1,17 @@
+"""Files that the commands read: a contribution's two, a meta-learner's two."""
+
+from pathlib import Path
+
+from fedfree.cli import read_file
+from fedfree.codec import MetaLearner, decode_meta_learner
+
+
+def manifest_beside(meta_learner: Path) -> Path:
+    """Where the manifest of a meta-learner's weights lies."""
+    return meta_learner.with_name(f"{meta_learner.stem}.manifest.pb")
+
+
+def read_meta_learner(weights: Path) -> MetaLearner:
+    """A meta-learner from its weights and the manifest beside them."""
+    manifest = read_file(manifest_beside(weights))
+    return decode_meta_learner(manifest, read_file(weights))

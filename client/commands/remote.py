@@ -1,0 +1,127 @@
+"""``contribute``, ``status``, ``fetch``: the coordinator's gRPC door, from the organisation's side."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from client.commands.files import manifest_beside
+from client.contribute import MANIFEST, WEIGHTS
+from fedfree.cli import read_file
+from fedfree.codec import decode_contribution
+from fedfree.errors import AccessError, ConfigError
+from fedfree.grpc_channel import Address
+
+if TYPE_CHECKING:
+    from client.remote import Remote
+
+app = typer.Typer()
+
+DOOR = "HOST:PORT of the coordinator's gRPC door."
+CA = Annotated[Path | None, typer.Option("--ca", help="The coordinator's CA, PEM (default: public ones).")]
+TokenFile = Annotated[Path | None, typer.Option(help="Holds your token (default: $FEDFREE_TOKEN).")]
+Certificate = Annotated[Path | None, typer.Option("--cert", help="Your own certificate, if it asks for one.")]
+Key = Annotated[Path | None, typer.Option("--key", help="Private key of your certificate.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS; to this machine only.")]
+
+
+@app.command(name="contribute")
+def contribute_command(
+    model: Annotated[Path, typer.Argument(help="Folder written by pretrain, or weights as safetensors.")],
+    to: Annotated[str, typer.Option(help=DOOR)],
+    manifest: Annotated[
+        Path | None, typer.Option(help="manifest.pb, or the folder that holds it; for weights alone.")
+    ] = None,
+    ca: CA = None,
+    token_file: TokenFile = None,
+    cert: Certificate = None,
+    key: Key = None,
+    insecure: Insecure = False,
+) -> None:
+    """Send a contribution to the coordinator; run again, it tells what became of it and sends nothing."""
+    parts = _read_contribution(model, manifest)
+    decode_contribution(*parts)
+    with _connect(to, ca, token_file, cert, key, insecure) as remote:
+        state = remote.contribute(*parts)
+    typer.echo(f"{state.identity}: {state.place}{': ' if state.reason else ''}{state.reason}")
+
+
+@app.command()
+def status(
+    from_: Annotated[str, typer.Option("--from", help=DOOR)],
+    ca: CA = None,
+    token_file: TokenFile = None,
+    cert: Certificate = None,
+    key: Key = None,
+    insecure: Insecure = False,
+) -> None:
+    """Ask the coordinator how far the run is."""
+    with _connect(from_, ca, token_file, cert, key, insecure) as remote:
+        run = remote.run()
+    typer.echo(
+        f"{run.received} received, {run.accepted} accepted, {run.quarantined} quarantined; "
+        f"learning: iteration {run.iteration} of {run.iterations or 'none yet'}; "
+        f"meta-learner: {run.meta_learner_sha256 or 'none yet'}"
+    )
+
+
+@app.command()
+def fetch(
+    from_: Annotated[str, typer.Option("--from", help=DOOR)],
+    out: Annotated[Path, typer.Option(help="Where the weights go; their manifest goes beside them.")] = Path(
+        "meta_learner.safetensors"
+    ),
+    ca: CA = None,
+    token_file: TokenFile = None,
+    cert: Certificate = None,
+    key: Key = None,
+    insecure: Insecure = False,
+) -> None:
+    """Fetch the meta-learner, going on where an earlier attempt was cut off."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _connect(from_, ca, token_file, cert, key, insecure) as remote:
+        meta_learner = remote.fetch(out, manifest_beside(out))
+    typer.echo(f"wrote {out} ({meta_learner.architecture}, {len(meta_learner.weights)} bytes)")
+
+
+def _read_contribution(model: Path, manifest: Path | None) -> tuple[bytes, bytes]:
+    """Manifest and weights of a folder, or of two files."""
+    if model.is_dir():
+        if manifest is not None:
+            raise ConfigError(f"{model} is a folder with a manifest of its own: leave out --manifest")
+        return read_file(model / MANIFEST), read_file(model / WEIGHTS)
+    if manifest is None:
+        raise ConfigError(f"{model} is not a folder: name the manifest of these weights with --manifest")
+    return read_file(manifest / MANIFEST if manifest.is_dir() else manifest), read_file(model)
+
+
+@contextmanager
+def _connect(
+    door: str, ca: Path | None, token_file: Path | None, cert: Path | None, key: Path | None, insecure: bool
+) -> Iterator["Remote"]:
+    from client.remote import connect, credentials
+
+    if (cert is None) != (key is None):
+        raise ConfigError("--cert and --key belong together: give both or neither")
+    if insecure and (ca or cert):
+        raise ConfigError("--insecure talks without TLS: leave out --ca, --cert and --key")
+    tls = None if insecure else credentials(ca, cert, key)
+    with connect(Address.parse(door), tls, _token(token_file)) as remote:
+        yield remote
+
+
+def _token(file: Path | None) -> str:
+    """The organisation's token: from a file or the environment, never from the command line."""
+    if file is None:
+        token = os.environ.get("FEDFREE_TOKEN", "").strip()
+    else:
+        token = read_file(file).decode(errors="replace").strip()
+    if not (token and token.isascii() and token.isprintable()):
+        raise AccessError(
+            f"{file or '$FEDFREE_TOKEN'} holds no token: ask the coordinator for yours, "
+            "and name its file with --token-file or set FEDFREE_TOKEN"
+        )
+    return token

@@ -1,0 +1,220 @@
+"""The coordinator's gRPC door, from an organisation's side: contribute, ask, fetch."""
+
+import glob
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from fedfree.codec import MAX_WEIGHTS_BYTES, MetaLearner, contribution_id, decode_meta_learner
+from fedfree.errors import ContributionError, FederationError
+from fedfree.grpc_channel import AUTHORIZATION, BEARER, CLIENT_OPTIONS, Address, chunks
+from fedfree.grpc_status import error_of
+from fedfree.tls import read_authority, read_certificate
+from fedfree.v1 import service_pb2 as schema
+from fedfree.v1.service_pb2_grpc import FedFREEStub
+
+log = logging.getLogger(__name__)
+
+PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Between attempts at a call that failed because the server could not be reached."""
+ANSWER_SECONDS = 30.0
+"""How long a short answer may take."""
+TRANSFER_SECONDS = 3600.0
+"""How long a model may be on its way."""
+
+_PLACES = {
+    schema.ContributionState.PLACE_UNSPECIFIED: "unknown",
+    schema.ContributionState.PLACE_RECEIVED: "received",
+    schema.ContributionState.PLACE_ACCEPTED: "accepted",
+    schema.ContributionState.PLACE_QUARANTINED: "quarantined",
+}
+# A server that stops cancels what it cannot end.
+_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_HEX_DIGIT = "[0-9a-f]"
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class ContributionState:
+    """What became of a contribution."""
+
+    identity: str
+    place: str
+    """``received``, ``accepted``, ``quarantined``, or ``unknown``."""
+    reason: str
+    """Why it is in quarantine; empty elsewhere."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far the coordinator's run is."""
+
+    received: int
+    accepted: int
+    quarantined: int
+    iteration: int
+    iterations: int
+    """0 before learning starts."""
+    meta_learner_sha256: str
+    """Of what can be fetched; empty where there is nothing yet."""
+
+
+def credentials(ca: Path | None, certificate: Path | None = None, key: Path | None = None) -> Any:
+    """TLS towards a server whose certificate ``ca`` signed (default: the public authorities).
+
+    A certificate of one's own is shown to servers that ask for one. Raises ConfigError.
+    """
+    pair = None if certificate is None or key is None else read_certificate(certificate, key)
+    return grpc.ssl_channel_credentials(
+        root_certificates=None if ca is None else read_authority(ca),
+        certificate_chain=pair and pair[0],
+        private_key=pair and pair[1],
+    )
+
+
+class Remote:
+    """Calls to a coordinator, made again with growing pauses where it cannot be reached."""
+
+    def __init__(self, channel: Any, token: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._stub = FedFREEStub(channel)
+        self._metadata = ((AUTHORIZATION, BEARER + token),)
+        self._sleep = sleep
+
+    def contribute(self, manifest: bytes, weights: bytes) -> ContributionState:
+        """Hand over a contribution; one that is already there is not sent again.
+
+        Raises:
+            ContributionError: it was refused at the door.
+            AccessError, FederationError: as every call here, when it cannot be made.
+        """
+
+        def call() -> schema.ContributeResponse:
+            answer: schema.ContributeResponse = self._stub.Contribute(
+                _upload(manifest, weights), timeout=TRANSFER_SECONDS, metadata=self._metadata
+            )
+            return answer
+
+        return _state_from_wire(self._insist(call).contribution)
+
+    def contribution(self, manifest: bytes) -> ContributionState:
+        """What became of a contribution."""
+        return _state_from_wire(self._status(contribution_id(manifest)).contribution)
+
+    def run(self) -> RunState:
+        """How far the coordinator's run is."""
+        answer = self._status("")
+        return RunState(
+            received=answer.received,
+            accepted=answer.accepted,
+            quarantined=answer.quarantined,
+            iteration=answer.progress.iteration,
+            iterations=answer.progress.of,
+            meta_learner_sha256=answer.meta_learner_sha256.hex(),
+        )
+
+    def fetch(self, weights: Path, manifest: Path) -> MetaLearner:
+        """Bring the meta-learner into two files, going on where an earlier attempt ended.
+
+        Raises:
+            NotReadyError: there is none yet.
+            ContributionError: what came breaks the contract; nothing of it is kept.
+        """
+        partial, manifest_bytes = self._insist(lambda: self._download(weights))
+        try:
+            meta_learner = decode_meta_learner(manifest_bytes, partial.read_bytes())
+        except ContributionError:
+            partial.unlink()
+            raise
+        partial.replace(weights)
+        manifest.write_bytes(manifest_bytes)
+        return meta_learner
+
+    def _status(self, identity: str) -> schema.GetStatusResponse:
+        request = schema.GetStatusRequest(contribution_sha256=bytes.fromhex(identity))
+
+        def call() -> schema.GetStatusResponse:
+            answer: schema.GetStatusResponse = self._stub.GetStatus(
+                request, timeout=ANSWER_SECONDS, metadata=self._metadata
+            )
+            return answer
+
+        return self._insist(call)
+
+    def _download(self, target: Path) -> tuple[Path, bytes]:
+        """Bring the weights into a file beside ``target`` that is named by their hash; also the manifest."""
+        begun = _begun(target)
+        request = schema.FetchMetaLearnerRequest(
+            offset=begun.stat().st_size if begun else 0,
+            weights_sha256=bytes.fromhex(begun.suffixes[-2][1:]) if begun else b"",
+        )
+        answers = self._stub.FetchMetaLearner(request, timeout=TRANSFER_SECONDS, metadata=self._metadata)
+        header = _header(answers)
+        partial = target.with_name(f"{target.name}.{header.weights_sha256.hex()}.partial")
+        if begun and begun != partial:
+            begun.unlink()
+        with partial.open("ab") as file:
+            file.truncate(header.offset)
+            for answer in answers:
+                if file.tell() + len(answer.chunk) > header.weights_bytes:
+                    raise ContributionError(f"more came than the {header.weights_bytes} bytes announced")
+                file.write(answer.chunk)
+        return partial, header.manifest
+
+    def _insist(self, call: Callable[[], _Result]) -> _Result:
+        pauses = iter(PAUSES_SECONDS)
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as failure:
+                error, pause = error_of(failure), next(pauses, None)
+                is_passing = failure.code() in _PASSING and isinstance(error, FederationError)
+                if pause is None or not is_passing:
+                    raise error from failure
+            log.warning("%s; trying again in %.0f s", error, pause)
+            self._sleep(pause)
+
+
+@contextmanager
+def connect(address: Address, tls: Any | None, token: str) -> Iterator[Remote]:
+    """A coordinator's door; without ``tls`` on this machine only. Raises ConfigError."""
+    if tls is None:
+        address.require_loopback()
+        channel = grpc.insecure_channel(str(address), options=CLIENT_OPTIONS)
+    else:
+        channel = grpc.secure_channel(str(address), tls, options=CLIENT_OPTIONS)
+    with channel:
+        yield Remote(channel, token)
+
+
+def _upload(manifest: bytes, weights: bytes) -> Iterator[schema.ContributeRequest]:
+    header = schema.ContributionHeader(manifest=manifest, weights_bytes=len(weights))
+    yield schema.ContributeRequest(header=header)
+    for chunk in chunks(weights):
+        yield schema.ContributeRequest(chunk=chunk)
+
+
+def _state_from_wire(message: schema.ContributionState) -> ContributionState:
+    return ContributionState(message.contribution_sha256.hex(), _PLACES[message.place], message.reason)
+
+
+def _begun(target: Path) -> Path | None:
+    """What an earlier attempt left of the file to come."""
+    pattern = f"{glob.escape(target.name)}.{_HEX_DIGIT * 64}.partial"
+    return next(iter(sorted(target.parent.glob(pattern))), None)
+
+
+def _header(answers: Iterator[schema.FetchMetaLearnerResponse]) -> schema.MetaLearnerHeader:
+    first = next(answers, None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise ContributionError("the server's answer does not begin with a header")
+    if first.header.weights_bytes > MAX_WEIGHTS_BYTES:
+        raise ContributionError(
+            f"weights of {first.header.weights_bytes} bytes exceed the limit of {MAX_WEIGHTS_BYTES}"
+        )
+    return first.header

@@ -1,0 +1,30 @@
+"""Certificates and keys from files, looked at before gRPC is given them: it would not say what is wrong."""
+
+import ssl
+from pathlib import Path
+
+from fedfree.cli import read_file
+from fedfree.errors import ConfigError
+
+
+def read_certificate(certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    """A certificate chain and its private key, both PEM; raises ConfigError where they do not fit."""
+    pair = read_file(certificate), read_file(key)
+    try:
+        # An empty password: OpenSSL would ask at the terminal for an encrypted key's.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"{certificate} and {key} are not a certificate with its private key (PEM, not encrypted)"
+        ) from error
+    return pair
+
+
+def read_authority(path: Path) -> bytes:
+    """Certificates of those who are trusted to sign others', PEM; raises ConfigError."""
+    content = read_file(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise ConfigError(f"{path} holds no certificate of an authority (PEM)") from error
+    return content
