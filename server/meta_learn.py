@@ -152,7 +152,7 @@ def align(
             to the paths, each starts at φ, and φ' is the mean of their ends.
         team: shares the paths.
     """
-    paths = len(optimizers)
+    paths = min(len(optimizers), len(tasks))
     start = _snapshot(student)
     total = [torch.zeros_like(tensor) for tensor in start]
     loss = start[0].new_zeros(())

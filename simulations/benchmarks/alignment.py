@@ -61,7 +61,7 @@ def measure(out: Path, config: SimulationConfig) -> list[Alignment]:
     """Learn both ways from one pool with one seed; nothing of meta_test is touched."""
     use_cpu(config.threads)
     store = make_pool(out, config).store
-    tasks = server_config(config).invert.models_per_iteration
+    tasks = min(config.clients, server_config(config).invert.models_per_iteration)
     return [
         _learn(store, config, _own_tasks(config, paths=paths), name)
         for name, paths in ((SEQUENTIAL, 1), (PARALLEL, tasks))

@@ -31,6 +31,7 @@ from server.optimizer import make_adam
 from server.pool import Member, Pool
 from server.precision import autocast
 from simulations.benchmarks.timing import seconds
+from simulations.config import SimulationConfig
 
 LOOK_EVERY, GIVE_UP = 20, 600
 """Steps from scratch between two looks at the quality, and at most."""
@@ -108,7 +109,11 @@ class Comparison:
 
 
 def compare(
-    unseen: Pool, organisations: Mapping[str, ClientConfig], learner: Learner, validation: ImageSet
+    unseen: Pool,
+    organisations: Mapping[str, ClientConfig],
+    learner: Learner,
+    validation: ImageSet,
+    config: SimulationConfig,
 ) -> Comparison:
     """Invert every model of ``unseen`` both ways.
 
@@ -116,6 +121,7 @@ def compare(
         organisations: who made each model, by id; they train the independent classifiers.
         learner: its meta-generator has learned from other models.
         validation: meta_val, at the size of the student's input.
+        config: gives the shape and number of the episodes.
     """
     recovered: dict[str, list[Recovered]] = {OURS: [], SCRATCH: []}
     for member in (unseen.member(number) for number in range(len(unseen))):
@@ -127,7 +133,9 @@ def compare(
         recovered[OURS].append(ours)
         recovered[SCRATCH].append(min(tries, key=lambda each: (each.quality < ours.quality, each.seconds)))
     episodes = {
-        way: student_accuracies(learner, unseen, torch.cat([each.images for each in made]), validation)
+        way: student_accuracies(
+            learner, unseen, torch.cat([each.images for each in made]), validation, config
+        )
         for way, made in recovered.items()
     }
     return Comparison(recovered, episodes)
@@ -212,7 +220,7 @@ def fresh_generator(learner: Learner) -> Generator:
 
 
 def student_accuracies(
-    learner: Learner, teachers: Pool, images: Tensor, validation: ImageSet
+    learner: Learner, teachers: Pool, images: Tensor, validation: ImageSet, simulation: SimulationConfig
 ) -> dict[str, Tensor]:
     """Distil the teachers' relations on these images alone, and measure the student on meta_val."""
     config, members = learner.config.learn, [teachers.member(number) for number in range(len(teachers))]
@@ -225,8 +233,10 @@ def student_accuracies(
         tasks = meta_learn.relational_tasks(corpus, members, steps, rng=rng)
         optimizer = make_adam(student.parameters(), config.inner_learning_rate)
         meta_learn.align(student, [optimizer], tasks, learner.input, steps)
-    specs = [EpisodeSpec(n_shot=n_shot) for n_shot in SHOTS]
-    sets = [sample_episodes(validation.labels, spec, 600, seed=learner.config.seed) for spec in specs]
+    specs = [EpisodeSpec(simulation.n_way, n_shot, simulation.n_query) for n_shot in SHOTS]
+    sets = [
+        sample_episodes(validation.labels, spec, simulation.episodes, seed=simulation.seed) for spec in specs
+    ]
     inputs = to_input(validation.images, learner.input)
     fractions = episode_accuracies(student.float().cpu(), Recipe(), inputs, sets)
     return {spec.name: each for spec, each in zip(specs, fractions, strict=True)}

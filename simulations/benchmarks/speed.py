@@ -71,7 +71,7 @@ def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
         learner.invert(iteration)
     domain = find_domains(config)[0]
     validation = load_images(domain.source, split="meta_val", size=domain.image_size)
-    return Speed(loops, compare(unseen, made.organisations, learner, validation))
+    return Speed(loops, compare(unseen, made.organisations, learner, validation, config))
 
 
 def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[InnerLoop]:

@@ -237,7 +237,7 @@ def test_growth_must_rise_at_every_step() -> None:
 
 def test_the_numbers_behind_the_table_are_written_with_where_they_come_from() -> None:
     mixed = case("domains", 50.0, 51.0, domains={"a": 44.0})
-    (row,) = values([mixed], command="fedfree-sim bench quality")["rows"]  # type: ignore[misc]
+    (row,) = values([mixed])["rows"]  # type: ignore[misc]
     assert row["few_shot"]["5way1shot"] == {"mean": 50.5, "ci95": 0.8, "seeds": [50.0, 51.0]}
     assert row["baselines"]["best_single_model"]["5way1shot"]["gain"] == 6.0
     assert row["domains"]["a"]["few_shot"]["5way5shot"]["mean"] == 58.0

@@ -1,0 +1,144 @@
+"""``fedfree-sim bench speed``, ``scale`` and ``alignment``, in miniature and against known answers."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedfree.errors import ConfigError
+from server.config import ServerConfig
+from server.store import ACCEPTED, Store
+from simulations import cli
+from simulations.benchmarks.cli import _counts
+from simulations.benchmarks.recovery import OURS, SCRATCH, Comparison, Recovered
+from simulations.benchmarks.scale import fill, iterate
+from simulations.benchmarks.timing import alternate, kind_of, operations, time_shares
+
+MakeTree = Callable[..., Path]
+CPU = torch.device("cpu")
+TINY = """
+epochs = 1
+min_steps = 2
+n_query = 2
+episodes = 5
+threads = 1
+image_size = 16
+"""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["fedfree-sim", "bench", *map(str, words)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code in (0, None)
+
+
+def pool_options(tmp_path: Path, tree: Path, *, clients: int) -> list[object]:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    options = {"--config": tmp_path / "tiny.toml", "--dataset": tree, "--clients": clients}
+    options |= {"--iterations": 2, "--out": tmp_path / "out", "--cache": tmp_path / "cache"}
+    return [word for pair in options.items() for word in pair]
+
+
+def test_a_matrix_product_takes_two_operations_for_each_product_of_two_numbers() -> None:
+    left, right = torch.rand(3, 5), torch.rand(5, 7)
+    assert operations(lambda: left @ right) == 2 * 3 * 5 * 7
+
+
+def test_what_is_compared_is_called_in_turn_and_the_first_round_is_not_counted() -> None:
+    calls: list[str] = []
+    times = alternate([lambda: calls.append("a"), lambda: calls.append("b")], CPU, repeats=2)
+    assert "".join(calls) == "ababab"
+    assert len(times) == 2 and all(time >= 0 for time in times)
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::convolution_backward", "convolution"),
+        ("aten::max_pool2d_with_indices", "pooling and upsampling"),
+        ("aten::native_batch_norm", "normalisation"),
+        ("aten::_foreach_addcdiv_", "optimizer"),
+        ("aten::addmm", "matrix products"),
+        ("aten::copy_", "copies and formats"),
+        ("aten::leaky_relu", "elementwise and other"),
+    ],
+)
+def test_operations_are_sorted_by_the_kind_of_work(operation: str, kind: str) -> None:
+    assert kind_of(operation) == kind
+
+
+def test_shares_of_the_time_add_up_and_the_largest_comes_first() -> None:
+    images, weights = torch.rand(4, 16, 32, 32), torch.rand(16, 16, 3, 3)
+    shares = time_shares(lambda: torch.nn.functional.conv2d(images, weights), CPU)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert next(iter(shares)) == "convolution"
+
+
+def test_the_speed_up_is_the_time_of_all_models_from_scratch_over_ours() -> None:
+    def made(seconds: float) -> Recovered:
+        return Recovered(torch.zeros(2, 1, 4, 4), torch.zeros(2), seconds, 5, 0.5)
+
+    comparison = Comparison(
+        {OURS: [made(1), made(3)], SCRATCH: [made(50), made(70)]}, {OURS: {}, SCRATCH: {}}
+    )
+    assert comparison.speedup == 30
+
+
+def test_a_store_is_filled_to_the_number_asked_for_and_no_further(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for count in (3, 5, 5):
+        fill(store, count)
+        assert len(store.ids(ACCEPTED)) == count
+
+
+def test_a_meta_iteration_is_timed_on_a_store(tmp_path: Path) -> None:
+    fill(Store(tmp_path), 3)
+    server = ServerConfig(iterations=2, threads=1)
+    invert = server.invert.model_copy(update={"images_per_model": 10, "steps": 1})
+    learn = server.learn.model_copy(update={"compositions": 4, "relational_tasks": 2, "batch_size": 8})
+    cost = iterate(tmp_path, server.model_copy(update={"invert": invert, "learn": learn}))
+    assert (cost.models, cost.processes) == (3, 1)
+    assert cost.seconds > 0 and cost.peak_megabytes > 10
+
+
+@pytest.mark.parametrize("text", ["", "1,", "a", "0", "-1", "1.5"])
+def test_counts_that_are_not_whole_numbers_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="whole numbers"):
+        _counts(text)
+
+
+def test_alignment_is_measured_along_both_paths_and_drawn(
+    tmp_path: Path, make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = make_tree("tree")
+    run(monkeypatch, "alignment", "--seeds", 1, *pool_options(tmp_path, tree, clients=3))
+    measured = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    assert [row["path"] for row in measured["rows"]] == ["one after the other", "all from the same point"]
+    cosines = [row["cosines"] for row in measured["rows"]]
+    assert all(len(each) == 2 and all(-1 <= cosine <= 1 for cosine in each) for each in cosines)
+    assert cosines[0][0] == pytest.approx(cosines[1][0], abs=1e-4), "both start from the same student"
+    assert (tmp_path / "out" / "alignment.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_speed_is_measured_against_the_published_configuration_and_from_scratch(
+    tmp_path: Path, make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.benchmarks.recovery.GIVE_UP", 20)
+    monkeypatch.setattr("simulations.benchmarks.recovery.STUDENT_STEPS", 2)
+    monkeypatch.setattr("simulations.benchmarks.speed.peak", lambda *_: 1e9)
+    tree = make_tree("tree", classes=6)
+    run(monkeypatch, "speed", "--repeats", 1, *pool_options(tmp_path, tree, clients=5))
+    measured = json.loads((tmp_path / "out" / "speed.json").read_text())
+    loops = {loop["name"]: loop for loop in measured["inner_loops"]}
+    assert loops["published"]["operations"] > 3 * loops["default"]["operations"]
+    assert loops["default"]["share_of_peak"] == pytest.approx(
+        loops["default"]["operations"] / loops["default"]["seconds"] / 1e9
+    )
+    assert len(measured["recovery"][OURS]["seconds"]) == 3
+    assert measured["recovery"]["speedup"] > 0
