@@ -1,12 +1,14 @@
 """What an organisation configures: its images, its training, what it allows to leave."""
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from fedfree.architectures import Architecture
 from fedfree.settings import Settings
+from fedfree.statement import MAX_EPSILON
 
 
 class DataConfig(Settings):
@@ -41,8 +43,57 @@ class PretrainConfig(Settings):
     """Pixels by which images are padded before a random crop."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the images kept from training to measure accuracy; the number stays with the organisation."""
+    initial_weights: Path | None = None
+    """safetensors of the same architecture to begin from; a head of other classes is drawn afresh."""
+    initial_weights_public: bool = False
+    """Whether you declare them public: learned from nobody's images, or from images everyone may see."""
     threads: Annotated[int, Field(ge=1)] = 2
     """CPU threads; results depend on it in the last bits."""
+
+
+class PrivacyConfig(Settings):
+    """Training under differential privacy (DP-SGD); noise and sampling ignore every seed."""
+
+    epsilon: Annotated[float, Field(gt=0)] = math.inf
+    """Target for one contribution, per image; what was spent is at most this. ``inf``: no privacy at all."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Must be below one over the number of images."""
+    epsilon_budget: Annotated[float, Field(gt=0)] | None = None
+    """Most that all contributions of an image may spend together; beyond it nothing is trained."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Norm to which each image's gradient is clipped."""
+    batch_size: Annotated[int, Field(ge=1)] = 512
+    """Expected images a step; each image is drawn by itself, so batches differ in size."""
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """Batches that an image is expected to enter; the number of steps is fixed by it beforehand."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Constant; plain SGD."""
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the average of the weights over the steps, which is released; 0 releases the last weights."""
+    images_rounded_to: Annotated[int, Field(ge=1)] = 100
+    """The number of images is stated rounded down to a multiple of this."""
+
+    @field_validator("epsilon")
+    @classmethod
+    def _limit_epsilon(cls, value: float) -> float:
+        if MAX_EPSILON < value < math.inf:
+            raise ValueError(f"an epsilon above {MAX_EPSILON:g} promises nothing; use inf, which says so")
+        return value
+
+    @model_validator(mode="after")
+    def _budget_needs_privacy(self) -> Self:
+        if self.epsilon_budget is not None and not self.is_dp:
+            raise ValueError("no epsilon budget can hold a contribution of epsilon inf; set epsilon")
+        return self
+
+    @property
+    def is_dp(self) -> bool:
+        """Whether training is under differential privacy at all."""
+        return math.isfinite(self.epsilon)
+
+    def training_sha256(self) -> str:
+        """Hash of what decides the released model and its statement: everything but the budget."""
+        return self.model_copy(update={"epsilon_budget": None}).sha256()
 
 
 class EvaluateConfig(Settings):
@@ -60,10 +111,18 @@ class ClientConfig(Settings):
 
     data: DataConfig
     pretrain: PretrainConfig = PretrainConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     evaluate: EvaluateConfig | None = None
     """Without it the organisation receives the meta-learner and reports nothing."""
     share_metrics: bool = False
     """Whether mean accuracy and its interval may be sent to the server."""
     cache: Path
     """Folder for trained models."""
+    ledger: Path | None = None
+    """SQLite file that remembers every contribution; by default ``ledger.sqlite`` beside the cache folder."""
     seed: int = 0
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger is."""
+        return self.ledger or self.cache.parent / "ledger.sqlite"

@@ -157,6 +157,24 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
+def hash_images(
+    source: Path,
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    images_per_class: int | None = None,
+) -> frozenset[str]:
+    """Sha-256 in hexadecimal of each file that :func:`load_images` would read, at any size.
+
+    Raises:
+        DataError: as :func:`load_images` does.
+    """
+    with _opened(source) as (members, read):
+        found = _choose(_classes_of(source, members, split), classes, source, 1)
+        paths = [path for of_class in found.values() for path in of_class[:images_per_class]]
+        return frozenset(hashlib.sha256(read(path)).hexdigest() for path in paths)
+
+
 def list_classes(source: Path, split: str | None = None) -> dict[str, int]:
     """Class names, sorted, with their numbers of images; no image is opened.
 

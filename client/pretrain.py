@@ -4,6 +4,8 @@ import logging
 import math
 from dataclasses import dataclass
 
+import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,10 +13,21 @@ from torch import Tensor
 from client.config import PretrainConfig
 from client.data import ImageSet, split_held_out, to_input
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
+from fedfree.cli import read_file
+from fedfree.codec import check_tensors
 from fedfree.compute import use_cpu
+from fedfree.errors import ContributionError
 from fedfree.seeding import derive_seed, make_generator
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A classifier that has seen no private image."""
+
+    network: Classifier
+    input: InputSpec
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,24 @@ def pretrain(images: ImageSet, config: PretrainConfig, *, seed: int) -> Pretrain
         images: uint8 [images, channels, image_size, image_size].
     """
     use_cpu(config.threads)
+    untrained = initialise(images, config, seed=seed)
+    network, spec = untrained.network, untrained.input
+    training, held_out = split_held_out(
+        images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
+    )
+    _fit(network, training, spec, config, make_generator(seed, "training"))
+    accuracy = _accuracy(network, held_out, spec)
+    log.info("trained %s on %d images, held-out accuracy %.3f", config.architecture, len(training), accuracy)
+    return Pretrained(network, spec, accuracy)
+
+
+def initialise(images: ImageSet, config: PretrainConfig, *, seed: int) -> Untrained:
+    """The classifier before training; of the images only their shape and number of classes are looked at.
+
+    Raises:
+        ConfigError: initial weights that cannot be read.
+        ContributionError: initial weights of another architecture.
+    """
     channels = images.images.shape[1]
     spec = InputSpec(
         channels=channels,
@@ -41,20 +72,26 @@ def pretrain(images: ImageSet, config: PretrainConfig, *, seed: int) -> Pretrain
         width=config.image_size,
         horizontal_flip=channels == 3 if config.horizontal_flip is None else config.horizontal_flip,
     )
-    training, held_out = split_held_out(
-        images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
-    )
-    network = _initialise(config, images.num_classes, spec, seed)
-    _fit(network, training, spec, config, make_generator(seed, "training"))
-    accuracy = _accuracy(network, held_out, spec)
-    log.info("trained %s on %d images, held-out accuracy %.3f", config.architecture, len(training), accuracy)
-    return Pretrained(network, spec, accuracy)
-
-
-def _initialise(config: PretrainConfig, num_classes: int, spec: InputSpec, seed: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initialisation"))
-        return build(config.architecture, num_classes=num_classes, input=spec)
+        network = build(config.architecture, num_classes=images.num_classes, input=spec)
+    if config.initial_weights:
+        _load_initial(network, read_file(config.initial_weights), str(config.architecture))
+    return Untrained(network, spec)
+
+
+def _load_initial(network: Classifier, weights: bytes, what: str) -> None:
+    """Fill a network, but for a head of another number of classes."""
+    try:
+        tensors = safetensors.torch.load(weights)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ContributionError(f"the initial weights are not valid safetensors: {error}") from error
+    own = network.state_dict()
+    for name in own:
+        if name.startswith("head.") and name in tensors and tensors[name].shape != own[name].shape:
+            tensors[name] = own[name]
+    check_tensors(tensors, own, f"{what}, to begin from,")
+    network.load_state_dict(tensors)
 
 
 def _fit(

@@ -2,13 +2,17 @@
 
 import torch
 
+from fedfree.accounting import run_epsilon
 from fedfree.codec import Contribution, sha256
 from fedfree.errors import ContributionError
 from fedfree.seeding import make_generator
+from fedfree.statement import PrivacyStatement
 from server.events import Event, OnEvent
 from server.store import ACCEPTED, RECEIVED, Store
 
 PROBE_IMAGES = 16
+EPSILON_TOLERANCE = 0.02
+"""By how much a claimed ε may lie below the one recomputed here: accountants round differently."""
 
 
 def verify_received(store: Store, on_event: OnEvent) -> None:
@@ -21,19 +25,15 @@ def verify_received(store: Store, on_event: OnEvent) -> None:
             contribution = store.contribution(identity)
             check_not_a_copy(contribution, known)
             check_behaviour(contribution)
+            privacy = check_privacy_claim(contribution.privacy)
         except ContributionError as error:
             store.quarantine(identity, str(error))
             on_event(Event("verify", "quarantined", {"contribution": identity, "reason": str(error)}))
         else:
             store.accept(identity)
             known[sha256(contribution.weights)] = identity
-            on_event(
-                Event(
-                    "verify",
-                    "accepted",
-                    {"contribution": identity, "architecture": str(contribution.architecture)},
-                )
-            )
+            described = {"contribution": identity, "architecture": str(contribution.architecture)}
+            on_event(Event("verify", "accepted", {**described, **privacy}))
 
 
 def check_not_a_copy(contribution: Contribution, known: dict[str, str]) -> None:
@@ -55,3 +55,30 @@ def check_behaviour(contribution: Contribution) -> None:
         raise ContributionError("the network's outputs on noise are not finite")
     if torch.equal(logits, logits[:1].expand_as(logits)):
         raise ContributionError("the network's outputs do not depend on the image")
+
+
+def check_privacy_claim(privacy: PrivacyStatement) -> dict[str, float]:
+    """Recompute ε from the noise, sampling rate and steps that a statement names.
+
+    What was really done cannot be seen from here, so even an ε that agrees is the client's claim.
+
+    Returns:
+        What to record: nothing where no differential privacy is claimed.
+
+    Raises:
+        ContributionError: the claimed ε is below the recomputed one.
+    """
+    claim = privacy.differential_privacy
+    if claim is None:
+        return {}
+    recomputed = run_epsilon(claim.run, claim.delta)
+    if claim.epsilon < recomputed - EPSILON_TOLERANCE:
+        raise ContributionError(
+            f"claims epsilon {claim.epsilon:.3f} at delta {claim.delta:g}, but its noise multiplier, "
+            f"sampling rate and steps give {recomputed:.3f}"
+        )
+    return {
+        "epsilon_claimed_by_the_client": claim.epsilon,
+        "epsilon_recomputed_from_the_claim": recomputed,
+        "delta": claim.delta,
+    }

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from client.config import PrivacyConfig
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError
 from fedfree.settings import Settings
@@ -38,6 +39,8 @@ class SimulationConfig(Settings):
     """Of each organisation's training."""
     min_steps: Annotated[int, Field(ge=1)] = 300
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Of each organisation's training; by default without differential privacy."""
     preset: Literal["default", "paper"] = "default"
     """``paper`` is the published method; ``default`` also distils the pool's relations."""
     iterations: Annotated[int, Field(ge=1)] | None = None

@@ -83,7 +83,7 @@ def prepare(run: Path, config: SimulationConfig) -> None:
     for domain in domains:
         check_splits(domain.source, config)
     (run / "organisations").mkdir(parents=True, exist_ok=True)
-    for index, organisation in enumerate(organisation_configs(config, domains)):
+    for index, organisation in enumerate(organisation_configs(run, config, domains)):
         write_durably(run / "organisations" / f"{index}.toml", organisation.to_toml().encode())
     write_durably(run / "server.toml", server_config(config).to_toml().encode())
     write_durably(existing, text)
@@ -108,7 +108,9 @@ def check_splits(source: Path, config: SimulationConfig) -> None:
             )
 
 
-def organisation_configs(config: SimulationConfig, domains: Sequence[Domain]) -> list[ClientConfig]:
+def organisation_configs(
+    run: Path, config: SimulationConfig, domains: Sequence[Domain]
+) -> list[ClientConfig]:
     """What each organisation would write itself: data sets in turn, architectures in turn within each."""
     count = len(domains)
     shares = [
@@ -119,7 +121,10 @@ def organisation_configs(config: SimulationConfig, domains: Sequence[Domain]) ->
     for index in range(config.clients):
         turn, place = divmod(index, count)
         architecture = config.architectures[turn % len(config.architectures)]
-        configs.append(_organisation(config, index, domains[place], architecture, *shares[place][turn]))
+        ledger = run / "organisations" / f"{index}.ledger.sqlite"
+        configs.append(
+            _organisation(config, index, domains[place], architecture, *shares[place][turn], ledger)
+        )
     return configs
 
 
@@ -152,6 +157,7 @@ def _organisation(
     architecture: Architecture,
     classes: tuple[str, ...],
     new_classes: tuple[str, ...],
+    ledger: Path,
 ) -> ClientConfig:
     return ClientConfig(
         data=DataConfig(
@@ -168,6 +174,7 @@ def _organisation(
             min_steps=config.min_steps,
             threads=config.threads,
         ),
+        privacy=config.privacy,
         evaluate=EvaluateConfig(
             data=DataConfig(source=domain.source, split="meta_test", classes=new_classes),
             n_way=config.n_way,
@@ -176,6 +183,7 @@ def _organisation(
         ),
         share_metrics=True,
         cache=(config.cache / "models").resolve(),
+        ledger=ledger.resolve(),
         seed=derive_seed(config.seed, "organisation", index),
     )
 

@@ -1,5 +1,6 @@
 """What the commands of ``fedfree-sim`` are given: options, and the configuration they amount to."""
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -49,6 +50,11 @@ Epochs = Annotated[int | None, option("Of each organisation's training. (default
 MinSteps = Annotated[
     int | None, option("Of each organisation's training, however few its images. (default: 300)")
 ]
+Epsilon = Annotated[
+    float | None,
+    option("Train under differential privacy, spending at most this an image. (default: inf, not at all)"),
+]
+Delta = Annotated[float | None, option("Of the differential privacy. (default: 1e-5)")]
 Preset = Annotated[str | None, option("default, or paper: the published method. (default: default)")]
 Iterations = Annotated[int | None, option("Of the server. (default: the preset's)")]
 Episodes = Annotated[int | None, option("Test episodes of each data set. (default: 600)")]
@@ -64,8 +70,12 @@ Cache = Annotated[Path | None, option("Folder for data sets and trained models. 
 
 
 def read_config(path: Path | None, given: dict[str, Any]) -> SimulationConfig:
-    """The file's values with the options given on top."""
+    """The file's values with the options given on top; differential privacy brings conv4-group by default."""
     values = SimulationConfig.read(path).model_dump(exclude_unset=True) if path else {}
+    privacy = {name: given.pop(name) for name in ("epsilon", "delta") if given.get(name) is not None}
+    values["privacy"] = values.get("privacy", {}) | privacy
+    if math.isfinite(values["privacy"].get("epsilon", math.inf)):
+        values.setdefault("architectures", "conv4-group")
     values |= {name: value for name, value in given.items() if value is not None}
     return SimulationConfig.parse(values, origin="option")
 
@@ -84,8 +94,10 @@ def run_command(run: Path, config: SimulationConfig) -> str:
     words = ["fedfree-sim", "run"]
     for name, field in SimulationConfig.model_fields.items():
         value = getattr(config, name)
-        if value != field.default:
+        if value != field.default and name != "privacy":
             words += _option_words(_OPTIONS.get(name, f"--{name.replace('_', '-')}"), value)
+    if config.privacy.is_dp:
+        words += ["--epsilon", f"{config.privacy.epsilon:g}", "--delta", f"{config.privacy.delta:g}"]
     return shlex.join([*words, "--out", str(run)])
 
 

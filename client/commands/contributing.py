@@ -1,19 +1,22 @@
-"""``pretrain``, ``inspect``, ``pack``: from an organisation's images, or its own model, to a contribution."""
+"""``pretrain``, ``pack``, ``inspect``, ``statement``, ``ledger``: what an organisation contributes, and what it spends."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from client.commands.options import ArchitectureName, Cache, Data, Epochs, Flip, ImageSize, Seed, Split
+from client.commands.options import Cache, Data, Flip, ImageSize, LedgerFile, Seed, Split
 from client.config import ClientConfig
 from client.contribute import MANIFEST, WEIGHTS, contribute
+from client.ledger import Ledger, ledger_lines, ledger_table
 from client.pack import accuracy_on, read_checkpoint, to_contribution, to_network
+from client.statement import page
 from fedfree import PROTOCOL_VERSION
 from fedfree.architectures import Architecture, InputSpec
 from fedfree.cli import read_file, write_file
-from fedfree.codec import contribution_id, decode_contribution, encode_contribution, sha256
+from fedfree.codec import Contribution, contribution_id, decode_contribution, encode_contribution, sha256
 from fedfree.errors import ConfigError
 
 app = typer.Typer()
@@ -24,29 +27,58 @@ def pretrain(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
     split: Split = None,
-    architecture: ArchitectureName = "conv4",
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="e.g. conv4, conv4-64-group, resnet10 (default: conv4; with --epsilon conv4-group).",
+            show_default=False,
+        ),
+    ] = None,
     image_size: ImageSize = 32,
     horizontal_flip: Flip = None,
-    epochs: Epochs = 12,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the images (default: 12; with --epsilon 30).", show_default=False),
+    ] = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Train under differential privacy, spending at most this an image.")
+    ] = math.inf,
+    delta: Annotated[float, typer.Option(help="Below one over the number of images.")] = 1e-5,
+    epsilon_budget: Annotated[
+        float | None,
+        typer.Option(help="Most that all your contributions of an image may spend.", show_default=False),
+    ] = None,
+    initial_weights: Annotated[
+        Path | None, typer.Option(help="safetensors to begin from.", show_default=False)
+    ] = None,
+    initial_weights_public: Annotated[
+        bool, typer.Option("--initial-weights-public", help="Declare that no private image is in them.")
+    ] = False,
     cache: Cache = Path(".cache/fedfree/models"),
+    ledger: LedgerFile = Path(".cache/fedfree/ledger.sqlite"),
     seed: Seed = 0,
 ) -> None:
     """Train the classifier you would contribute, and write it to a folder. Nothing is sent."""
+    is_dp = math.isfinite(epsilon)
     values: dict[str, Any] = {
         "data": {"source": data, "split": split},
         "pretrain": {
-            "architecture": Architecture.parse(architecture),
+            "architecture": Architecture.parse(architecture or ("conv4-group" if is_dp else "conv4")),
             "image_size": image_size,
             "horizontal_flip": horizontal_flip,
-            "epochs": epochs,
+            "initial_weights": initial_weights,
+            "initial_weights_public": initial_weights_public,
         },
+        "privacy": {"epsilon": epsilon, "delta": delta, "epsilon_budget": epsilon_budget},
         "cache": cache,
+        "ledger": ledger,
         "seed": seed,
     }
+    if epochs is not None:
+        values["privacy" if is_dp else "pretrain"]["epochs"] = epochs
     manifest, weights = contribute(ClientConfig.parse(values, origin="option"))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MANIFEST).write_bytes(manifest)
-    (out / WEIGHTS).write_bytes(weights)
+    write_file(out / MANIFEST, manifest)
+    write_file(out / WEIGHTS, weights)
     console = Console(soft_wrap=True)
     console.print(
         f"wrote {out}/{MANIFEST} ({len(manifest)} bytes) and {out}/{WEIGHTS} ({len(weights)} bytes)"
@@ -60,9 +92,30 @@ def inspect(contribution: Annotated[Path, typer.Argument(help="Folder written by
     _describe(contribution, Console(soft_wrap=True))
 
 
-def _describe(folder: Path, console: Console) -> None:
+@app.command()
+def statement(contribution: Annotated[Path, typer.Argument(help="Folder written by pretrain.")]) -> None:
+    """Print the privacy statement of a contribution: what is promised, what is not, what epsilon means."""
+    typer.echo(page(*_read(contribution)))
+
+
+@app.command(name="ledger")
+def ledger_command(ledger: LedgerFile = Path(".cache/fedfree/ledger.sqlite")) -> None:
+    """Show what was contributed, and what it spends together on the images it shares."""
+    if not ledger.is_file():
+        raise ConfigError(f"no ledger at {ledger}; name it with --ledger")
+    console = Console(soft_wrap=True)
+    console.print(ledger_table(Ledger(ledger)))
+    for line in ledger_lines(Ledger(ledger)):
+        console.print(line, highlight=False)
+
+
+def _read(folder: Path) -> tuple[bytes, Contribution]:
     manifest = read_file(folder / MANIFEST)
-    contribution = decode_contribution(manifest, read_file(folder / WEIGHTS))
+    return manifest, decode_contribution(manifest, read_file(folder / WEIGHTS))
+
+
+def _describe(folder: Path, console: Console) -> None:
+    manifest, contribution = _read(folder)
     for name, value in {
         "contribution": contribution_id(manifest),
         "protocol": f"version {PROTOCOL_VERSION}",
@@ -73,6 +126,7 @@ def _describe(folder: Path, console: Console) -> None:
         "weights": f"{len(contribution.weights)} bytes of safetensors",
     }.items():
         console.print(f"{name:>15}  {value}", highlight=False, markup=False)
+    typer.echo(f"\n{page(manifest, contribution)}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ import typer
 Data = Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")]
 Split = Annotated[str | None, typer.Option(help="meta_train, meta_val or meta_test where the data has them.")]
 Cache = Annotated[Path, typer.Option(help="Folder for trained models.")]
+LedgerFile = Annotated[Path, typer.Option("--ledger", help="The record of what was contributed.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides everything random.")]
 ArchitectureName = Annotated[str, typer.Option(help="e.g. conv4, conv4-64-group, resnet10.")]
 ImageSize = Annotated[int, typer.Option(help="Pixels a side; images are resized to it.")]

@@ -18,7 +18,15 @@ from fedfree import PROTOCOL_VERSION
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.errors import ContributionError
-from fedfree.statement import PrivacyStatement, PrivacyStatus
+from fedfree.statement import (
+    Composition,
+    DifferentialPrivacy,
+    DpSgd,
+    InitialWeights,
+    PrivacyStatement,
+    PrivacyStatus,
+    batch_coupled_layers,
+)
 from fedfree.v1 import contribution_pb2 as contribution_schema
 from fedfree.v1 import meta_learner_pb2 as meta_learner_schema
 
@@ -163,7 +171,7 @@ def encode_contribution(contribution: Contribution) -> bytes:
         architecture=_architecture_to_wire(contribution.architecture),
         num_classes=contribution.num_classes,
         input=_input_to_wire(contribution.input),
-        privacy=contribution_schema.PrivacyStatement(status=_STATUS_TO_WIRE[contribution.privacy.status]),
+        privacy=_privacy_to_wire(contribution.privacy),
         weights_sha256=bytes.fromhex(sha256(contribution.weights)),
     ).SerializeToString(deterministic=True)
 
@@ -178,8 +186,24 @@ def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
     _parse(message, manifest)
     _check_envelope(message.protocol_version, message.weights_sha256, weights)
     contribution = _contribution_from_wire(message, weights)
-    contribution.network()
+    network = contribution.network()
+    if contribution.privacy.status is PrivacyStatus.DP:
+        check_parameters_only(network, str(contribution.architecture))
     return contribution
+
+
+def check_parameters_only(network: torch.nn.Module, what: str) -> None:
+    """Refuse a network that no claim of differential privacy can cover.
+
+    Raises:
+        ContributionError: a layer that couples the images of a batch, or a buffer, by name.
+    """
+    layers, buffers = batch_coupled_layers(network), [name for name, _ in network.named_buffers()]
+    if layers or buffers:
+        raise ContributionError(
+            f"{what} cannot be contributed under differential privacy: {(layers or buffers)[0]} "
+            f"{'couples the images of a batch' if layers else 'is a buffer'}; use conv4-group"
+        )
 
 
 def describe_contribution(manifest: bytes) -> Contribution:
@@ -199,13 +223,11 @@ def stated_weights_sha256(manifest: bytes) -> str:
 
 
 def _contribution_from_wire(message: contribution_schema.Contribution, weights: bytes) -> Contribution:
-    if message.privacy.status not in _STATUS_FROM_WIRE:
-        raise ContributionError("the privacy statement is missing or its status is unknown")
     return Contribution(
         architecture=_architecture_from_wire(message.architecture),
         num_classes=message.num_classes,
         input=_input_from_wire(message.input),
-        privacy=PrivacyStatement(_STATUS_FROM_WIRE[message.privacy.status]),
+        privacy=_privacy_from_wire(message.privacy),
         weights=weights,
     )
 
@@ -317,4 +339,74 @@ def _input_from_wire(message: contribution_schema.InputSpec) -> InputSpec:
         mean=tuple(message.mean),
         std=tuple(message.std),
         horizontal_flip=message.horizontal_flip,
+    )
+
+
+def _privacy_to_wire(privacy: PrivacyStatement) -> contribution_schema.PrivacyStatement:
+    message = contribution_schema.PrivacyStatement(status=_STATUS_TO_WIRE[privacy.status])
+    if privacy.differential_privacy:
+        message.differential_privacy.CopyFrom(_differential_privacy_to_wire(privacy.differential_privacy))
+    if privacy.initial_weights:
+        message.initial_weights.sha256 = bytes.fromhex(privacy.initial_weights.sha256)
+        message.initial_weights.public = privacy.initial_weights.public
+    return message
+
+
+def _privacy_from_wire(message: contribution_schema.PrivacyStatement) -> PrivacyStatement:
+    if message.status not in _STATUS_FROM_WIRE:
+        raise ContributionError("the privacy statement is missing or its status is unknown")
+    spent, initial = message.differential_privacy, message.initial_weights
+    return PrivacyStatement(
+        status=_STATUS_FROM_WIRE[message.status],
+        differential_privacy=(
+            _differential_privacy_from_wire(spent) if message.HasField("differential_privacy") else None
+        ),
+        initial_weights=(
+            InitialWeights(initial.sha256.hex(), initial.public)
+            if message.HasField("initial_weights")
+            else None
+        ),
+    )
+
+
+def _differential_privacy_to_wire(spent: DifferentialPrivacy) -> contribution_schema.DifferentialPrivacy:
+    return contribution_schema.DifferentialPrivacy(
+        mechanism=contribution_schema.DifferentialPrivacy.MECHANISM_DP_SGD_POISSON,
+        epsilon=spent.epsilon,
+        delta=spent.delta,
+        noise_multiplier=spent.run.noise_multiplier,
+        sampling_rate=spent.run.sampling_rate,
+        steps=spent.run.steps,
+        max_grad_norm=spent.max_grad_norm,
+        images=spent.images,
+        images_rounded_to=spent.images_rounded_to,
+        accountant=spent.accountant,
+        software=spent.software,
+        composition=contribution_schema.Composition(
+            epsilon=spent.composition.epsilon,
+            contributions=spent.composition.contributions,
+            without_differential_privacy=spent.composition.without_differential_privacy,
+            epsilon_budget=spent.composition.epsilon_budget or 0,
+        ),
+    )
+
+
+def _differential_privacy_from_wire(message: contribution_schema.DifferentialPrivacy) -> DifferentialPrivacy:
+    if message.mechanism != contribution_schema.DifferentialPrivacy.MECHANISM_DP_SGD_POISSON:
+        raise ContributionError(f"mechanism {message.mechanism} of differential privacy is unknown")
+    return DifferentialPrivacy(
+        epsilon=message.epsilon,
+        delta=message.delta,
+        run=DpSgd(message.noise_multiplier, message.sampling_rate, message.steps),
+        max_grad_norm=message.max_grad_norm,
+        images=message.images,
+        images_rounded_to=message.images_rounded_to,
+        accountant=message.accountant,
+        software=message.software,
+        composition=Composition(
+            epsilon=message.composition.epsilon,
+            contributions=message.composition.contributions,
+            without_differential_privacy=message.composition.without_differential_privacy,
+            epsilon_budget=message.composition.epsilon_budget or None,
+        ),
     )

@@ -21,6 +21,10 @@ class ContributionError(FedFreeError):
     """A contribution or meta-learner that breaks the contract."""
 
 
+class PrivacyError(FedFreeError):
+    """A privacy guarantee that cannot be given, or a privacy budget that is used up."""
+
+
 class FederationError(FedFreeError):
     """A federation that cannot go on, for instance because nobody contributed."""
 

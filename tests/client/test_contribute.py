@@ -6,12 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from client.config import ClientConfig, DataConfig, PretrainConfig
+from client.config import ClientConfig, DataConfig, PretrainConfig, PrivacyConfig
 from client.contribute import HELD_OUT, MANIFEST, cache_key, contribute, shuffle_classes
 from client.data import load_images
-from client.pretrain import augment
+from client.pretrain import augment, initialise
 from fedfree.architectures import Architecture
-from fedfree.codec import decode_contribution
+from fedfree.codec import decode_contribution, sha256
+from fedfree.errors import ConfigError, PrivacyError
+from fedfree.statement import PrivacyStatus
 
 
 @pytest.fixture
@@ -99,3 +101,65 @@ def test_augmentation_crops_and_mirrors_each_image_by_itself() -> None:
     assert torch.equal(mirrored[~flipped], images[~flipped])
     shifted = augment(images, padding=1, horizontal_flip=False, generator=generator)
     assert len(shifted.flatten(1).unique(dim=0)) == 9
+
+
+def under_privacy(config: ClientConfig, **privacy: float) -> ClientConfig:
+    group = config.pretrain.model_copy(update={"architecture": Architecture(norm="group")})
+    private = PrivacyConfig(**{"epsilon": 8.0, "batch_size": 30, "epochs": 4, **privacy})  # type: ignore[arg-type]
+    return config.model_copy(update={"pretrain": group, "privacy": private})
+
+
+def test_a_contribution_under_privacy_says_what_was_spent_and_holds_parameters_only(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = under_privacy(config, images_rounded_to=50)
+    sent = contribute(private)
+    contribution = decode_contribution(*sent)
+    spent = contribution.privacy.differential_privacy
+    assert contribution.privacy.status is PrivacyStatus.DP
+    assert spent is not None
+    assert 7.9 < spent.epsilon <= 8
+    assert (spent.images, spent.run.sampling_rate, spent.run.steps) == (50, 0.5, 8)
+    assert not list(contribution.network().buffers())
+    monkeypatch.setattr("client.contribute.train_privately", lambda *_: pytest.fail("trained again"))
+    assert contribute(private) == sent
+    budget = under_privacy(config, images_rounded_to=50, epsilon_budget=9.0)
+    assert contribute(budget) == sent
+    with pytest.raises(PrivacyError, match="more than the budget of 9"):
+        contribute(budget.model_copy(update={"seed": 1}))
+
+
+def test_an_infinite_epsilon_is_status_none_and_no_budget_holds_it(config: ClientConfig) -> None:
+    infinite = config.model_copy(update={"privacy": PrivacyConfig(epsilon=float("inf"), epochs=3)})
+    contribution = decode_contribution(*contribute(infinite))
+    assert contribution.privacy.status is PrivacyStatus.NONE
+    assert contribution.architecture.norm == "batch"
+    with pytest.raises(ConfigError, match="no epsilon budget can hold"):
+        PrivacyConfig.parse({"epsilon_budget": 8}, origin="option")
+    with pytest.raises(ConfigError, match="promises nothing"):
+        PrivacyConfig.parse({"epsilon": 1000}, origin="option")
+
+
+def test_batch_norm_under_privacy_is_refused_before_anything_is_reserved(config: ClientConfig) -> None:
+    private = under_privacy(config).model_copy(update={"pretrain": config.pretrain})
+    with pytest.raises(PrivacyError, match="use conv4-group"):
+        contribute(private)
+    assert not config.ledger_path.exists()
+
+
+def test_training_begins_from_the_weights_that_are_named(config: ClientConfig, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(contribute(config)[1])
+    named = {"initial_weights": weights, "initial_weights_public": True}
+    begun = config.model_copy(update={"pretrain": config.pretrain.model_copy(update=named)})
+    images = load_images(config.data.source, size=16)
+    expected = decode_contribution(*contribute(config)).network().state_dict()
+    for name, tensor in initialise(images, begun.pretrain, seed=5).network.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    fewer = load_images(config.data.source, size=16, classes=["nevus", "wart"])
+    other = initialise(fewer, begun.pretrain, seed=5).network
+    assert other.head.get_parameter("bias").shape == (2,)
+    assert torch.equal(other.state_dict()["blocks.0.0.weight"], expected["blocks.0.0.weight"])
+    initial = decode_contribution(*contribute(begun)).privacy.initial_weights
+    assert initial is not None
+    assert (initial.sha256, initial.public) == (sha256(weights.read_bytes()), True)

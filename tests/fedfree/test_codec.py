@@ -22,10 +22,29 @@ from fedfree.codec import (
     load_network,
 )
 from fedfree.errors import ContributionError
-from fedfree.statement import PrivacyStatement, PrivacyStatus
+from fedfree.statement import (
+    Composition,
+    DifferentialPrivacy,
+    DpSgd,
+    InitialWeights,
+    PrivacyStatement,
+    PrivacyStatus,
+)
 from fedfree.v1 import contribution_pb2
 
 INPUT = InputSpec(channels=1, height=16, width=16, mean=(0.25,), std=(0.5,), horizontal_flip=False)
+
+SPENT = DifferentialPrivacy(
+    epsilon=2.5,
+    delta=1e-6,
+    run=DpSgd(noise_multiplier=1.25, sampling_rate=0.125, steps=80),
+    max_grad_norm=0.5,
+    images=2400,
+    images_rounded_to=100,
+    accountant="prv",
+    software="fedfree 0",
+    composition=Composition(3.5, 2, 1, 8.0),
+)
 
 
 def make_contribution(name: str = "conv4") -> Contribution:
@@ -163,3 +182,58 @@ def test_a_torchvision_network_that_insists_on_its_version_marks_is_read_back() 
     network = build(architecture, num_classes=3, input=spec)
     read = load_network(architecture, 3, spec, encode_weights(network))
     assert encode_weights(read) == encode_weights(network)
+
+
+def under_privacy(name: str = "conv4-group") -> Contribution:
+    privacy = PrivacyStatement(PrivacyStatus.DP, SPENT, InitialWeights("ab" * 32, public=True))
+    return dataclasses.replace(make_contribution(name), privacy=privacy)
+
+
+def test_a_privacy_statement_survives_the_round_trip() -> None:
+    contribution = under_privacy()
+    assert decode_contribution(encode_contribution(contribution), contribution.weights) == contribution
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet10", "torchvision/mobilenet_v2"])
+def test_batch_norm_under_differential_privacy_is_refused_by_name(name: str) -> None:
+    assert "(BatchNorm2d) couples the images of a batch" in refusal(under_privacy(name))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epsilon", 0.0),
+        ("epsilon", math.nan),
+        ("epsilon", math.inf),
+        ("delta", 0.0),
+        ("delta", 1.0),
+        ("delta", 1e-3),
+        ("noise_multiplier", 0.0),
+        ("noise_multiplier", math.nan),
+        ("sampling_rate", 0.0),
+        ("sampling_rate", 1.5),
+        ("steps", 0),
+        ("steps", 10**12),
+        ("max_grad_norm", 0.0),
+        ("mechanism", 0),
+        ("composition", None),
+    ],
+)
+def test_a_statement_out_of_range_is_refused(field: str, value: float | None) -> None:
+    contribution = under_privacy()
+    manifest = contribution_pb2.Contribution.FromString(encode_contribution(contribution))
+    spent = manifest.privacy.differential_privacy
+    if value is None:
+        spent.ClearField("composition")
+    else:
+        setattr(spent, field, value)
+    with pytest.raises(ContributionError):
+        decode_contribution(manifest.SerializeToString(), contribution.weights)
+
+
+def test_a_status_that_its_numbers_contradict_is_refused() -> None:
+    contribution = under_privacy()
+    manifest = contribution_pb2.Contribution.FromString(encode_contribution(contribution))
+    manifest.privacy.status = contribution_pb2.PrivacyStatement.STATUS_NONE
+    with pytest.raises(ContributionError, match="must not say what was spent"):
+        decode_contribution(manifest.SerializeToString(), contribution.weights)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64\x66ree/v1/contribution.proto\x12\nfedfree.v1\"7\n\x0c\x41rchitecture\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0c\n\x04norm\x18\x03 \x01(\t\"p\n\tInputSpec\x12\x10\n\x08\x63hannels\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04mean\x18\x04 \x03(\x01\x12\x0b\n\x03std\x18\x05 \x03(\x01\x12\x17\n\x0fhorizontal_flip\x18\x06 \x01(\x08\"\xa4\x01\n\x10PrivacyStatement\x12\x33\n\x06status\x18\x01 \x01(\x0e\x32#.fedfree.v1.PrivacyStatement.Status\"[\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATUS_NONE\x10\x01\x12\x19\n\x15STATUS_EMPIRICAL_ONLY\x10\x02\x12\r\n\tSTATUS_DP\x10\x03\"\xda\x01\n\x0c\x43ontribution\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12.\n\x0c\x61rchitecture\x18\x02 \x01(\x0b\x32\x18.fedfree.v1.Architecture\x12\x13\n\x0bnum_classes\x18\x03 \x01(\r\x12$\n\x05input\x18\x04 \x01(\x0b\x32\x15.fedfree.v1.InputSpec\x12-\n\x07privacy\x18\x05 \x01(\x0b\x32\x1c.fedfree.v1.PrivacyStatement\x12\x16\n\x0eweights_sha256\x18\x06 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64\x66ree/v1/contribution.proto\x12\nfedfree.v1\"7\n\x0c\x41rchitecture\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0c\n\x04norm\x18\x03 \x01(\t\"p\n\tInputSpec\x12\x10\n\x08\x63hannels\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04mean\x18\x04 \x03(\x01\x12\x0b\n\x03std\x18\x05 \x03(\x01\x12\x17\n\x0fhorizontal_flip\x18\x06 \x01(\x08\"\x98\x02\n\x10PrivacyStatement\x12\x33\n\x06status\x18\x01 \x01(\x0e\x32#.fedfree.v1.PrivacyStatement.Status\x12=\n\x14\x64ifferential_privacy\x18\x02 \x01(\x0b\x32\x1f.fedfree.v1.DifferentialPrivacy\x12\x33\n\x0finitial_weights\x18\x03 \x01(\x0b\x32\x1a.fedfree.v1.InitialWeights\"[\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATUS_NONE\x10\x01\x12\x19\n\x15STATUS_EMPIRICAL_ONLY\x10\x02\x12\r\n\tSTATUS_DP\x10\x03\"0\n\x0eInitialWeights\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06public\x18\x02 \x01(\x08\"\x8f\x03\n\x13\x44ifferentialPrivacy\x12<\n\tmechanism\x18\x01 \x01(\x0e\x32).fedfree.v1.DifferentialPrivacy.Mechanism\x12\x0f\n\x07\x65psilon\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x04 \x01(\x01\x12\x15\n\rsampling_rate\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x15\n\rmax_grad_norm\x18\x07 \x01(\x01\x12\x0e\n\x06images\x18\x08 \x01(\x04\x12\x19\n\x11images_rounded_to\x18\t \x01(\x04\x12\x12\n\naccountant\x18\n \x01(\t\x12\x10\n\x08software\x18\x0b \x01(\t\x12,\n\x0b\x63omposition\x18\x0c \x01(\x0b\x32\x17.fedfree.v1.Composition\"D\n\tMechanism\x12\x19\n\x15MECHANISM_UNSPECIFIED\x10\x00\x12\x1c\n\x18MECHANISM_DP_SGD_POISSON\x10\x01\"s\n\x0b\x43omposition\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\x15\n\rcontributions\x18\x02 \x01(\x04\x12$\n\x1cwithout_differential_privacy\x18\x03 \x01(\x04\x12\x16\n\x0e\x65psilon_budget\x18\x04 \x01(\x01\"\xda\x01\n\x0c\x43ontribution\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12.\n\x0c\x61rchitecture\x18\x02 \x01(\x0b\x32\x18.fedfree.v1.Architecture\x12\x13\n\x0bnum_classes\x18\x03 \x01(\r\x12$\n\x05input\x18\x04 \x01(\x0b\x32\x15.fedfree.v1.InputSpec\x12-\n\x07privacy\x18\x05 \x01(\x0b\x32\x1c.fedfree.v1.PrivacyStatement\x12\x16\n\x0eweights_sha256\x18\x06 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INPUTSPEC']._serialized_start=102
   _globals['_INPUTSPEC']._serialized_end=214
   _globals['_PRIVACYSTATEMENT']._serialized_start=217
-  _globals['_PRIVACYSTATEMENT']._serialized_end=381
-  _globals['_PRIVACYSTATEMENT_STATUS']._serialized_start=290
-  _globals['_PRIVACYSTATEMENT_STATUS']._serialized_end=381
-  _globals['_CONTRIBUTION']._serialized_start=384
-  _globals['_CONTRIBUTION']._serialized_end=602
+  _globals['_PRIVACYSTATEMENT']._serialized_end=497
+  _globals['_PRIVACYSTATEMENT_STATUS']._serialized_start=406
+  _globals['_PRIVACYSTATEMENT_STATUS']._serialized_end=497
+  _globals['_INITIALWEIGHTS']._serialized_start=499
+  _globals['_INITIALWEIGHTS']._serialized_end=547
+  _globals['_DIFFERENTIALPRIVACY']._serialized_start=550
+  _globals['_DIFFERENTIALPRIVACY']._serialized_end=949
+  _globals['_DIFFERENTIALPRIVACY_MECHANISM']._serialized_start=881
+  _globals['_DIFFERENTIALPRIVACY_MECHANISM']._serialized_end=949
+  _globals['_COMPOSITION']._serialized_start=951
+  _globals['_COMPOSITION']._serialized_end=1066
+  _globals['_CONTRIBUTION']._serialized_start=1069
+  _globals['_CONTRIBUTION']._serialized_end=1287
 # @@protoc_insertion_point(module_scope)
