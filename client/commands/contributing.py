@@ -1,4 +1,4 @@
-"""``pretrain``, ``pack``, ``inspect``, ``statement``, ``ledger``: what an organisation contributes, and what it spends."""
+"""``pretrain``, ``pack``, ``inspect``, ``statement``, ``ledger``: what is contributed, and what it spends."""
 
 import math
 from pathlib import Path

@@ -122,18 +122,35 @@ def contribute_and_die(config: ClientConfig, log: Path, stage: str) -> None:
         contribute(config)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@settings(max_examples=200, deadline=None, database=None, derandomize=True)
-@given(
-    actions=st.lists(
-        st.tuples(st.integers(0, 3), st.sampled_from(["", "", "", "training", "caching", "spending"])),
-        min_size=1,
-        max_size=4,
-    )
+ACTIONS = st.lists(
+    st.tuples(st.integers(0, 3), st.sampled_from(["", "", "", "training", "caching", "spending"])),
+    min_size=1,
+    max_size=4,
 )
+"""Contributions by seed, and where the process is killed."""
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@settings(max_examples=30, deadline=None, database=None, derandomize=True)
+@given(actions=ACTIONS)
 def test_no_interleaving_of_contributions_and_kills_forgets_or_overspends(
     images: Path, actions: list[tuple[int, str]]
 ) -> None:
+    check_interleaving(images, actions)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@settings(max_examples=200, deadline=None, database=None)
+@given(actions=ACTIONS)
+def test_two_hundred_random_interleavings_neither_forget_nor_overspend(
+    images: Path, actions: list[tuple[int, str]]
+) -> None:
+    check_interleaving(images, actions)
+
+
+def check_interleaving(images: Path, actions: list[tuple[int, str]]) -> None:
+    """Contribute and be killed in this order, and compare the ledger with what had begun."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         config = configure(folder, images)
