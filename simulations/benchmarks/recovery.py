@@ -33,7 +33,7 @@ from server.precision import autocast
 from simulations.benchmarks.timing import seconds
 from simulations.config import SimulationConfig
 
-LOOK_EVERY, GIVE_UP = 20, 600
+LOOK_EVERY, GIVE_UP = 5, 600
 """Steps from scratch between two looks at the quality, and at most."""
 RATE_FACTORS = (1.0, 4.0)
 """Multiples of the configured rates that training from scratch is tried with; the faster one counts."""

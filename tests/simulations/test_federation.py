@@ -48,7 +48,7 @@ def test_organisations_of_one_data_set_get_architectures_in_turn_and_their_own_d
 ) -> None:
     source = make_tree("only")
     config = tiny(dataset=str(source), clients=5, architectures="conv4,resnet10", image_size=16)
-    configs = organisation_configs(config, find_domains(config))
+    configs = organisation_configs(Path("run"), config, find_domains(config))
     assert [each.pretrain.architecture.id for each in configs] == [
         "conv4",
         "resnet10",
@@ -71,7 +71,7 @@ def test_data_sets_are_dealt_in_turn_and_each_gets_every_architecture(make_tree:
     config = tiny(
         dataset=listed(*sources), clients=12, architectures="conv4,resnet10", image_size="16,20", seed=3
     )
-    configs = organisation_configs(config, find_domains(config))
+    configs = organisation_configs(Path("run"), config, find_domains(config))
     assert [each.data.source for each in configs] == sources * 4
     assert [each.pretrain.image_size for each in configs] == [16, 20, 16] * 4
     pairs = Counter((each.data.source.name, each.pretrain.architecture.id) for each in configs)
@@ -87,9 +87,9 @@ def test_an_organisation_of_a_mix_holds_the_classes_it_would_hold_in_its_data_se
     first, second = make_tree("a"), make_tree("b")
     mixed = tiny(dataset=listed(first, second), clients=6, image_size=16)
     alone = tiny(dataset=str(second), clients=3, image_size=16)
-    configs = organisation_configs(mixed, find_domains(mixed))
+    configs = organisation_configs(Path("run"), mixed, find_domains(mixed))
     assert [each.data for each in configs[1::2]] == [
-        each.data for each in organisation_configs(alone, find_domains(alone))
+        each.data for each in organisation_configs(Path("run"), alone, find_domains(alone))
     ]
 
 
