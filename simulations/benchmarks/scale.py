@@ -44,8 +44,8 @@ class Cost:
     """Until the first iteration: ids and descriptions of the pool, teachers, networks."""
     seconds: float
     """Median over the iterations after the first."""
-    peak_megabytes: float
-    """Of resident memory, of the largest process."""
+    peak_megabytes: float | None = None
+    """Of resident memory; not measured where several processes share the work."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,7 @@ def by_processes(out: Path, server: ServerConfig, counts: Sequence[int]) -> list
         events = [event for event in RunDirectory(run).read_events() if event.stage == "learn"]
         times = [event.time for event in events if event.kind in ("started", "progress")][-ITERATIONS - 1 :]
         steps = [after - before for before, after in pairwise(times)]
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        costs.append(Cost(models, processes, times[0] - start, median(steps[1:]), peak))
+        costs.append(Cost(models, processes, times[0] - start, median(steps[1:])))
     return costs
 
 
@@ -157,8 +156,10 @@ def _row(name: str, cost: Cost, first: Cost) -> tuple[str, ...]:
         name,
         f"{cost.seconds:.2f}",
         f"{cost.seconds / first.seconds:.2f}",
-        f"{cost.peak_megabytes:.0f}",
-        f"{cost.peak_megabytes / first.peak_megabytes:.2f}",
+        f"{cost.peak_megabytes:.0f}" if cost.peak_megabytes else "",
+        f"{cost.peak_megabytes / first.peak_megabytes:.2f}"
+        if cost.peak_megabytes and first.peak_megabytes
+        else "",
         f"{cost.start_seconds:.1f}",
     )
 

@@ -27,8 +27,8 @@ SERVER = ServerConfig(
 
 def make_images(seed: int) -> ImageSet:
     """Noise of three shades, lit from above."""
-    labels = torch.arange(90) % 3
-    noise = torch.randint(0, 60, (90, 1, 16, 16), generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(120) % 3
+    noise = torch.randint(0, 60, (120, 1, 16, 16), generator=torch.Generator().manual_seed(seed))
     return ImageSet((noise + 90 * labels[:, None, None, None]).to(torch.uint8), labels, ("a", "b", "c"))
 
 
