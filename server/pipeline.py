@@ -10,6 +10,7 @@ from torch import Tensor
 import fedfree
 from fedfree.codec import MetaLearner, Provenance, encode_weights
 from fedfree.compute import use_cpu
+from fedfree.errors import ConfigError
 from server.checkpoint import Checkpoint
 from server.config import ServerConfig
 from server.events import Event, OnEvent, ignore
@@ -90,7 +91,9 @@ def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` takes a GPU where there is one."""
+    """``auto`` takes a GPU where there is one; raises ConfigError where one is asked for and there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch finds no GPU here: use auto or cpu")
     return torch.device(name)

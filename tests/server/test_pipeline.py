@@ -130,3 +130,9 @@ def test_fewer_contributions_than_the_quorum_end_the_run(tmp_path: Path) -> None
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'magic': use default or paper"):
         preset("magic")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no GPU here: use auto or cpu"):
+        pipeline.run(make_store(tmp_path), tiny("default", device="cuda"))
