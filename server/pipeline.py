@@ -91,7 +91,7 @@ def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` takes a GPU where there is one; raises ConfigError where one is asked for and there is none."""
+    """``auto`` takes a GPU where there is one; raises ConfigError for a GPU that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
