@@ -21,7 +21,8 @@ from rich.progress import (
 from rich.table import Table
 
 from client.attacks import ONLINE, EpsilonBound, Exposure, Interval
-from client.rehearse import CANARIES, NATURAL, Finding, Observer, Plan
+from client.config import PrivacyConfig
+from client.rehearse import CANARIES, NATURAL, Finding, Observer, Plan, attack_ceiling
 
 NOT_RESOLVABLE = "—"
 
@@ -93,6 +94,16 @@ def audit_words(plan: Plan, findings: Sequence[Finding]) -> list[str]:
         "An attack that fails is not evidence of safety. These results come from private images and no ε "
         "covers them: keep them, or publish them knowing that.",
     ]
+
+
+def privacy_words(plan: Plan, privacy: PrivacyConfig) -> str:
+    """What the training of the attacked models leaves open to any attack."""
+    if not privacy.is_dp:
+        return "Trained without differential privacy: nothing limits what a better attack finds."
+    return (
+        f"Trained by DP-SGD, each model at most ε = {privacy.epsilon:g} at δ = {privacy.delta:g}: no attack "
+        f"finds more than {100 * attack_ceiling(plan, privacy):.1f} % at 1 % false positives."
+    )
 
 
 def print_audit(console: Console, plan: Plan, findings: Sequence[Finding]) -> None:

@@ -4,6 +4,10 @@ The same code and configuration train several models, each on a random half of t
 images, some of which carry a wrong label: canaries, which a model can only know by heart, and so show
 the worst case that the average over natural images hides (Aerni et al. 2024). Every model is
 attacked once, with the others as shadows. The model that is contributed is none of them.
+
+Under differential privacy every shadow is trained by the same DP-SGD, with a plan for its own half of the
+images. None of this goes into the ledger: shadows are never released. No ε covers what was found out with
+them, so publishing that would be a release of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +31,16 @@ from client.attacks import (
     lira_online,
     membership_scores,
 )
-from client.config import ClientConfig, PretrainConfig
+from client.config import ClientConfig, PretrainConfig, PrivacyConfig
 from client.contribute import MANIFEST, WEIGHTS
 from client.data import ImageSet, load_images, to_input
-from client.pretrain import pretrain
+from client.pretrain import Pretrained, Untrained, initialise, pretrain
+from client.privacy import plan as plan_run
+from client.privacy import train_privately
+from fedfree.accounting import highest_true_positive_rate
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution, decode_contribution, encode_contribution, encode_weights, sha256
+from fedfree.compute import use_cpu
 from fedfree.errors import DataError
 from fedfree.seeding import derive_seed, make_generator
 from fedfree.statement import PrivacyStatement
@@ -41,8 +49,6 @@ NATURAL, CANARIES = "natural", "canaries"
 MIN_SHADOWS = 4
 CANARY_FRACTION = 0.1
 MIN_CANARIES = 10
-DELTA = 1e-5
-"""Of the bound on ε, where the contribution itself claims no δ."""
 
 Observer = Callable[[str, int, int], None]
 """Told what is being done, how many of it are done, and of how many."""
@@ -108,12 +114,20 @@ class Trainer:
     """Of everything that decides what ``train`` does."""
 
 
-def trainer_of(config: PretrainConfig) -> Trainer:
-    """Trains without differential privacy, on every image but one a class, so that members are members."""
+def trainer_of(config: PretrainConfig, privacy: PrivacyConfig | None = None) -> Trainer:
+    """Trains as ``contribute`` does, but on every image (without privacy, on all but one a class).
+
+    The ledger is not asked and holds nothing of it, and the statement is ``none`` even under DP-SGD: these
+    models are for attacking at home, and are never released.
+    """
     config = config.model_copy(update={"held_out_fraction": 1e-9})
+    privacy = privacy or PrivacyConfig()
 
     def train(images: ImageSet, seed: int) -> Contribution:
-        trained = pretrain(images, config, seed=seed)
+        if privacy.is_dp:
+            trained: Pretrained | Untrained = _train_unreleased(images, config, privacy, seed)
+        else:
+            trained = pretrain(images, config, seed=seed)
         return Contribution(
             architecture=config.architecture,
             num_classes=images.num_classes,
@@ -122,7 +136,30 @@ def trainer_of(config: PretrainConfig) -> Trainer:
             weights=encode_weights(trained.network),
         )
 
-    return Trainer(train, config.sha256())
+    return Trainer(train, sha256(f"{config.sha256()} {privacy.training_sha256()}".encode()))
+
+
+def _train_unreleased(
+    images: ImageSet, config: PretrainConfig, privacy: PrivacyConfig, seed: int
+) -> Untrained:
+    """DP-SGD at the configured ε, without the ledger."""
+    use_cpu(config.threads)
+    network = initialise(images, config, seed=seed)
+    train_privately(
+        network, images, privacy, plan_run(len(images), privacy), crop_padding=config.crop_padding
+    )
+    return network
+
+
+def attack_ceiling(plan: Plan, privacy: PrivacyConfig) -> float:
+    """Highest true-positive rate of any attack on a plan's models at 1 % false positives; 1 without privacy.
+
+    It follows from the noise, sampling rate and steps with which these models, not a contribution, are made.
+    """
+    if not privacy.is_dp:
+        return 1.0
+    runs = {plan_run(int(count), privacy) for count in plan.members.sum(1)}
+    return max(highest_true_positive_rate(run) for run in runs)
 
 
 def train_cached(images: ImageSet, trainer: Trainer, *, seed: int, cache: Path) -> Contribution:
@@ -188,8 +225,12 @@ class Finding:
     """From LiRA online on the canaries."""
 
 
-def examine(plan: Plan, target: Target, *, delta: float = DELTA) -> Finding:
-    """Attack a target with everything in ATTACKS, natural images and canaries apart."""
+def examine(plan: Plan, target: Target, *, delta: float) -> Finding:
+    """Attack a target with everything in ATTACKS, natural images and canaries apart.
+
+    Args:
+        delta: of the bound on ε; the contribution's own.
+    """
     exposures = {
         kind: {name: exposure(*evidence_on(plan, target, kind, attack)) for name, attack in ATTACKS.items()}
         for kind in (NATURAL, CANARIES)
@@ -215,7 +256,8 @@ def rehearse(config: ClientConfig, *, shadows: int, observe: Observer = ignore) 
     """Measure what the model that this configuration would contribute gives away.
 
     Args:
-        config: as for ``contribute``; the shadows are kept in its cache.
+        config: as for ``contribute``, privacy included; the shadows are kept in its cache, and its ledger
+            is left alone.
     """
     images = load_images(
         config.data.source,
@@ -225,7 +267,6 @@ def rehearse(config: ClientConfig, *, shadows: int, observe: Observer = ignore) 
         size=config.pretrain.image_size,
     )
     plan = make_plan(images, shadows=shadows, seed=config.seed)
-    models = train_shadows(
-        plan, trainer_of(config.pretrain), cache=config.cache, seed=config.seed, observe=observe
-    )
-    return plan, examine(plan, score_models(plan, models))
+    trainer = trainer_of(config.pretrain, config.privacy)
+    models = train_shadows(plan, trainer, cache=config.cache, seed=config.seed, observe=observe)
+    return plan, examine(plan, score_models(plan, models), delta=config.privacy.delta)

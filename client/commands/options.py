@@ -10,7 +10,13 @@ Split = Annotated[str | None, typer.Option(help="meta_train, meta_val or meta_te
 Cache = Annotated[Path, typer.Option(help="Folder for trained models.")]
 LedgerFile = Annotated[Path, typer.Option("--ledger", help="The record of what was contributed.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides everything random.")]
-ArchitectureName = Annotated[str, typer.Option(help="e.g. conv4, conv4-64-group, resnet10.")]
+ArchitectureName = Annotated[
+    str | None,
+    typer.Option(
+        help="e.g. conv4, conv4-64-group, resnet10 (default: conv4; with --epsilon conv4-group).",
+        show_default=False,
+    ),
+]
 ImageSize = Annotated[int, typer.Option(help="Pixels a side; images are resized to it.")]
 Flip = Annotated[
     bool | None,
@@ -19,4 +25,7 @@ Flip = Annotated[
         show_default=False,
     ),
 ]
-Epochs = Annotated[int, typer.Option(help="Passes over the images.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over the images (default: 12; with --epsilon 30).", show_default=False),
+]

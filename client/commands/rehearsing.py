@@ -1,12 +1,13 @@
 """``rehearse``: attack models trained as one's own would be, before one is contributed."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from client.audit_report import print_audit, shown_progress, write_audit
+from client.audit_report import print_audit, privacy_words, shown_progress, write_audit
 from client.commands.options import ArchitectureName, Data, Epochs, Flip, ImageSize, Seed, Split
 from client.config import ClientConfig
 from client.rehearse import rehearse as run_rehearsal
@@ -21,31 +22,39 @@ def rehearse(
     out: Annotated[Path, typer.Option(help="Folder for the shadows and rehearsal.json.")] = Path("rehearsal"),
     shadows: Annotated[int, typer.Option(help="Models to train, each on a half of the images.")] = 16,
     split: Split = None,
-    architecture: ArchitectureName = "conv4",
+    architecture: ArchitectureName = None,
     image_size: ImageSize = 32,
     horizontal_flip: Flip = None,
-    epochs: Epochs = 12,
+    epochs: Epochs = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Rehearse a contribution under differential privacy, at most this an image.")
+    ] = math.inf,
+    delta: Annotated[float, typer.Option(help="Below one over the number of images.")] = 1e-5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     seed: Seed = 0,
 ) -> None:
-    """Attack models trained as yours would be, before you contribute one. Nothing is sent."""
+    """Attack models trained as yours would be, before you contribute one. Nothing is sent, or spent."""
+    is_dp = math.isfinite(epsilon)
     values: dict[str, Any] = {
         "data": {"source": data, "split": split},
         "pretrain": {
-            "architecture": Architecture.parse(architecture),
+            "architecture": Architecture.parse(architecture or ("conv4-group" if is_dp else "conv4")),
             "image_size": image_size,
             "horizontal_flip": horizontal_flip,
-            "epochs": epochs,
             "threads": threads,
         },
+        "privacy": {"epsilon": epsilon, "delta": delta},
         "cache": out / "shadows",
         "seed": seed,
     }
+    if epochs is not None:
+        values["privacy" if is_dp else "pretrain"]["epochs"] = epochs
+    config = ClientConfig.parse(values, origin="option")
     console = Console(soft_wrap=True)
     with shown_progress(console) as observe:
-        plan, finding = run_rehearsal(
-            ClientConfig.parse(values, origin="option"), shadows=shadows, observe=observe
-        )
-    write_audit(out / "rehearsal.json", plan, [finding])
+        plan, finding = run_rehearsal(config, shadows=shadows, observe=observe)
+    privacy = privacy_words(plan, config.privacy)
+    write_audit(out / "rehearsal.json", plan, [finding], privacy=privacy)
     print_audit(Console(), plan, [finding])
+    Console().print(privacy, highlight=False)
     console.print(f"wrote {out / 'rehearsal.json'}", highlight=False)

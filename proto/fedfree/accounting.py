@@ -40,11 +40,17 @@ def run_epsilon(run: DpSgd, delta: float) -> float:
 
 
 @functools.lru_cache(maxsize=64)
+def highest_true_positive_rate(run: DpSgd) -> float:
+    """Highest that any membership attack can have at FALSE_POSITIVE_RATE."""
+    return _true_positive_rate(_privacy_loss(run))
+
+
+@functools.lru_cache(maxsize=64)
 def consequences(run: DpSgd, delta: float) -> Consequences:
     """The numbers that stand beside the ε of a run; takes seconds."""
     unsampled = DpSgd(run.noise_multiplier, 1, run.epochs)
     return Consequences(
-        true_positive_rate=_true_positive_rate(_privacy_loss(run)),
+        true_positive_rate=highest_true_positive_rate(run),
         repeated=tuple(
             float(_privacy_loss(run, times=times).get_epsilon_for_delta(delta)) for times in REPEATS
         ),

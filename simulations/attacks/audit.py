@@ -70,29 +70,34 @@ class Audit:
     """Measure of distance to what the memorisation check found on them."""
 
 
-def audit_organisation(
-    run: Path, config: AuditConfig, *, trainer: Trainer | None = None, observe: Observer = ignore
-) -> Audit:
+def audit_organisation(run: Path, config: AuditConfig, *, observe: Observer = ignore) -> Audit:
     """Audit one organisation of a data set.
 
     Args:
-        run: folder for models and scores, with which an audit that was killed continues.
-        trainer: how organisations train; by default without differential privacy.
+        run: folder for models and scores, with which an audit that was killed continues. No ledger is
+            kept: nothing of it is released.
     """
-    trainer = trainer or trainer_of(config.pretrain())
+    trainer = trainer_of(config.pretrain(), config.privacy)
     organisation, *companions = load_organisations(config)
-    plan = make_plan(
-        organisation, shadows=config.shadows, canary_fraction=config.canary_fraction, seed=config.seed
-    )
-    models = train_shadows(plan, trainer, cache=run / "models", seed=config.seed, observe=observe)
+    plan, models = plan_and_train(organisation, trainer, config, cache=run / "models", observe=observe)
     student, synthetic = distilled_students(run / "students", plan, models, config, observe)
     targets = [score_models(plan, models), student]
     if config.meta_learner:
         others = train_companions(companions, trainer, cache=run / "models", seed=config.seed)
         federated = models[: config.meta_learner]
         targets.append(broadcast_meta_learners(run / "federations", plan, federated, others, config, observe))
-    findings = tuple(examine(plan, target) for target in targets)
+    findings = tuple(examine(plan, target, delta=config.privacy.delta) for target in targets)
     return Audit(plan, tuple(targets), findings, synthetic, check_memorisation(plan, models[1], synthetic))
+
+
+def plan_and_train(
+    organisation: ImageSet, trainer: Trainer, config: AuditConfig, *, cache: Path, observe: Observer
+) -> tuple[Plan, list[Contribution]]:
+    """The plan of the audit and its models; those in the cache are taken."""
+    plan = make_plan(
+        organisation, shadows=config.shadows, canary_fraction=config.canary_fraction, seed=config.seed
+    )
+    return plan, train_shadows(plan, trainer, cache=cache, seed=config.seed, observe=observe)
 
 
 def train_companions(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from client.config import PretrainConfig
+from client.config import PretrainConfig, PrivacyConfig
 from client.rehearse import CANARY_FRACTION, MIN_SHADOWS
 from fedfree.architectures import Architecture
 from fedfree.settings import Settings
@@ -30,6 +30,8 @@ class AuditConfig(Settings):
     epochs: Annotated[int, Field(ge=1)] = 12
     min_steps: Annotated[int, Field(ge=1)] = 300
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Of each model's training; by default without differential privacy."""
     student_iterations: Annotated[int, Field(ge=1)] = 20
     """Of the inversion of each model; every one adds 100 images."""
     student_steps: Annotated[int, Field(ge=1)] = 200

@@ -1,6 +1,7 @@
 """The rehearsal finds memorised canaries, nothing where nothing leaks, and continues after a kill."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,27 +11,30 @@ from PIL import Image
 
 from client import cli
 from client.attacks import ONLINE
-from client.config import PretrainConfig
+from client.config import PretrainConfig, PrivacyConfig
+from client.contribute import MANIFEST, WEIGHTS
 from client.data import ImageSet
 from client.rehearse import (
     CANARIES,
     NATURAL,
     Finding,
     Trainer,
+    attack_ceiling,
     examine,
     make_plan,
     score_models,
     train_shadows,
     trainer_of,
 )
-from fedfree.architectures import InputSpec, build
-from fedfree.codec import Contribution, encode_weights
-from fedfree.errors import DataError
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import Contribution, decode_contribution, encode_weights
+from fedfree.errors import DataError, PrivacyError
 from fedfree.statement import PrivacyStatement
 
 OVERFITTING = PretrainConfig(
     image_size=16, epochs=30, min_steps=1, batch_size=24, crop_padding=0, weight_decay=0.0, threads=1
 )
+PRIVATE = OVERFITTING.model_copy(update={"architecture": Architecture(norm="group")})
 
 
 def make_images(count: int = 120) -> ImageSet:
@@ -43,7 +47,7 @@ def make_images(count: int = 120) -> ImageSet:
 def measure(trainer: Trainer, cache: Path, *, images: int = 120) -> Finding:
     plan = make_plan(make_images(images), shadows=6, canary_fraction=0.3, seed=0)
     models = train_shadows(plan, trainer, cache=cache, seed=0)
-    return examine(plan, score_models(plan, models))
+    return examine(plan, score_models(plan, models), delta=1e-5)
 
 
 def untrained(images: ImageSet, seed: int) -> Contribution:
@@ -61,6 +65,13 @@ def test_an_overfit_model_gives_its_canaries_away(tmp_path: Path) -> None:
     assert canaries.auc.value > 0.9
     assert canaries.auc.value > finding.exposures[NATURAL][ONLINE].auc.value
     assert finding.bound.epsilon > 0.2
+
+
+def test_a_model_of_epsilon_one_does_not_give_its_canaries_away(tmp_path: Path) -> None:
+    """The same images and training as those of the overfit model, and enough canaries to be sure of it."""
+    trainer = trainer_of(PRIVATE, PrivacyConfig(epsilon=1, epochs=6))
+    finding = measure(trainer, tmp_path, images=400)
+    assert finding.exposures[CANARIES][ONLINE].auc.value < 0.6
 
 
 def test_a_model_that_never_saw_its_images_gives_nothing_away(tmp_path: Path) -> None:
@@ -140,7 +151,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_an_organisation_rehearses_on_its_own_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("client.rehearse.trainer_of", lambda _: Trainer(untrained, "untrained"))
+    monkeypatch.setattr("client.rehearse.trainer_of", lambda *_: Trainer(untrained, "untrained"))
     data, out = write_folder(tmp_path / "images"), tmp_path / "out"
     options = ("--shadows", 4, "--image-size", 16, "--epochs", 1, "--threads", 1)
     assert run_command(monkeypatch, "rehearse", "--data", data, "--out", out, *options) == 0
@@ -149,6 +160,38 @@ def test_an_organisation_rehearses_on_its_own_folder(
     found = json.loads((out / "rehearsal.json").read_text())
     assert found["models"] == 4 and found["canaries"] == 10
     assert found["findings"][0]["exposures"]["canaries"]["LiRA online"]["tpr_at_0_1_percent"] is None
+
+
+def test_a_rehearsal_under_privacy_trains_by_dp_sgd_and_leaves_the_ledger_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_folder(tmp_path / "images")
+    options = ("--shadows", 4, "--image-size", 16, "--epochs", 1, "--threads", 1)
+    private = ("--epsilon", 8, "--delta", 1e-3)
+    assert run_command(monkeypatch, "rehearse", "--data", data, *options, *private) == 0
+    found = json.loads(Path("rehearsal/rehearsal.json").read_text())
+    assert found["findings"][0]["bound"]["delta"] == 1e-3
+    assert "at most ε = 8 at δ = 0.001" in found["privacy"]
+    assert not list(tmp_path.rglob("*.sqlite"))
+    shadow, *_ = Path("rehearsal/shadows").iterdir()
+    manifest, weights = (shadow / name for name in (MANIFEST, WEIGHTS))
+    contribution = decode_contribution(manifest.read_bytes(), weights.read_bytes())
+    assert str(contribution.architecture) == "conv4-32-group"
+
+
+def test_privacy_lowers_the_ceiling_of_any_attack() -> None:
+    plan = make_plan(make_images(), shadows=4, seed=0)
+    strict, loose = (attack_ceiling(plan, PrivacyConfig(epsilon=each, epochs=2)) for each in (0.5, 8))
+    assert 0.01 < strict < 0.01 * math.exp(0.5) + 1e-4
+    assert strict < loose < attack_ceiling(plan, PrivacyConfig()) == 1
+
+
+def test_batch_norm_is_refused_in_a_rehearsal_under_privacy(tmp_path: Path) -> None:
+    plan = make_plan(make_images(), shadows=4, seed=0)
+    trainer = trainer_of(OVERFITTING, PrivacyConfig(epsilon=8))
+    with pytest.raises(PrivacyError, match="couples the images of a batch; use conv4-group"):
+        train_shadows(plan, trainer, cache=tmp_path, seed=0)
 
 
 def test_a_missing_folder_is_one_line(
