@@ -1,5 +1,7 @@
 """What every benchmark leaves: a table for the terminal, the same as Markdown and JSON, and plots."""
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,3 +82,12 @@ def write(
             paths.append(out / f"{stem}.{suffix}")
             figure.savefig(paths[-1], dpi=150, bbox_inches="tight")
     return paths
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows of the same keys, which become the header; None becomes an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_durably(path, text.getvalue().encode())

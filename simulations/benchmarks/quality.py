@@ -166,15 +166,16 @@ def measure(
     }
     for runs in planned.values():
         for folder, config in runs:
-            _check(folder, config)
-    return [Measured(name, tuple(_run_all(name, runs, tell))) for name, runs in planned.items()]
+            check_folder(folder, config)
+    return [Measured(name, tuple(run_all(name, runs, tell))) for name, runs in planned.items()]
 
 
 def _first_alike(name: str, available: Mapping[str, SimulationConfig]) -> str:
     return next(other for other, config in available.items() if config == available[name])
 
 
-def _check(folder: Path, config: SimulationConfig) -> None:
+def check_folder(folder: Path, config: SimulationConfig) -> None:
+    """Raise ConfigError where the folder holds a run of another configuration."""
     existing = folder / "config.toml"
     if existing.exists() and existing.read_bytes() != config.to_toml().encode():
         raise ConfigError(
@@ -183,9 +184,10 @@ def _check(folder: Path, config: SimulationConfig) -> None:
         )
 
 
-def _run_all(
+def run_all(
     name: str, runs: Sequence[tuple[Path, SimulationConfig]], tell: Callable[[str], None]
 ) -> Iterator[Run]:
+    """Run each federation whose result is not in its folder, and tell what came out."""
     for folder, config in runs:
         written = folder / "result.json"
         is_new = not written.exists()

@@ -83,7 +83,7 @@ def table(measured: Sequence[Measured]) -> Table:
     for each in measured:
         for domain in (None, *each.domains):
             rows += [_row(each, task, domain) for task in each.tasks]
-    notes = [_provenance(each) for each in measured] + [str(check) for check in checks(measured)]
+    notes = [provenance(each) for each in measured] + [str(check) for check in checks(measured)]
     return Table(COLUMNS, tuple(rows), tuple(notes))
 
 
@@ -107,7 +107,7 @@ def _accuracy(score: Score | None) -> str:
     return score.accuracy if score else ""
 
 
-def _provenance(measured: Measured) -> str:
+def provenance(measured: Measured) -> str:
     """Command, seeds, commit, hardware and time of a case."""
     runs = measured.runs
     seeds = ", ".join(str(run.config.seed) for run in runs)

@@ -64,6 +64,7 @@ def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
     assert "…" not in printed
     assert LABEL in printed and "An attack that fails is not evidence of safety" in printed
     found = json.loads((out / "audit.json").read_text())
+    assert found["config"]["privacy"]["epsilon"] is None and "nothing limits" in found["privacy"]
     names = [each["target"] for each in found["findings"]]
     assert names == ["model", "student", "meta-learner"]
     for finding in found["findings"]:
@@ -79,6 +80,25 @@ def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
     assert run_command(monkeypatch, *options, *tiny) == 0
     again = json.loads((out / "audit.json").read_text())
     assert again["findings"] == found["findings"] and again["memorisation"] == found["memorisation"]
+
+
+def test_an_audit_under_privacy_trains_with_group_norm_for_its_own_epochs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configs: list[AuditConfig] = []
+
+    def stop(run: Path, config: AuditConfig, **_: object) -> None:
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit_cli, "audit_organisation", stop)
+    for options in (("--epsilon", 3, "--delta", 1e-4, "--epochs", 7), ("--epochs", 7)):
+        run_command(monkeypatch, "--out", tmp_path / "audit", *options)
+    private, plain = configs
+    assert str(private.architecture) == "conv4-32-group"
+    assert (private.privacy.epsilon, private.privacy.delta, private.privacy.epochs) == (3, 1e-4, 7)
+    assert str(plain.architecture) == "conv4-32-batch"
+    assert not plain.privacy.is_dp and plain.epochs == 7
 
 
 def test_another_organisations_models_are_not_audited(tmp_path: Path) -> None:

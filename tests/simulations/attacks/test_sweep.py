@@ -1,0 +1,231 @@
+"""``fedfree-sim privacy sweep``: end to end in miniature, that it continues, and its table by hand."""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from client.attacks import EpsilonBound, Exposure, Interval
+from client.config import ClientConfig, DataConfig, PretrainConfig
+from client.contribute import contribute
+from client.data import ImageSet
+from fedfree.errors import ConfigError
+from server.config import InvertConfig, ServerConfig
+from simulations import cli, federation
+from simulations.attacks.sweep import (
+    Audited,
+    Level,
+    at_epsilon,
+    local_accuracy,
+    read_base,
+    read_epsilons,
+    split_by_rank,
+)
+from simulations.attacks.sweep_table import kept_gain, table, values
+from simulations.benchmarks.quality import Measured, Run
+from simulations.config import SimulationConfig
+
+TINY = """
+clients = 2
+classes_each = 2
+images_per_class = 50
+image_size = 16
+epochs = 1
+min_steps = 2
+iterations = 1
+episodes = 2
+n_way = 2
+n_query = 2
+threads = 1
+privacy = { epochs = 1 }
+"""
+
+
+def write_tree(root: Path, *, train: int, classes: int = 3) -> Path:
+    """Noise of classes told apart by their shade; seven images each to validate and to test on."""
+    generator = torch.Generator().manual_seed(0)
+    for split, images in (("meta_train", train), ("meta_val", 7), ("meta_test", 7)):
+        for label in range(classes):
+            folder = root / split / f"{split}{label}"
+            folder.mkdir(parents=True)
+            for index in range(images):
+                noise = torch.randint(0, 40, (16, 16), generator=generator)
+                picture = Image.fromarray((noise + 80 * label).to(torch.uint8).numpy())
+                picture.save(folder / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture
+def small_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = federation.server_config
+
+    def cut(config: SimulationConfig) -> ServerConfig:
+        server = whole(config)
+        invert = InvertConfig(images_per_model=12, steps=1, generator_width=4, latent_size=16)
+        learn = server.learn.model_copy(update={"batch_size": 16, "compositions": 4, "relational_tasks": 1})
+        return server.model_copy(update={"invert": invert, "learn": learn})
+
+    monkeypatch.setattr(federation, "server_config", cut)
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedfree-sim", "privacy", "sweep", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.usefixtures("small_server")
+def test_a_sweep_measures_every_epsilon_and_a_second_start_trains_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config, out = tmp_path / "tiny.toml", tmp_path / "sweep"
+    config.write_text(TINY)
+    options = ("--config", config, "--dataset", write_tree(tmp_path / "images", train=60), "--out", out)
+    short = ("--epsilon", "inf,8", "--seeds", 1, "--shadows", 4, "--cache", tmp_path / "cache")
+    assert run_command(monkeypatch, *options, *short) == 0
+    assert "not evidence of safety" in " ".join(capsys.readouterr().out.split())
+    names = ("few-shot", "local", "canaries")
+    pictures = {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
+    assert {path.name for path in out.iterdir()} >= pictures | {"sweep.json", "sweep.md", "sweep.csv"}
+    rows = json.loads((out / "sweep.json").read_text())["rows"]
+    assert [row["epsilon"] for row in rows] == ["8", "inf"]
+    assert [row["2way1shot_gain_kept"] for row in rows][1] in (1.0, None)
+    assert rows[0]["highest_tpr_at_1_percent"] < rows[1]["highest_tpr_at_1_percent"] == 1
+    assert all(0 <= row["local_mean"] <= 100 for row in rows)
+    with (out / "sweep.csv").open() as file:
+        assert [row["epsilon"] for row in csv.DictReader(file)] == ["8", "inf"]
+    ledgers = {path.relative_to(out) for path in out.rglob("*.sqlite")}
+    assert {str(path.parent) for path in ledgers} <= {"8/0/organisations", "inf/0/organisations"}
+
+    for work in ("pretrain", "train_privately"):
+        for module in ("client.contribute", "client.rehearse"):
+            monkeypatch.setattr(f"{module}.{work}", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("simulations.benchmarks.quality.simulate", lambda *_, **__: pytest.fail("run again"))
+    assert run_command(monkeypatch, *options, *short) == 0
+    assert json.loads((out / "sweep.json").read_text())["rows"] == rows
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_local_accuracy_is_that_of_unseen_images_whatever_order_the_classes_were_put_into(
+    tmp_path: Path, seed: int
+) -> None:
+    tree = write_tree(tmp_path / "images", train=30)
+    organisation = ClientConfig(
+        data=DataConfig(source=tree, split="meta_train", images_per_class=20),
+        pretrain=PretrainConfig(image_size=16, epochs=1, min_steps=30, batch_size=18, threads=1),
+        cache=tmp_path / "cache" / "models",
+        seed=seed,
+    )
+    contribute(organisation)
+    assert local_accuracy(organisation) > 0.9
+
+
+def test_local_accuracy_is_unknown_where_every_image_is_trained_on(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "images", train=20)
+    data = DataConfig(source=tree, split="meta_train", images_per_class=20)
+    assert math.isnan(local_accuracy(ClientConfig(data=data, cache=tmp_path / "cache")))
+
+
+def test_images_to_spare_are_the_last_of_each_class() -> None:
+    images = ImageSet(
+        torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1),
+        torch.tensor([0, 0, 0, 1, 2, 2, 2]),
+        ("a", "b", "c"),
+    )
+    own, spare = split_by_rank(images, 2)
+    assert own.images.flatten().tolist() == [0, 1, 3, 4, 5]
+    assert spare.images.flatten().tolist() == [2, 6]
+    assert spare.labels.tolist() == [0, 2]
+
+
+def fake_level(epsilon: float, *means: float, found: Interval | None, local: tuple[float, ...]) -> Level:
+    """Federations with these 1-shot accuracies, 30 without contributions."""
+
+    def score(mean: float) -> dict[str, float]:
+        return {"mean": mean, "ci95": 0.5, "gain": 0.0, "gain_ci95": 0.0}
+
+    config = at_epsilon(SimulationConfig(architectures="conv4-group"), epsilon)
+    federations = [
+        {
+            "few_shot": {"5way1shot": score(mean)},
+            "baselines": {"random_init": {"5way1shot": score(30.0)}},
+            "seconds": {"learn": 60.0},
+            "commit": "abc1234",
+            "finished": "2026-11-22T10:00:00+00:00",
+            "hardware": {"cpu": "a CPU", "cores": 2, "gpu": None},
+        }
+        for mean in means
+    ]
+    runs = tuple(Run(Path("runs") / str(seed), config, each) for seed, each in enumerate(federations))
+    exposure = Exposure(320, 320, Interval(0.5, 0.45, 0.55), found, None)
+    bound = EpsilonBound(0.25, 2.0, 1e-5, 40, 20, 16)
+    ceiling = 1.0 if math.isinf(epsilon) else 0.0204
+    return Level(epsilon, Measured(f"{epsilon:g}", runs), local, Audited(exposure, exposure, bound, ceiling))
+
+
+def test_the_table_holds_means_shares_of_the_gain_and_the_ceiling_of_any_attack() -> None:
+    weak = fake_level(1, 34.0, 36.0, found=Interval(0.015, 0.0, 0.03), local=(60.0, 70.0))
+    whole = fake_level(math.inf, 49.0, 51.0, found=None, local=())
+    drawn = table([weak, whole])
+    assert dict(zip(drawn.columns, drawn.rows[0], strict=True)) == {
+        "ε": "1",
+        "meta-learner 1-shot": "35.0 ± 0.5",
+        "random init 1-shot": "30.0 ± 0.5",
+        "gain kept 1-shot": "25 %",
+        "local accuracy": "65.0 (60.0–70.0)",
+        "canary AUC": "0.50 (0.45–0.55)",
+        "canary TPR at 1 % FPR": "1.5 (0.0–3.0) %",
+        "of any attack": "≤ 2.0 %",
+        "ε ≥ (ceiling)": "0.25 (2.00)",
+    }
+    assert drawn.rows[1][3:7] == ("100 %", "—", "0.50 (0.45–0.55)", "—")
+    assert drawn.rows[1][7] == "≤ 100.0 %"
+    assert kept_gain(weak, [weak], "5way1shot") is None
+    numbers = values([weak, whole])
+    assert numbers[0]["5way1shot_gain_kept"] == pytest.approx(0.25)
+    assert numbers[0]["canary_tpr_at_1_percent_high"] == 0.03
+    assert numbers[1]["canary_tpr_at_1_percent"] is None and numbers[1]["local_mean"] is None
+    assert numbers[0].keys() == numbers[1].keys()
+
+
+def test_everything_but_epsilon_is_the_same_at_every_epsilon() -> None:
+    base = read_base(None, {"clients": None, "dataset": "a.zip"}, read_epsilons("inf, 8,1"))
+    assert (base.clients, base.images_per_class, base.iterations) == (8, 60, 12)
+    at_1, at_inf = at_epsilon(base, 1), at_epsilon(base, math.inf)
+    assert [str(each) for each in at_inf.architectures] == ["conv4-32-group"]
+    assert at_1.privacy.epsilon == 1 and not at_inf.privacy.is_dp
+    assert at_1.model_copy(update={"privacy": at_inf.privacy}) == at_inf
+
+
+@pytest.mark.parametrize("text", ["", "1,,3", "one", "0,1", "-1", "nan"])
+def test_what_is_no_list_of_epsilons_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected numbers above 0 separated by commas"):
+        read_epsilons(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--epsilon", "1,99", "promises nothing"),
+        ("--dataset", "a.zip,b.zip", "one data set"),
+        ("--dataset", "nowhere.zip", "no such data set or path"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    option: str,
+    value: str,
+    message: str,
+) -> None:
+    assert run_command(monkeypatch, "--out", tmp_path / "sweep", option, value) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed
+    assert len([line for line in printed.splitlines() if line.startswith("error:")]) == 1
