@@ -1,6 +1,6 @@
 """``fedfree-client``: what one organisation does on its own machine."""
 
-from client.commands import adapting, contributing, rehearsing, remote
+from client.commands import adapting, contributing, deploying, rehearsing, remote
 from fedfree.cli import make_app, run_app
 
 app = make_app(
@@ -8,7 +8,7 @@ app = make_app(
     "Contribute a classifier of your own images, see exactly what would be sent, measure and use what "
     "comes back.",
 )
-for commands in (contributing, rehearsing, remote, adapting):
+for commands in (contributing, rehearsing, remote, deploying, adapting):
     app.add_typer(commands.app)
 
 

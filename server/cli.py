@@ -10,7 +10,7 @@ from rich.console import Console
 from fedfree.cli import make_app, read_file, run_app
 from fedfree.errors import ConfigError
 from fedfree.grpc_channel import Address
-from server import pipeline
+from server import deploying, pipeline
 from server.config import ServerConfig, preset
 from server.events import Event
 from server.run_directory import RunDirectory
@@ -24,6 +24,7 @@ app = make_app(
 
 token_app = make_app("token", "Who may come through the gRPC door: one token an organisation.")
 app.add_typer(token_app, name="token")
+app.add_typer(deploying.app)
 
 Run = Annotated[Path, typer.Argument(help="Run directory.")]
 RunOption = Annotated[Path, typer.Option("--store", help="Run directory.")]
@@ -55,8 +56,21 @@ def learn(
     store = directory.store()
     for folder in contribution or []:
         store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
+    _learn(directory)
+
+
+@app.command()
+def resume(run: Run) -> None:
+    """Learn from what a run's store holds, from its last checkpoint on; asks nobody (`up` does)."""
+    _learn(RunDirectory(run))
+
+
+def _learn(directory: RunDirectory) -> None:
     outcome = pipeline.run(
-        store, config, checkpoint=directory.checkpoint, on_event=directory.recorded(_print_event)
+        directory.store(),
+        directory.config(),
+        checkpoint=directory.checkpoint,
+        on_event=directory.recorded(_print_event),
     )
     directory.write_recovered(outcome.gallery)
     directory.write_meta_learner(outcome.meta_learner)

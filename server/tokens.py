@@ -37,10 +37,7 @@ class Tokens:
         Raises:
             ConfigError: not a name, or one that has a token.
         """
-        if not _NAME.fullmatch(organisation):
-            raise ConfigError(
-                f"{organisation!r} is not a name for an organisation: use up to 64 letters, digits and ._-"
-            )
+        require_name(organisation)
         hashes = self._read()
         if organisation in hashes:
             raise ConfigError(f"{organisation} has a token: revoke it before you add another")
@@ -82,6 +79,14 @@ class Tokens:
     def _write(self, hashes: dict[str, TokenHash]) -> None:
         values = {name: each.model_dump() for name, each in hashes.items()}
         write_durably(self.path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def require_name(organisation: str) -> None:
+    """Refuse what cannot name an organisation everywhere, in files too; raises ConfigError."""
+    if not _NAME.fullmatch(organisation):
+        raise ConfigError(
+            f"{organisation!r} is not a name for an organisation: use up to 64 letters, digits and ._-"
+        )
 
 
 def _hash(salt: str, token: str) -> str:

@@ -2,8 +2,9 @@
 
 import hashlib
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -47,6 +48,48 @@ class Settings(BaseModel):
         """Every value, defaults included; keys without a value are left out."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
+    def to_commented_toml(self) -> str:
+        """As :meth:`to_toml`, for a person to edit: each key under what its docstring says."""
+        return _commented(self, self.model_dump(mode="json", exclude_none=True), ())
+
     def sha256(self) -> str:
         """Hexadecimal hash of every value, defaults included."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def _commented(settings: Settings, values: dict[str, Any], table: tuple[str, ...]) -> str:
+    """A table's own keys, then the tables inside it, which TOML wants last."""
+    keys, tables = [], []
+    for name, field in type(settings).model_fields.items():
+        if name not in values:
+            continue
+        comment = _comment(field.description)
+        inner, deeper = getattr(settings, name), (*table, name)
+        if isinstance(inner, Settings):
+            tables.append(f"\n{comment}[{'.'.join(deeper)}]\n{_commented(inner, values[name], deeper)}")
+        elif isinstance(values[name], dict):
+            tables.append(f"\n{comment}[{'.'.join(deeper)}]\n{tomli_w.dumps(values[name])}")
+        else:
+            keys.append(comment + tomli_w.dumps({name: values[name]}))
+    return "".join(keys + tables)
+
+
+def _comment(text: str | None) -> str:
+    return "".join(f"# {line.strip()}\n" for line in (text or "").splitlines())
+
+
+def write_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str] = ()) -> None:
+    """Write files that must not be there yet, the ``private`` ones for their owner's eyes alone.
+
+    Raises:
+        ConfigError: one of them is there, or the folder cannot be written; nothing is overwritten.
+    """
+    if there := [name for name in files if (folder / name).exists()]:
+        raise ConfigError(f"{folder} has a {there[0]}: choose another folder, nothing is overwritten")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).touch(mode=0o600 if name in private else 0o644, exist_ok=False)
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"cannot write in {folder}: {error.strerror}") from error

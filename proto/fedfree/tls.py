@@ -1,10 +1,14 @@
 """Certificates and keys from files, looked at before gRPC is given them: it would not say what is wrong."""
 
+import socket
 import ssl
 from pathlib import Path
 
 from fedfree.cli import read_file
-from fedfree.errors import ConfigError
+from fedfree.errors import AccessError, ConfigError
+from fedfree.grpc_channel import Address
+
+_CONNECT_SECONDS = 10.0
 
 
 def read_certificate(certificate: Path, key: Path) -> tuple[bytes, bytes]:
@@ -28,3 +32,27 @@ def read_authority(path: Path) -> bytes:
     except ssl.SSLError as error:
         raise ConfigError(f"{path} holds no certificate of an authority (PEM)") from error
     return content
+
+
+def check_server(address: Address, authority: Path) -> bool:
+    """Refuse a server whose certificate ``authority`` did not sign.
+
+    Returns:
+        Whether a server answers at all.
+
+    Raises:
+        ConfigError: ``authority`` cannot be used.
+        AccessError: another authority's certificate, an expired one, or one for another name.
+    """
+    read_authority(authority)
+    context = ssl.create_default_context(cafile=str(authority))
+    try:
+        with (
+            socket.create_connection((address.host, address.port), _CONNECT_SECONDS) as connection,
+            context.wrap_socket(connection, server_hostname=address.host),
+        ):
+            return True
+    except ssl.SSLCertVerificationError as error:
+        raise AccessError(f"the certificate of {address} is refused: {error.verify_message}") from error
+    except OSError:
+        return False

@@ -18,10 +18,10 @@ from client import contribute as contribution
 from client.config import ClientConfig, DataConfig, EvaluateConfig, PretrainConfig
 from fedfree.codec import decode_meta_learner
 from fedfree.errors import ConfigError, FederationError
+from fedfree.flower_process import processes
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
 from server.events import STAGES, Event
 from server.run_directory import RunDirectory
-from simulations import engines
 from simulations.engines import run_flower, run_in_process
 
 ORGANISATIONS = 3
@@ -181,7 +181,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, run: object) -> None
 
 
 def _assert_nothing_is_left(run: Path) -> None:
-    assert engines._processes((run / ".flwr").resolve()) == []
+    assert processes((run / ".flwr").resolve()) == []
 
 
 def test_both_engines_publish_the_same_meta_learner_without_the_failing_organisation(tmp_path: Path) -> None:

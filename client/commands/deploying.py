@@ -1,0 +1,37 @@
+"""``init`` and ``up``: an organisation's node in a federation across machines."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.node import Node, NodeConfig
+from client.node import init as init_node
+from client.node import up as keep_up
+from fedfree.logs import JsonLines, log_to_stderr
+
+app = typer.Typer()
+
+Directory = Annotated[Path, typer.Argument(help="The organisation's directory.")]
+
+
+@app.command()
+def init(
+    directory: Directory,
+    server: Annotated[str, typer.Option(help="HOST:PORT of the coordinator.")],
+    ca: Annotated[Path, typer.Option(help="The coordinator's ca.crt.")],
+    data: Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")],
+) -> None:
+    """Make an organisation's key and its commented configurations."""
+    config = NodeConfig.parse({"server": server}, origin="--server")
+    node = init_node(directory, config, ca, data)
+    typer.echo(
+        f"wrote {directory}; look through {node.client_toml}, and send {node.key}.pub to the coordinator"
+    )
+
+
+@app.command()
+def up(directory: Directory, json_lines: JsonLines = False) -> None:
+    """Take part in the federation, until told to end (Ctrl-C or SIGTERM)."""
+    log_to_stderr(json_lines=json_lines)
+    keep_up(Node(directory))

@@ -1,0 +1,173 @@
+"""An organisation's directory for Flower's SuperNode: its key, its configurations, and the node kept up.
+
+::
+
+    node.toml      where the coordinator is
+    client.toml    images, training, and what may leave; see client.config
+    ca.crt         the authority that signed the coordinator's certificate
+    node.key       the organisation's private key, which never leaves
+    node.key.pub   its public half, for the coordinator's `fedfree-server enroll`
+    node.log       what the SuperNode says
+"""
+
+import json
+import logging
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import AfterValidator, Field
+
+from client.config import ClientConfig, DataConfig
+from fedfree.errors import ConfigError
+from fedfree.flower_process import environment, executable, free_port, stop_all
+from fedfree.grpc_channel import Address
+from fedfree.settings import Settings, write_new
+from fedfree.supervise import ProcessEndedError, child, exclusive, persist, signals_raise
+from fedfree.tls import check_server, read_authority
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 5.0
+_REFUSED = "Exit Code: 305"
+"""What Flower's SuperNode says last when the coordinator does not let it in."""
+
+
+def _address(text: str) -> str:
+    return str(Address.parse(text))
+
+
+class NodeConfig(Settings):
+    """Where a node finds its coordinator."""
+
+    server: Annotated[str, AfterValidator(_address)]
+    """HOST:PORT of the coordinator, as its certificate names it."""
+    retries: Annotated[int, Field(ge=0)] = 10
+    """How often in a row the SuperNode is started again after it broke down or was refused. The coordinator
+    refuses a node for a minute after it was killed; ten retries go on for about five minutes."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """Paths of an organisation's directory."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not (self.path / "node.toml").is_file():
+            raise ConfigError(
+                f"{self.path} is not an organisation's directory: make one with `fedfree-client init`"
+            )
+
+    @property
+    def authority(self) -> Path:
+        return self.path / "ca.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.path / "node.key"
+
+    @property
+    def client_toml(self) -> Path:
+        return self.path / "client.toml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "node.log"
+
+    def config(self) -> NodeConfig:
+        """Where the coordinator is; raises ConfigError."""
+        return NodeConfig.read(self.path / "node.toml")
+
+
+def init(path: Path, config: NodeConfig, authority: Path, data: Path) -> Node:
+    """Make an organisation's directory with a new key and commented configurations.
+
+    Raises:
+        ConfigError: no authority, no such images, or files that would be overwritten.
+    """
+    certificate = read_authority(authority)
+    if not data.exists():
+        raise ConfigError(f"there are no images at {data}")
+    client = ClientConfig(data=DataConfig(source=data.resolve()), cache=path.resolve() / "cache")
+    private, public = make_key()
+    files = {
+        "node.toml": config.to_commented_toml().encode(),
+        "client.toml": client.to_commented_toml().encode(),
+        "ca.crt": certificate,
+        "node.key": private,
+        "node.key.pub": public,
+    }
+    write_new(path, files, private=("node.key",))
+    return Node(path)
+
+
+def make_key() -> tuple[bytes, bytes]:
+    """A new key on the curve P-384: both halves as ``ssh-keygen -t ecdsa -b 384`` writes them."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return private, public + b"\n"
+
+
+def up(node: Node) -> None:
+    """Keep a SuperNode running until this process is told to end.
+
+    Raises:
+        AccessError: the coordinator shows a certificate that the authority did not sign.
+        ProcessEndedError: the SuperNode broke down or was refused more often than ``retries`` allows.
+    """
+    ClientConfig.read(node.client_toml)
+    retries = node.config().retries
+    home = node.path.resolve() / ".flwr"
+    with signals_raise(), exclusive(home):
+        stop_all(home)  # what an `up` that was killed left behind
+        persist(lambda: _attempt(node, home), retries=retries)
+
+
+def _attempt(node: Node, home: Path) -> None:
+    """One life of the SuperNode."""
+    address = Address.parse(node.config().server)
+    _find(address, node.authority)
+    said_before = node.log_file.stat().st_size if node.log_file.exists() else 0
+    quiet = environment(home)
+    command = [
+        executable("flower-supernode", quiet),
+        *("--superlink", str(address), "--root-certificates", str(node.authority.resolve())),
+        *("--auth-supernode-private-key", str(node.key.resolve())),
+        *("--host", "127.0.0.1", "--port", str(free_port())),
+        *("--node-config", f"config={json.dumps(str(node.client_toml.resolve()))}"),
+    ]
+    try:
+        with child(command, environment=quiet, directory=node.path, output=node.log_file) as process:
+            log.info("SuperNode started for %s", address)
+            _wait(process, node, said_before)
+    finally:
+        stop_all(home)
+
+
+def _find(address: Address, authority: Path) -> None:
+    """Return once the coordinator answers: with a wrong CA Flower would try for ever and say nothing."""
+    if check_server(address, authority):
+        return
+    log.info("waiting for %s", address)
+    while not check_server(address, authority):
+        time.sleep(_LOOK_SECONDS)
+
+
+def _wait(process: "subprocess.Popen[bytes]", node: Node, said_before: int) -> None:
+    status = process.wait()
+    with node.log_file.open("rb") as file:
+        file.seek(said_before)
+        if _REFUSED.encode() in file.read():
+            raise ProcessEndedError(
+                "the coordinator refused this node: its key is not enrolled, or it was killed less than a "
+                f"minute ago (enroll {node.key}.pub with `fedfree-server enroll`; see {node.log_file})"
+            )
+    raise ProcessEndedError(f"the SuperNode ended with exit status {status}; see {node.log_file}")

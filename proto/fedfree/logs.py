@@ -1,0 +1,38 @@
+"""What an operator sees of a process that runs for long: one line an event, on standard error."""
+
+import json
+import logging
+import time
+from typing import Annotated
+
+import typer
+
+JsonLines = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
+
+
+class _Json(logging.Formatter):
+    """time, level, logger, message, and the fields that an event brings."""
+
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(fields | getattr(record, "fields", {}))
+
+
+class _Text(logging.Formatter):
+    converter = time.gmtime
+
+
+def log_to_stderr(*, json_lines: bool) -> None:
+    """Log every event of FedFREE from now on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _Json() if json_lines else _Text("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    )
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)

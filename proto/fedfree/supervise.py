@@ -1,0 +1,114 @@
+"""Keep a process running: alone in its folder, again with longer and longer pauses, until a signal."""
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from fedfree.errors import ConfigError, FederationError
+
+log = logging.getLogger(__name__)
+
+HEALTHY_SECONDS = 120.0
+"""An attempt that lasted so long was a success: the next pause is the shortest again."""
+LONGEST_PAUSE_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+
+class ProcessEndedError(FederationError):
+    """A process that should have gone on has ended; trying again may help."""
+
+
+def persist(
+    attempt: Callable[[], None],
+    *,
+    retries: int,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Call ``attempt`` until it returns, with pauses of 1, 2, 4, … 60 s where it breaks down.
+
+    Raises:
+        ProcessEndedError: a first attempt and ``retries`` more failed, none of which lasted HEALTHY_SECONDS.
+    """
+    failures = 0
+    while True:
+        started = clock()
+        try:
+            return attempt()
+        except ProcessEndedError as ended:
+            failures = 1 if clock() - started > HEALTHY_SECONDS else failures + 1
+            if failures > retries:
+                raise
+            seconds = min(2.0 ** (failures - 1), LONGEST_PAUSE_SECONDS)
+            log.warning("%s; again in %.0f s (retry %d of %d)", ended, seconds, failures, retries)
+            pause(seconds)
+
+
+@contextmanager
+def child(
+    command: Sequence[str], *, environment: Mapping[str, str], directory: Path, output: Path | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process in a session of its own, so that a Ctrl-C is ours to handle; ended on the way out.
+
+    Args:
+        output: file to which it appends what it prints; nowhere by default.
+    """
+    target = (output or Path(os.devnull)).open("ab")
+    with target:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=target,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone, until it ends in whatever way; raises ConfigError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ConfigError(f"another process runs in {folder.parent}: stop it first") from error
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into SystemExit (143, 130), so that what was started is stopped first."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
