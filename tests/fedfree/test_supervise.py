@@ -1,0 +1,77 @@
+"""Processes kept up: when they are tried again, how long is waited, and who may run where."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedfree.errors import ConfigError
+from fedfree.flower_process import environment, processes, stop_all
+from fedfree.supervise import HEALTHY_SECONDS, ProcessEndedError, child, exclusive, persist
+
+
+class Attempts:
+    """Attempts that last as long as told and then break down; None ends well."""
+
+    def __init__(self, *lasting: float | None) -> None:
+        self._lasting = list(lasting)
+        self.now = 0.0
+        self.pauses: list[float] = []
+
+    def __call__(self) -> None:
+        seconds = self._lasting.pop(0)
+        if seconds is not None:
+            self.now += seconds
+            raise ProcessEndedError("the process ended")
+
+    def persist(self, retries: int) -> None:
+        persist(self, retries=retries, clock=lambda: self.now, pause=self.pauses.append)
+
+
+def test_pauses_double_up_to_a_minute() -> None:
+    attempts = Attempts(*[1.0] * 8, None)
+    attempts.persist(retries=8)
+    assert attempts.pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_an_attempt_that_lasted_begins_the_pauses_anew() -> None:
+    attempts = Attempts(1.0, 1.0, HEALTHY_SECONDS + 1, None)
+    attempts.persist(retries=2)
+    assert attempts.pauses == [1, 2, 1]
+
+
+def test_after_so_many_retries_the_last_reason_is_told() -> None:
+    attempts = Attempts(1.0, 1.0, 1.0)
+    with pytest.raises(ProcessEndedError, match="the process ended"):
+        attempts.persist(retries=2)
+    assert attempts.pauses == [1, 2]
+
+
+def test_a_second_process_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    home = tmp_path / "coordinator" / ".flwr"
+    with exclusive(home), pytest.raises(ConfigError, match="another process runs in"), exclusive(home):
+        pytest.fail("both hold it")
+    with exclusive(home):
+        pass
+
+
+def test_a_child_is_ended_with_its_block_and_what_it_printed_is_kept(tmp_path: Path) -> None:
+    code = "import sys, threading; print('ready', flush=True); threading.Event().wait()"
+    output = tmp_path / "log"
+    output.write_text("before\n")
+    command = [sys.executable, "-c", code]
+    with child(command, environment=os.environ, directory=tmp_path, output=output) as process:
+        while output.read_text() != "before\nready\n":
+            assert process.poll() is None
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_everything_started_for_a_home_is_found_and_stopped(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+    with child(command, environment=environment(tmp_path), directory=tmp_path) as process:
+        assert processes(tmp_path) == [process.pid]
+        assert processes(tmp_path / "other") == []
+        stop_all(tmp_path)
+        assert process.wait(10) != 0
