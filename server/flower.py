@@ -48,6 +48,12 @@ class SuperLink:
         runs = self._flwr("ls", CONNECTION, "--run-id", run_id)["runs"]
         return runs[0]["status"], runs[0]["status-details"]
 
+    def stop_unfinished(self) -> None:
+        """Stop the runs that a SuperLink left in its database when it broke down, and would take up again."""
+        for run in self._flwr("ls", CONNECTION)["runs"]:
+            if not run["status"].startswith("finished"):
+                self._flwr("stop", str(run["run-id"]), CONNECTION)
+
     def register(self, name: str, public_key: Path) -> None:
         """Admit the SuperNode that holds a key's private half; one admitted before stays so."""
         try:

@@ -53,6 +53,7 @@ def _attempt(deployment: Deployment, home: Path, on_event: OnEvent) -> None:
     ) as flower:
         check_server(here, authority)
         log.info("SuperLink listens on %s", listen)
+        flower.stop_unfinished()
         register = _Registrar(deployment, flower)
         register()
         _run(flower, deployment, register, on_event)

@@ -13,8 +13,6 @@ JsonLines = Annotated[bool, typer.Option("--json", help="Log one JSON object a l
 class _Json(logging.Formatter):
     """time, level, logger, message, and the fields that an event brings."""
 
-    converter = time.gmtime
-
     def format(self, record: logging.LogRecord) -> str:
         fields = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"),
@@ -25,14 +23,11 @@ class _Json(logging.Formatter):
         return json.dumps(fields | getattr(record, "fields", {}))
 
 
-class _Text(logging.Formatter):
-    converter = time.gmtime
-
-
 def log_to_stderr(*, json_lines: bool) -> None:
     """Log every event of FedFREE from now on."""
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = _Json() if json_lines else plain
+    formatter.converter = time.gmtime
     handler = logging.StreamHandler()
-    handler.setFormatter(
-        _Json() if json_lines else _Text("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    )
+    handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
