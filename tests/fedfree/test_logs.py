@@ -1,8 +1,6 @@
 """One line an event, for people or for machines."""
 
 import json
-import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,15 +9,6 @@ from server.deploying import log_event
 from server.events import Event
 
 EVENT = Event("learn", "progress", {"iteration": 3, "distillation_loss": 0.123456})
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 def test_an_event_is_one_line_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
