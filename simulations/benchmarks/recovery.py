@@ -74,7 +74,7 @@ class Comparison:
         ours = self.recovered[OURS]
         images = len(ours[0].labels)
         found = [
-            f"{images} images from a model never seen, {len(ours)} models: {self.speedup:.0f} times faster"
+            f"{images} images from a model never seen, {len(ours)} models: {self.speedup:.1f} times faster"
         ]
         for way, each in self.recovered.items():
             accuracies = ", ".join(f"{name} {accuracy}" for name, accuracy in self.accuracies(way).items())
