@@ -28,7 +28,7 @@ from server import pipeline
 from server.config import CollectConfig
 from server.events import Event, OnEvent, ignore
 from server.run_directory import RunDirectory
-from server.store import ACCEPTED, QUARANTINED, RECEIVED, Store
+from server.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
     Returns when as many organisations as expected have contributed or failed, or when time is up;
     whether that is enough is the pipeline's decision.
     """
-    known, answered, failed = _known(store), set[int](), set[int]()
+    known, answered, failed = set(store.all_ids()), set[int](), set[int]()
     conversation = Conversation(grid, CONTRIBUTE, RecordDict(), ttl_seconds=config.timeout_seconds)
     deadline = time.monotonic() + config.timeout_seconds
     on_event(Event("collect", "started", {"done": len(known), "of": config.organisations}))
@@ -160,7 +160,7 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
         return not conversation.awaited and len(known) + len(failed) >= config.organisations
 
     while not is_settled() and time.monotonic() < deadline:
-        known |= _known(store)  # what came through the other door meanwhile
+        known.update(store.all_ids())  # what came through the other door meanwhile
         conversation.ask_newcomers()
         heard = False
         for node, reply in conversation.replies():
@@ -180,10 +180,6 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
     missing = max(0, config.organisations - len(known) - len(failed))
     summary = {"done": len(known), "failed": len(failed), "missing": missing, "of": config.organisations}
     on_event(Event("collect", "finished", summary))
-
-
-def _known(store: Store) -> set[str]:
-    return {identity for place in (RECEIVED, ACCEPTED, QUARANTINED) for identity in store.ids(place)}
 
 
 def publish(run: RunDirectory, meta_learner: MetaLearner, on_event: OnEvent) -> RecordDict:

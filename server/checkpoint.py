@@ -31,8 +31,10 @@ class Checkpoint:
 
     def save(self, iterations: int) -> None:
         """Write the state after so many iterations, whole or not at all."""
+        if self._path is None:
+            return
         state = self._learner.state()
-        if self._path is None or not self._learner.team.leads:
+        if not self._learner.team.leads:
             return
         partial = self._path.with_name(self._path.name + ".partial")
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}

@@ -10,7 +10,7 @@ from rich.console import Console
 from fedfree.cli import make_app, read_file, run_app
 from fedfree.errors import ConfigError
 from fedfree.grpc_channel import Address
-from server import deploying, pipeline
+from server import deploying, train
 from server.config import ServerConfig, preset
 from server.events import Event
 from server.run_directory import RunDirectory
@@ -66,15 +66,7 @@ def resume(run: Run) -> None:
 
 
 def _learn(directory: RunDirectory) -> None:
-    outcome = pipeline.run(
-        directory.store(),
-        directory.config(),
-        checkpoint=directory.checkpoint,
-        on_event=directory.recorded(_print_event),
-    )
-    directory.write_recovered(outcome.gallery)
-    directory.write_meta_learner(outcome.meta_learner)
-    directory.checkpoint.unlink(missing_ok=True)
+    train.learn(directory, on_event=_print_event)
     Console(soft_wrap=True).print(f"wrote {directory.weights}")
 
 

@@ -15,7 +15,13 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 
-from fedfree.codec import MAX_MANIFEST_BYTES, MAX_WEIGHTS_BYTES, contribution_id, stated_weights_sha256
+from fedfree.codec import (
+    MAX_MANIFEST_BYTES,
+    MAX_WEIGHTS_BYTES,
+    check_sha256,
+    contribution_id,
+    stated_weights_sha256,
+)
 from fedfree.errors import AccessError, ContributionError
 from fedfree.grpc_channel import AUTHORIZATION, BEARER, CHUNK_BYTES
 from fedfree.grpc_status import MAX_DETAIL_CHARACTERS, TOLD, status_of
@@ -118,7 +124,7 @@ class Service(FedFREEServicer):
                 upload = self._store.upload(header.manifest, organisation=organisation)
                 try:
                     await _write(upload, requests, header.weights_bytes)
-                    _check_sha256(upload.sha256(), stated)
+                    check_sha256(upload.sha256(), stated)
                     await _in_thread(upload.commit)
                 finally:
                     await _in_thread(upload.close)
@@ -150,8 +156,7 @@ async def _fail(context: Any, status: grpc.StatusCode, words: str, error: Except
 
 def _handed_over(store: Store) -> Counter[str]:
     """Contributions in the store by the organisation that handed them over here."""
-    identities = [identity for place in (RECEIVED, ACCEPTED, QUARANTINED) for identity in store.ids(place)]
-    organisations = [store.organisation(identity) for identity in identities]
+    organisations = [store.organisation(identity) for identity in store.all_ids()]
     return Counter(organisation for organisation in organisations if organisation is not None)
 
 
@@ -191,11 +196,6 @@ async def _write(upload: Upload, requests: _Requests, size: int) -> None:
         await _in_thread(upload.write, request.chunk)
     if upload.size < size:
         raise ContributionError(f"the upload ended after {upload.size} of {size} bytes")
-
-
-def _check_sha256(actual: str, stated: str) -> None:
-    if actual != stated:
-        raise ContributionError(f"the weights' sha256 is {actual[:16]}…, the manifest says {stated[:16]}…")
 
 
 async def _in_thread(work: Callable[..., _Result], *arguments: Any) -> _Result:

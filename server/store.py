@@ -32,7 +32,7 @@ from fedfree.codec import (
     stated_weights_sha256,
 )
 
-RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
+PLACES = RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
 ORGANISATION = "organisation.txt"
 """Who handed it over; only where the door knows."""
@@ -43,7 +43,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for place in (RECEIVED, ACCEPTED, QUARANTINED):
+        for place in PLACES:
             (path / place).mkdir(parents=True, exist_ok=True)
 
     def receive(self, manifest: bytes, weights: bytes) -> str:
@@ -80,12 +80,15 @@ class Store:
 
     def place_of(self, identity: str) -> str | None:
         """``received``, ``accepted``, ``quarantined``, or None for a contribution never seen."""
-        places = (RECEIVED, ACCEPTED, QUARANTINED)
-        return next((place for place in places if (self.path / place / identity).is_dir()), None)
+        return next((place for place in PLACES if (self.path / place / identity).is_dir()), None)
 
     def ids(self, place: str) -> list[str]:
         """Ids in one place, sorted: the order of arrival decides nothing."""
         return sorted(entry.name for entry in (self.path / place).iterdir())
+
+    def all_ids(self) -> list[str]:
+        """Ids wherever they are."""
+        return [identity for place in PLACES for identity in self.ids(place)]
 
     def read(self, identity: str) -> tuple[bytes, bytes]:
         """Manifest and weights of a contribution as they were received."""

@@ -19,7 +19,7 @@ from fedfree.cli import make_app, run_app
 from fedfree.errors import ConfigError
 from server import pipeline
 from server.config import ServerConfig
-from server.events import ignore
+from server.events import OnEvent, ignore
 from server.run_directory import RunDirectory
 from server.team import ALONE, Team
 
@@ -30,19 +30,27 @@ app = make_app("server.train", "Learn from the contributions of a run directory,
 def train(run: Annotated[Path, typer.Argument(help="Run directory with server.toml and store/.")]) -> None:
     """Verify, invert, meta-learn, and write the meta-learner into the run directory."""
     directory = RunDirectory(run)
-    config = directory.config()
-    with torchrun_team(config) as team:
-        outcome = pipeline.run(
-            directory.store(),
-            config,
-            checkpoint=directory.checkpoint,
-            team=team,
-            on_event=directory.recorded(ignore) if team.leads else ignore,
-        )
-        if team.leads:
-            directory.write_recovered(outcome.gallery)
-            directory.write_meta_learner(outcome.meta_learner)
-            directory.checkpoint.unlink(missing_ok=True)
+    with torchrun_team(directory.config()) as team:
+        learn(directory, team=team)
+
+
+def learn(directory: RunDirectory, *, team: Team = ALONE, on_event: OnEvent = ignore) -> None:
+    """Run the pipeline on a run directory, from its last checkpoint on, and write what comes out there.
+
+    Raises:
+        FederationError: fewer accepted contributions than the quorum.
+    """
+    outcome = pipeline.run(
+        directory.store(),
+        directory.config(),
+        checkpoint=directory.checkpoint,
+        team=team,
+        on_event=directory.recorded(on_event) if team.leads else ignore,
+    )
+    if team.leads:
+        directory.write_recovered(outcome.gallery)
+        directory.write_meta_learner(outcome.meta_learner)
+        directory.checkpoint.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -108,15 +108,20 @@ def load_network(
     network = build(architecture, num_classes=num_classes, input=input)
     if len(weights) > MAX_WEIGHTS_BYTES:
         raise ContributionError(f"weights of {len(weights)} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
-    try:
-        tensors = safetensors.torch.load(weights)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ContributionError(f"the weights are not valid safetensors: {error}") from error
+    tensors = read_tensors(weights, "the weights")
     fill_network(network, tensors, f"{architecture} with {num_classes} classes")
     return network
 
 
-def fill_network(network: Classifier, tensors: Mapping[str, Tensor], what: str) -> None:
+def read_tensors(data: bytes, what: str) -> dict[str, Tensor]:
+    """Tensors by name from safetensors bytes; raises ContributionError."""
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ContributionError(f"{what} are not valid safetensors: {error}") from error
+
+
+def fill_network(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Check tensors and load them; raises ContributionError as :func:`check_tensors` does."""
     state = network.state_dict()
     check_tensors(tensors, state, what)
@@ -304,10 +309,13 @@ def _check_envelope(protocol_version: int, expected_sha256: bytes, weights: byte
             f"protocol version {protocol_version} is not understood here (version {PROTOCOL_VERSION}); "
             "install the same release of fedfree on both sides"
         )
-    if expected_sha256.hex() != sha256(weights):
-        raise ContributionError(
-            f"the weights' sha256 is {sha256(weights)[:16]}…, the manifest says {expected_sha256.hex()[:16]}…"
-        )
+    check_sha256(sha256(weights), expected_sha256.hex())
+
+
+def check_sha256(actual: str, stated: str) -> None:
+    """Compare the weights' hash with what the manifest says, hexadecimal; raises ContributionError."""
+    if actual != stated:
+        raise ContributionError(f"the weights' sha256 is {actual[:16]}…, the manifest says {stated[:16]}…")
 
 
 def _architecture_to_wire(architecture: Architecture) -> contribution_schema.Architecture:
