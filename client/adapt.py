@@ -8,8 +8,8 @@ from torch import Tensor
 
 from client.calibrate import calibrate
 from client.classifier import Description, FewShotClassifier
-from client.config import ClientConfig, EvaluateConfig
-from client.data import ImageSet, load_images, to_input
+from client.config import ClientConfig
+from client.data import ImageSet, load_configured, to_input
 from fedfree.adaptation import Recipe, adapt, nearest_mean
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
@@ -100,7 +100,7 @@ def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAcc
     if config.evaluate is None:
         return []
     use_cpu(config.pretrain.threads)
-    images = _load(config.evaluate, meta_learner)
+    images = load_configured(config.evaluate.data, size=meta_learner.input.height)
     specs = [EpisodeSpec(config.evaluate.n_way, n_shot, config.evaluate.n_query) for n_shot in SHOTS]
     episodes = [
         sample_episodes(images.labels, spec, config.evaluate.episodes, seed=config.seed) for spec in specs
@@ -108,16 +108,6 @@ def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAcc
     inputs = to_input(images.images, meta_learner.input)
     accuracies = episode_accuracies(meta_learner.network(), meta_learner.recipe, inputs, episodes)
     return [FewShotAccuracy(spec, mean_and_ci95(each)) for spec, each in zip(specs, accuracies, strict=True)]
-
-
-def _load(config: EvaluateConfig, meta_learner: MetaLearner) -> ImageSet:
-    return load_images(
-        config.data.source,
-        split=config.data.split,
-        classes=config.data.classes,
-        images_per_class=config.data.images_per_class,
-        size=meta_learner.input.height,
-    )
 
 
 def sample_episodes(labels: Tensor, spec: EpisodeSpec, count: int, *, seed: int) -> list[Episode]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedfree.adaptation import AdaptedClassifier, NearestMean, Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.cli import write_file
-from fedfree.codec import Provenance, check_tensors, encode_weights, sha256
+from fedfree.codec import Provenance, encode_weights, fill_network, sha256
 from fedfree.errors import ConfigError, ContributionError
 from fedfree.settings import Settings
 
@@ -90,8 +90,7 @@ class FewShotClassifier(nn.Module):
         if adapted.head is not None:
             tensors |= {"centre": adapted.head.centre, "means": adapted.head.means}
         tensors = {name: tensors[name] for name in classifier.state_dict()}
-        check_tensors(tensors, classifier.state_dict(), "the adapted classifier")
-        classifier.load_state_dict(tensors)
+        fill_network(classifier, tensors, "the adapted classifier")
         return classifier
 
     @property
@@ -132,8 +131,7 @@ def read_classifier(path: Path) -> FewShotClassifier:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no adapted classifier; make one with fedfree-client adapt") from error
     classifier = FewShotClassifier(Description.parse(values, origin=str(path)))
-    check_tensors(tensors, classifier.state_dict(), str(path))
-    classifier.load_state_dict(tensors)
+    fill_network(classifier, tensors, str(path))
     if metadata.get(DIGEST) != _digest(text, classifier):
         raise ContributionError(f"{path} is damaged or was changed: its sha256 differs; adapt again")
     return classifier

@@ -5,13 +5,14 @@ import math
 import shutil
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 import fedfree
 from client.config import ClientConfig, PrivacyConfig
-from client.data import ImageSet, hash_images, load_images
+from client.data import ImageSet, hash_images, load_configured
 from client.ledger import Ledger
 from client.pretrain import initialise, pretrain
 from client.privacy import ACCOUNTANT, check_private, plan, software, train_privately
@@ -59,13 +60,7 @@ def contribute(config: ClientConfig) -> tuple[bytes, bytes]:
         PrivacyError: the promise cannot be kept, or the contribution would exceed the privacy budget.
     """
     data = config.data
-    images = load_images(
-        data.source,
-        split=data.split,
-        classes=data.classes,
-        images_per_class=data.images_per_class,
-        size=config.pretrain.image_size,
-    )
+    images = load_configured(data, size=config.pretrain.image_size)
     files = hash_images(
         data.source, split=data.split, classes=data.classes, images_per_class=data.images_per_class
     )
@@ -108,8 +103,8 @@ def _train_into(folder: Path, config: ClientConfig, images: ImageSet) -> None:
     trained = pretrain(shuffle_classes(images, config.seed), config.pretrain, seed=config.seed)
     statement = PrivacyStatement(initial_weights=_initial_weights(config))
     contribution = _contribution(config, images, trained.network, trained.input, statement)
-    held_out = {HELD_OUT: f"{trained.held_out_accuracy:.4f}\n".encode()}
-    _write(folder, contribution, uuid.uuid4().hex, held_out)
+    held_out = f"{trained.held_out_accuracy:.4f}\n".encode()
+    write_cached(folder, contribution, {RESERVATION: uuid.uuid4().hex.encode(), HELD_OUT: held_out})
 
 
 def _train_privately_into(
@@ -137,7 +132,8 @@ def _train_privately_into(
     )
     log.info("trained %s on %d images, epsilon %.2f", config.pretrain.architecture, len(images), spent)
     statement = _dp_statement(config, len(images), run, spent, composition)
-    _write(folder, _contribution(config, images, untrained.network, untrained.input, statement), reservation)
+    contribution = _contribution(config, images, untrained.network, untrained.input, statement)
+    write_cached(folder, contribution, {RESERVATION: reservation.encode()})
 
 
 def _dp_statement(
@@ -182,18 +178,12 @@ def _initial_weights(config: ClientConfig) -> InitialWeights | None:
     return InitialWeights(sha256(read_file(path)), config.pretrain.initial_weights_public) if path else None
 
 
-def _write(
-    folder: Path, contribution: Contribution, reservation: str, more: dict[str, bytes] | None = None
-) -> None:
-    """Put a trained model into the cache, whole or not at all."""
+def write_cached(folder: Path, contribution: Contribution, more: Mapping[str, bytes]) -> None:
+    """Put a trained model, and ``more`` files beside it, into a cache: whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
-    content = {
-        MANIFEST: encode_contribution(contribution),
-        WEIGHTS: contribution.weights,
-        RESERVATION: reservation.encode(),
-    }
-    for name, data in (content | (more or {})).items():
+    content = {MANIFEST: encode_contribution(contribution), WEIGHTS: contribution.weights, **more}
+    for name, data in content.items():
         (staging / name).write_bytes(data)
     try:
         staging.rename(folder)

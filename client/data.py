@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from client.config import DataConfig
 from fedfree.architectures import InputSpec
 from fedfree.errors import DataError
 
@@ -129,6 +130,17 @@ def load_images(
         )
     counts = torch.tensor([len(of_class) for of_class in kept.values()], dtype=torch.int64)
     return ImageSet(torch.from_numpy(pixels), torch.arange(len(kept)).repeat_interleave(counts), tuple(kept))
+
+
+def load_configured(data: DataConfig, *, size: int) -> ImageSet:
+    """The images that a configuration names, brought to ``size`` pixels a side; raises DataError."""
+    return load_images(
+        data.source,
+        split=data.split,
+        classes=data.classes,
+        images_per_class=data.images_per_class,
+        size=size,
+    )
 
 
 def load_image(path: Path, *, size: int, channels: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from client.data import load_images, to_input
 from fedfree.architectures import Architecture, Classifier, InputSpec, TorchvisionClassifier, build
-from fedfree.codec import Contribution, check_tensors, encode_weights
+from fedfree.codec import Contribution, encode_weights, fill_network
 from fedfree.errors import ConfigError, ContributionError, DataError
 from fedfree.statement import PrivacyStatement
 
@@ -108,8 +108,7 @@ def to_network(
         notes.append("the last layer has no bias: zeros are packed")
     _check_names(found, expected, names, architecture)
     _check_shapes(found, expected, names, architecture)
-    check_tensors(found, expected, str(architecture))
-    network.load_state_dict(found)
+    fill_network(network, found, str(architecture))
     return network, notes
 
 
@@ -203,7 +202,8 @@ def to_contribution(
     """What would be sent: the outputs in a new random order, so that it says nothing of their names."""
     state = network.state_dict()
     order = random.SystemRandom().sample(range(num_classes), num_classes)
-    network.load_state_dict(state | {name: state[name][order] for name in ("head.weight", "head.bias")})
+    state.update({name: state[name][order] for name in ("head.weight", "head.bias")})
+    network.load_state_dict(state)
     return Contribution(
         architecture=architecture,
         num_classes=num_classes,

@@ -4,8 +4,6 @@ import logging
 import math
 from dataclasses import dataclass
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,9 +12,8 @@ from client.config import PretrainConfig
 from client.data import ImageSet, split_held_out, to_input
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.cli import read_file
-from fedfree.codec import check_tensors
+from fedfree.codec import fill_network, read_tensors
 from fedfree.compute import use_cpu
-from fedfree.errors import ContributionError
 from fedfree.seeding import derive_seed, make_generator
 
 log = logging.getLogger(__name__)
@@ -82,16 +79,12 @@ def initialise(images: ImageSet, config: PretrainConfig, *, seed: int) -> Untrai
 
 def _load_initial(network: Classifier, weights: bytes, what: str) -> None:
     """Fill a network, but for a head of another number of classes."""
-    try:
-        tensors = safetensors.torch.load(weights)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ContributionError(f"the initial weights are not valid safetensors: {error}") from error
+    tensors = read_tensors(weights, "the initial weights")
     own = network.state_dict()
     for name in own:
         if name.startswith("head.") and name in tensors and tensors[name].shape != own[name].shape:
             tensors[name] = own[name]
-    check_tensors(tensors, own, f"{what}, to begin from,")
-    network.load_state_dict(tensors)
+    fill_network(network, tensors, f"{what}, to begin from,")
 
 
 def _fit(

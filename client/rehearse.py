@@ -32,14 +32,14 @@ from client.attacks import (
     membership_scores,
 )
 from client.config import ClientConfig, PretrainConfig, PrivacyConfig
-from client.contribute import MANIFEST, WEIGHTS
-from client.data import ImageSet, load_images, to_input
+from client.contribute import MANIFEST, WEIGHTS, write_cached
+from client.data import ImageSet, load_configured, to_input
 from client.pretrain import Pretrained, Untrained, initialise, pretrain
 from client.privacy import plan as plan_run
 from client.privacy import train_privately
 from fedfree.accounting import highest_true_positive_rate
 from fedfree.architectures import Classifier, InputSpec
-from fedfree.codec import Contribution, decode_contribution, encode_contribution, encode_weights, sha256
+from fedfree.codec import Contribution, decode_contribution, encode_weights, sha256
 from fedfree.compute import use_cpu
 from fedfree.errors import DataError
 from fedfree.seeding import derive_seed, make_generator
@@ -167,20 +167,8 @@ def train_cached(images: ImageSet, trainer: Trainer, *, seed: int, cache: Path) 
     parts = (images.fingerprint(), trainer.config_hash, str(seed), fedfree.__version__, torch.__version__)
     folder = cache / sha256("\n".join(parts).encode())[:32]
     if not (folder / MANIFEST).exists():
-        _write(folder, trainer.train(images, seed))
+        write_cached(folder, trainer.train(images, seed), {})
     return decode_contribution((folder / MANIFEST).read_bytes(), (folder / WEIGHTS).read_bytes())
-
-
-def _write(folder: Path, contribution: Contribution) -> None:
-    """Weights first, so that a manifest never stands alone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in (
-        (WEIGHTS, contribution.weights),
-        (MANIFEST, encode_contribution(contribution)),
-    ):
-        partial = folder / f"{name}.partial"
-        partial.write_bytes(data)
-        partial.replace(folder / name)
 
 
 def train_shadows(
@@ -259,13 +247,7 @@ def rehearse(config: ClientConfig, *, shadows: int, observe: Observer = ignore) 
         config: as for ``contribute``, privacy included; the shadows are kept in its cache, and its ledger
             is left alone.
     """
-    images = load_images(
-        config.data.source,
-        split=config.data.split,
-        classes=config.data.classes,
-        images_per_class=config.data.images_per_class,
-        size=config.pretrain.image_size,
-    )
+    images = load_configured(config.data, size=config.pretrain.image_size)
     plan = make_plan(images, shadows=shadows, seed=config.seed)
     trainer = trainer_of(config.pretrain, config.privacy)
     models = train_shadows(plan, trainer, cache=config.cache, seed=config.seed, observe=observe)

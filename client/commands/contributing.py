@@ -2,12 +2,25 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from client.commands.options import Cache, Data, Flip, ImageSize, LedgerFile, Seed, Split
+from client.commands.options import (
+    LEDGER,
+    ArchitectureName,
+    Cache,
+    Data,
+    Delta,
+    Epochs,
+    Flip,
+    ImageSize,
+    LedgerFile,
+    Seed,
+    Split,
+    training,
+)
 from client.config import ClientConfig
 from client.contribute import MANIFEST, WEIGHTS, contribute
 from client.ledger import Ledger, ledger_lines, ledger_table
@@ -27,23 +40,14 @@ def pretrain(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
     split: Split = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(
-            help="e.g. conv4, conv4-64-group, resnet10 (default: conv4; with --epsilon conv4-group).",
-            show_default=False,
-        ),
-    ] = None,
+    architecture: ArchitectureName = None,
     image_size: ImageSize = 32,
     horizontal_flip: Flip = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Passes over the images (default: 12; with --epsilon 30).", show_default=False),
-    ] = None,
+    epochs: Epochs = None,
     epsilon: Annotated[
         float, typer.Option(help="Train under differential privacy, spending at most this an image.")
     ] = math.inf,
-    delta: Annotated[float, typer.Option(help="Below one over the number of images.")] = 1e-5,
+    delta: Delta = 1e-5,
     epsilon_budget: Annotated[
         float | None,
         typer.Option(help="Most that all your contributions of an image may spend.", show_default=False),
@@ -55,27 +59,25 @@ def pretrain(
         bool, typer.Option("--initial-weights-public", help="Declare that no private image is in them.")
     ] = False,
     cache: Cache = Path(".cache/fedfree/models"),
-    ledger: LedgerFile = Path(".cache/fedfree/ledger.sqlite"),
+    ledger: LedgerFile = LEDGER,
     seed: Seed = 0,
 ) -> None:
     """Train the classifier you would contribute, and write it to a folder. Nothing is sent."""
-    is_dp = math.isfinite(epsilon)
-    values: dict[str, Any] = {
-        "data": {"source": data, "split": split},
-        "pretrain": {
-            "architecture": Architecture.parse(architecture or ("conv4-group" if is_dp else "conv4")),
-            "image_size": image_size,
-            "horizontal_flip": horizontal_flip,
-            "initial_weights": initial_weights,
-            "initial_weights_public": initial_weights_public,
-        },
-        "privacy": {"epsilon": epsilon, "delta": delta, "epsilon_budget": epsilon_budget},
-        "cache": cache,
-        "ledger": ledger,
-        "seed": seed,
+    tables = training(
+        architecture=architecture,
+        image_size=image_size,
+        horizontal_flip=horizontal_flip,
+        epochs=epochs,
+        epsilon=epsilon,
+        delta=delta,
+    )
+    tables["pretrain"] |= {
+        "initial_weights": initial_weights,
+        "initial_weights_public": initial_weights_public,
     }
-    if epochs is not None:
-        values["privacy" if is_dp else "pretrain"]["epochs"] = epochs
+    tables["privacy"]["epsilon_budget"] = epsilon_budget
+    source = {"source": data, "split": split}
+    values = {**tables, "data": source, "cache": cache, "ledger": ledger, "seed": seed}
     manifest, weights = contribute(ClientConfig.parse(values, origin="option"))
     write_file(out / MANIFEST, manifest)
     write_file(out / WEIGHTS, weights)
@@ -99,7 +101,7 @@ def statement(contribution: Annotated[Path, typer.Argument(help="Folder written 
 
 
 @app.command(name="ledger")
-def ledger_command(ledger: LedgerFile = Path(".cache/fedfree/ledger.sqlite")) -> None:
+def ledger_command(ledger: LedgerFile = LEDGER) -> None:
     """Show what was contributed, and what it spends together on the images it shares."""
     if not ledger.is_file():
         raise ConfigError(f"no ledger at {ledger}; name it with --ledger")

@@ -1,10 +1,14 @@
 """Options that several commands take."""
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fedfree.architectures import Architecture
+
+LEDGER = Path(".cache/fedfree/ledger.sqlite")
 Data = Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")]
 Split = Annotated[str | None, typer.Option(help="meta_train, meta_val or meta_test where the data has them.")]
 Cache = Annotated[Path, typer.Option(help="Folder for trained models.")]
@@ -29,3 +33,31 @@ Epochs = Annotated[
     int | None,
     typer.Option(help="Passes over the images (default: 12; with --epsilon 30).", show_default=False),
 ]
+Delta = Annotated[float, typer.Option(help="Below one over the number of images.")]
+
+
+def training(
+    *,
+    architecture: str | None,
+    image_size: int,
+    horizontal_flip: bool | None,
+    epochs: int | None,
+    epsilon: float,
+    delta: float,
+) -> dict[str, dict[str, Any]]:
+    """The tables ``pretrain`` and ``privacy`` of a configuration.
+
+    Differential privacy has epochs of its own, and brings conv4-group by default.
+    """
+    is_dp = math.isfinite(epsilon)
+    tables: dict[str, dict[str, Any]] = {
+        "pretrain": {
+            "architecture": Architecture.parse(architecture or ("conv4-group" if is_dp else "conv4")),
+            "image_size": image_size,
+            "horizontal_flip": horizontal_flip,
+        },
+        "privacy": {"epsilon": epsilon, "delta": delta},
+    }
+    if epochs is not None:
+        tables["privacy" if is_dp else "pretrain"]["epochs"] = epochs
+    return tables

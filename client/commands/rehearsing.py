@@ -2,16 +2,25 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from client.audit_report import print_audit, privacy_words, shown_progress, write_audit
-from client.commands.options import ArchitectureName, Data, Epochs, Flip, ImageSize, Seed, Split
+from client.commands.options import (
+    ArchitectureName,
+    Data,
+    Delta,
+    Epochs,
+    Flip,
+    ImageSize,
+    Seed,
+    Split,
+    training,
+)
 from client.config import ClientConfig
 from client.rehearse import rehearse as run_rehearsal
-from fedfree.architectures import Architecture
 
 app = typer.Typer()
 
@@ -29,26 +38,22 @@ def rehearse(
     epsilon: Annotated[
         float, typer.Option(help="Rehearse a contribution under differential privacy, at most this an image.")
     ] = math.inf,
-    delta: Annotated[float, typer.Option(help="Below one over the number of images.")] = 1e-5,
+    delta: Delta = 1e-5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     seed: Seed = 0,
 ) -> None:
     """Attack models trained as yours would be, before you contribute one. Nothing is sent, or spent."""
-    is_dp = math.isfinite(epsilon)
-    values: dict[str, Any] = {
-        "data": {"source": data, "split": split},
-        "pretrain": {
-            "architecture": Architecture.parse(architecture or ("conv4-group" if is_dp else "conv4")),
-            "image_size": image_size,
-            "horizontal_flip": horizontal_flip,
-            "threads": threads,
-        },
-        "privacy": {"epsilon": epsilon, "delta": delta},
-        "cache": out / "shadows",
-        "seed": seed,
-    }
-    if epochs is not None:
-        values["privacy" if is_dp else "pretrain"]["epochs"] = epochs
+    tables = training(
+        architecture=architecture,
+        image_size=image_size,
+        horizontal_flip=horizontal_flip,
+        epochs=epochs,
+        epsilon=epsilon,
+        delta=delta,
+    )
+    tables["pretrain"]["threads"] = threads
+    source = {"source": data, "split": split}
+    values = {**tables, "data": source, "cache": out / "shadows", "seed": seed}
     config = ClientConfig.parse(values, origin="option")
     console = Console(soft_wrap=True)
     with shown_progress(console) as observe:
