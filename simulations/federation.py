@@ -229,12 +229,12 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     contributions = [store.contribution(identity) for identity in store.ids(ACCEPTED)]
     domains = find_domains(config)
     specs = [EpisodeSpec(config.n_way, n_shot, config.n_query) for n_shot in SHOTS]
-    validations = [_load(domain, "meta_val") for domain in domains]
+    validations = [load_split(domain, "meta_val") for domain in domains]
     competitors = _competitors(meta_learner, contributions, validations, specs[0], config.seed)
     comparisons = {}
     done, of = 0, len(domains) * len(competitors)
     for domain in domains:
-        test = _load(domain, "meta_test")
+        test = load_split(domain, "meta_test")
         episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]
         accuracies: dict[str, list[Tensor]] = {}
         for name, measure in competitors.items():
@@ -249,7 +249,8 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     return comparisons
 
 
-def _load(domain: Domain, split: str) -> ImageSet:
+def load_split(domain: Domain, split: str) -> ImageSet:
+    """All images of a split, at the size of the domain's organisations."""
     return load_images(domain.source, split=split, size=domain.image_size)
 
 

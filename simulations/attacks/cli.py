@@ -13,7 +13,6 @@ from rich.table import Table
 
 from client.audit_report import plain_table, print_audit, privacy_words, shown_progress, write_audit
 from fedfree.cli import make_app
-from simulations import facts
 from simulations.attacks import sweep_table
 from simulations.attacks.audit import audit_organisation, draw_pictures
 from simulations.attacks.config import AuditConfig
@@ -31,7 +30,6 @@ from simulations.options import (
     Episodes,
     Threads,
     option,
-    typed_command,
 )
 
 app = make_app("privacy", "Attack models, students and meta-learners as somebody who receives them could.")
@@ -141,7 +139,7 @@ def sweep(
     given = {name: value for name, value in locals().items() if name in fields}
     epsilons = read_epsilons(epsilon)
     base = read_base(config, given, epsilons)
-    federations = run_federations(out, base, epsilons=epsilons, seeds=range(seeds), tell=_tell)
+    federations = run_federations(out, base, epsilons=epsilons, seeds=range(seeds), tell=output.tell)
     with shown_progress(Console()) as observe:
         levels = audit_federations(out, federations, shadows=shadows, observe=observe)
     leave_sweep(out, levels)
@@ -150,21 +148,10 @@ def sweep(
 def leave_sweep(out: Path, levels: Sequence[Level]) -> None:
     """Print the table, and write it with its numbers and plots."""
     table, rows = sweep_table.table(levels), sweep_table.values(levels)
-    made_with = {
-        "command": typed_command(),
-        "commit": facts.commit(),
-        "hardware": facts.hardware(),
-        "versions": facts.versions(),
-    }
-    output.show(table, output.make_console())
     output.write_csv(out / "sweep.csv", rows)
-    written = output.write(out, "sweep", values=made_with | {"rows": rows}, table=table, plots=plots(levels))
-    for path in (out / "sweep.csv", *written):
-        _tell(f"wrote {path}")
-
-
-def _tell(line: str) -> None:
-    output.make_console().print(line, markup=False, highlight=False)
+    output.leave(
+        out, "sweep", values={"rows": rows}, table=table, plots=plots(levels), written=[out / "sweep.csv"]
+    )
 
 
 def _audit_config(options: dict[str, Any]) -> AuditConfig:

@@ -18,12 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from client.adapt import SHOTS, episode_accuracies, sample_episodes
-from client.data import load_images, to_input
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier
 from fedfree.compute import use_cpu
-from fedfree.episodes import Accuracy, EpisodeSpec, mean_and_ci95
+from fedfree.episodes import Accuracy, mean_and_ci95
 from server.config import ServerConfig
 from server.learner import Learner
 from server.meta_learn import DistillationTask, recovered_tasks, task_loss
@@ -33,8 +31,9 @@ from server.precision import parameter_dtype
 from server.store import Store
 from simulations.benchmarks.output import Table
 from simulations.benchmarks.pools import make_pool
+from simulations.benchmarks.validation import few_shot, load_validation
 from simulations.config import SimulationConfig
-from simulations.federation import find_domains, server_config
+from simulations.federation import server_config
 
 SEQUENTIAL, PARALLEL = "one after the other", "all from the same point"
 SMOOTHING = 10
@@ -85,7 +84,7 @@ def _learn(store: Store, config: SimulationConfig, server: ServerConfig, path: s
         tasks = recovered_tasks(recovered, rng=rng)
         cosines.append(gradient_cosine(learner, tasks))
         learner.meta_learn(recovered, iteration)
-    return Alignment(path, config.seed, tuple(cosines), _evaluate(learner, config))
+    return Alignment(path, config.seed, tuple(cosines), _accuracies(learner, config))
 
 
 def gradient_cosine(learner: Learner, tasks: Sequence[DistillationTask]) -> float:
@@ -102,15 +101,9 @@ def _gradient(learner: Learner, task: DistillationTask) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
 
 
-def _evaluate(learner: Learner, config: SimulationConfig) -> dict[str, Tensor]:
-    domain = find_domains(config)[0]
-    images = load_images(domain.source, split="meta_val", size=domain.image_size)
-    specs = [EpisodeSpec(config.n_way, n_shot, config.n_query) for n_shot in SHOTS]
-    sets = [sample_episodes(images.labels, spec, config.episodes, seed=config.seed) for spec in specs]
-    student = copy.deepcopy(learner.student).float().cpu()
-    inputs = to_input(images.images, learner.input)
-    fractions = episode_accuracies(student, learner.config.recipe, inputs, sets)
-    return {spec.name: each for spec, each in zip(specs, fractions, strict=True)}
+def _accuracies(learner: Learner, config: SimulationConfig) -> dict[str, Tensor]:
+    student = copy.deepcopy(learner.student)
+    return few_shot(student, learner.input, load_validation(config), config)
 
 
 def table(measured: Sequence[Alignment]) -> Table:

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from fedfree.cli import make_app
 from fedfree.errors import ConfigError
-from simulations import facts
 from simulations.benchmarks import alignment, output, quality, quality_table, scale, speed
 from simulations.benchmarks.quality_plots import plots
 from simulations.config import SimulationConfig
@@ -27,7 +26,6 @@ from simulations.options import (
     Threads,
     option,
     read_config,
-    typed_command,
 )
 
 bench = make_app("bench", "Measure, and leave a table with JSON, Markdown and plots.")
@@ -54,7 +52,7 @@ def bench_quality(
 ) -> None:
     """Few-shot accuracy of whole federations: a table of cases, each over several seeds."""
     base = _config(config, locals())
-    measured = quality.measure(out, base, cases=cases, seeds=range(seeds), tell=_tell)
+    measured = quality.measure(out, base, cases=cases, seeds=range(seeds), tell=output.tell)
     values = quality_table.values(measured)
     _leave(out, "quality", quality_table.table(measured), values, plots(measured))
 
@@ -140,10 +138,6 @@ def _counts(text: str) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def _tell(line: str) -> None:
-    output.make_console().print(line, markup=False, highlight=False)
-
-
 def _leave(
     out: Path,
     name: str,
@@ -151,14 +145,5 @@ def _leave(
     values: Mapping[str, object],
     figures: Mapping[str, Figure],
 ) -> None:
-    """Print the table, and write it with its numbers and plots."""
-    made_with = {
-        "benchmark": name,
-        "command": typed_command(),
-        "commit": facts.commit(),
-        "hardware": facts.hardware(),
-        "versions": facts.versions(),
-    }
-    output.show(table, output.make_console())
-    for path in output.write(out, name, values=made_with | dict(values), table=table, plots=figures):
-        _tell(f"wrote {path}")
+    values = {"benchmark": name, **values}
+    output.leave(out, name, values=values, table=table, plots=figures)

@@ -14,6 +14,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from server.store import write_durably
+from simulations import facts
+from simulations.options import typed_command
 
 PLAIN_WIDTH = 200
 """Columns of a table where there is no terminal."""
@@ -91,3 +93,33 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_durably(path, text.getvalue().encode())
+
+
+def tell(line: str) -> None:
+    """Print a line as it is."""
+    make_console().print(line, markup=False, highlight=False)
+
+
+def leave(
+    out: Path,
+    name: str,
+    *,
+    values: Mapping[str, object],
+    table: Table,
+    plots: Mapping[str, Figure],
+    written: Sequence[Path] = (),
+) -> None:
+    """Print the table; write it with its plots, its numbers and what they were measured with; say where.
+
+    Args:
+        written: further files that were written already.
+    """
+    made_with = {
+        "command": typed_command(),
+        "commit": facts.commit(),
+        "hardware": facts.hardware(),
+        "versions": facts.versions(),
+    }
+    show(table, make_console())
+    for path in (*written, *write(out, name, values=made_with | dict(values), table=table, plots=plots)):
+        tell(f"wrote {path}")

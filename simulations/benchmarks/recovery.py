@@ -14,13 +14,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from client.adapt import SHOTS, episode_accuracies, sample_episodes
 from client.config import ClientConfig
 from client.contribute import shuffle_classes
-from client.data import ImageSet, load_images, to_input
+from client.data import ImageSet, load_configured
 from client.pretrain import Pretrained, pretrain
-from fedfree.adaptation import Recipe
-from fedfree.episodes import Accuracy, EpisodeSpec, mean_and_ci95
+from fedfree.episodes import Accuracy, mean_and_ci95
 from fedfree.seeding import derive_seed, make_generator
 from server import meta_learn
 from server.generator import Generator
@@ -31,6 +29,7 @@ from server.optimizer import make_adam
 from server.pool import Member, Pool
 from server.precision import autocast
 from simulations.benchmarks.timing import seconds
+from simulations.benchmarks.validation import few_shot
 from simulations.config import SimulationConfig
 
 LOOK_EVERY, GIVE_UP = 5, 600
@@ -143,13 +142,7 @@ def compare(
 
 def independent_classifier(organisation: ClientConfig) -> Pretrained:
     """The organisation's classifier of the same classes, in the same order, from another seed."""
-    images = load_images(
-        organisation.data.source,
-        split=organisation.data.split,
-        classes=organisation.data.classes,
-        images_per_class=organisation.data.images_per_class,
-        size=organisation.pretrain.image_size,
-    )
+    images = load_configured(organisation.data, size=organisation.pretrain.image_size)
     in_order = shuffle_classes(images, organisation.seed)
     return pretrain(in_order, organisation.pretrain, seed=derive_seed(organisation.seed, "independent"))
 
@@ -233,10 +226,4 @@ def student_accuracies(
         tasks = meta_learn.relational_tasks(corpus, members, steps, rng=rng)
         optimizer = make_adam(student.parameters(), config.inner_learning_rate)
         meta_learn.align(student, [optimizer], tasks, learner.input, steps)
-    specs = [EpisodeSpec(simulation.n_way, n_shot, simulation.n_query) for n_shot in SHOTS]
-    sets = [
-        sample_episodes(validation.labels, spec, simulation.episodes, seed=simulation.seed) for spec in specs
-    ]
-    inputs = to_input(validation.images, learner.input)
-    fractions = episode_accuracies(student.float().cpu(), Recipe(), inputs, sets)
-    return {spec.name: each for spec, each in zip(specs, fractions, strict=True)}
+    return few_shot(student, learner.input, validation, simulation)

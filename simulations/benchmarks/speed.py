@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from client.data import load_images
 from fedfree.compute import use_cpu
 from server import invert
 from server.config import PAPER, ServerConfig
@@ -19,8 +18,9 @@ from simulations.benchmarks.output import Table
 from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.recovery import Comparison, compare
 from simulations.benchmarks.timing import alternate, operations, peak, time_shares
+from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
-from simulations.federation import find_domains, server_config
+from simulations.federation import server_config
 
 UNSEEN = 3
 """Models of the pool that the meta-generator does not learn from."""
@@ -69,9 +69,7 @@ def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
     learner = Learner(seen, server)
     for iteration in range(server.iterations):
         learner.invert(iteration)
-    domain = find_domains(config)[0]
-    validation = load_images(domain.source, split="meta_val", size=domain.image_size)
-    return Speed(loops, compare(unseen, made.organisations, learner, validation, config))
+    return Speed(loops, compare(unseen, made.organisations, learner, load_validation(config), config))
 
 
 def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[InnerLoop]:
