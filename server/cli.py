@@ -10,11 +10,15 @@ from rich.console import Console
 from fedfree.cli import make_app, read_file, run_app
 from fedfree.errors import ConfigError
 from fedfree.grpc_channel import Address
+from fedfree.logs import JsonLines, log_to_stderr
 from server import deploying, train
 from server.config import ServerConfig, preset
-from server.events import Event
+from server.events import log_event
+from server.metrics import MetricsAddress, served
 from server.run_directory import RunDirectory
-from server.store import ACCEPTED, MANIFEST, QUARANTINED, RECEIVED, WEIGHTS, write_durably
+from server.status import RunStatus
+from server.status_table import contributions_table, status_table
+from server.store import MANIFEST, WEIGHTS, write_durably
 from server.tokens import Tokens
 
 app = make_app(
@@ -44,6 +48,8 @@ def learn(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Decides everything random.")] = 0,
+    metrics: MetricsAddress = None,
+    json_lines: JsonLines = False,
 ) -> None:
     """Verify contributions, invert them and write the meta-learner, all from files."""
     values = preset(preset_name).model_dump() | {"device": device, "seed": seed}
@@ -56,28 +62,34 @@ def learn(
     store = directory.store()
     for folder in contribution or []:
         store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
-    _learn(directory)
+    _learn(directory, metrics, json_lines)
 
 
 @app.command()
-def resume(run: Run) -> None:
+def resume(run: Run, metrics: MetricsAddress = None, json_lines: JsonLines = False) -> None:
     """Learn from what a run's store holds, from its last checkpoint on; asks nobody (`up` does)."""
-    _learn(RunDirectory(run))
+    _learn(RunDirectory(run), metrics, json_lines)
 
 
-def _learn(directory: RunDirectory) -> None:
-    train.learn(directory, on_event=_print_event)
-    Console(soft_wrap=True).print(f"wrote {directory.weights}")
+def _learn(directory: RunDirectory, metrics: str | None, json_lines: bool) -> None:
+    log_to_stderr(json_lines=json_lines, run=directory.id)
+    with served(directory, metrics):
+        train.learn(directory, on_event=log_event)
+    typer.echo(f"wrote {directory.weights}")
 
 
 @app.command()
-def status(run: Run) -> None:
-    """Count a run's contributions, and say why any were refused."""
-    store, console = RunDirectory(run).store(), Console(soft_wrap=True)
-    for place in (RECEIVED, ACCEPTED, QUARANTINED):
-        console.print(f"{len(store.ids(place)):>6} {place}", highlight=False)
-    for identity in store.ids(QUARANTINED):
-        console.print(f"{identity[:12]}: {store.reason(identity)}", highlight=False, markup=False)
+def status(
+    run: Run,
+    contributions: Annotated[
+        bool, typer.Option("--contributions", help="List every contribution as well.")
+    ] = False,
+) -> None:
+    """Show how far a run is: contributions by state, iterations, losses, and the time left."""
+    directory, console = RunDirectory(run), Console()
+    console.print(status_table(RunStatus.read(directory)))
+    if contributions:
+        console.print(contributions_table(directory.store()))
 
 
 @app.command()
@@ -99,6 +111,8 @@ def serve(
     grace_seconds: Annotated[
         float, typer.Option(help="How long uploads may still take once told to stop.")
     ] = 30,
+    metrics: MetricsAddress = None,
+    json_lines: JsonLines = False,
 ) -> None:
     """Receive contributions over gRPC and hand out the meta-learner; `learn` learns, beside it."""
     from server import door
@@ -121,7 +135,8 @@ def serve(
     run.store().discard_leftovers()
     if not Tokens(run.tokens).organisations():
         typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
-    service = Service(run, limits, on_event=run.recorded(_print_event))
+    log_to_stderr(json_lines=json_lines, run=run.id)
+    service = Service(run, limits, on_event=run.recorded(log_event))
     listening = door.serve(
         service,
         address,
@@ -129,7 +144,8 @@ def serve(
         grace_seconds=limits.grace_seconds,
         on_ready=lambda at: typer.echo(f"listening on {at}"),
     )
-    asyncio.run(listening)
+    with served(run, metrics):
+        asyncio.run(listening)
 
 
 def _prepared(path: Path) -> RunDirectory:
@@ -157,17 +173,6 @@ def token_list(store: RunOption) -> None:
 def token_revoke(organisation: Organisation, store: RunOption) -> None:
     """Forget an organisation's token: its next call is refused."""
     Tokens(RunDirectory(store).tokens).revoke(organisation)
-
-
-def _print_event(event: Event) -> None:
-    console = Console(soft_wrap=True)
-    if event.kind == "received":
-        values = event.values
-        console.print(f"received {values['contribution']} from {values['organisation']}", highlight=False)
-    if event.kind == "quarantined":
-        console.print(f"refused {event.values['contribution']}: {event.values['reason']}", markup=False)
-    if event.kind == "progress" and int(event.values["iteration"]) % 10 == 0:
-        console.print(f"iteration {event.values['iteration']} of {event.values['of']}", highlight=False)
 
 
 def main() -> None:

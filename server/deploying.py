@@ -1,6 +1,5 @@
 """``init``, ``enroll`` and ``up``: a coordinator in a federation across machines."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +9,10 @@ from fedfree.logs import JsonLines, log_to_stderr
 from server.config import CollectConfig
 from server.deployment import Deployment, DeploymentConfig
 from server.deployment import init as init_deployment
-from server.events import Event
+from server.events import log_event
+from server.metrics import MetricsAddress, served
 
 app = typer.Typer()
-log = logging.getLogger(__name__)
 
 Directory = Annotated[Path, typer.Argument(help="The coordinator's directory.")]
 
@@ -50,22 +49,12 @@ def enroll(
 
 
 @app.command()
-def up(directory: Directory, json_lines: JsonLines = False) -> None:
+def up(directory: Directory, metrics: MetricsAddress = None, json_lines: JsonLines = False) -> None:
     """Run the federation to its end; one that was cut off goes on where it was."""
     from server.up import up as run_to_the_end
 
-    log_to_stderr(json_lines=json_lines)
     deployment = Deployment(directory)
-    run_to_the_end(deployment, log_event)
+    log_to_stderr(json_lines=json_lines, run=deployment.run.id)
+    with served(deployment.run, metrics):
+        run_to_the_end(deployment, log_event)
     typer.echo(f"wrote {deployment.run.weights}")
-
-
-def log_event(event: Event) -> None:
-    """One line about an event, its values in full where lines are JSON."""
-    values = " ".join(f"{name}={_short(value)}" for name, value in event.values.items())
-    fields = {"stage": event.stage, "event": event.kind, **event.values}
-    log.info("%s %s %s", event.stage, event.kind, values, extra={"fields": fields})
-
-
-def _short(value: float | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

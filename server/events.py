@@ -1,8 +1,11 @@
 """The one hook on which progress displays, logs and reports hang."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
 
 STAGES = ("collect", "verify", "learn", "broadcast", "adapt")
 
@@ -26,3 +29,14 @@ OnEvent = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """The observer that observes nothing."""
+
+
+def log_event(event: Event) -> None:
+    """The observer that logs one line an event, its values in full where lines are JSON."""
+    values = " ".join(f"{name}={_short(value)}" for name, value in event.values.items())
+    fields = {"stage": event.stage, "event": event.kind, **event.values}
+    log.info("%s %s %s", event.stage, event.kind, values, extra={"fields": fields})
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

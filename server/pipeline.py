@@ -66,7 +66,8 @@ def run(
         recovered = learner.invert(iteration)
         on_event(Event("learn", "recovered", {"images": learner.images_recovered}))
         losses = learner.meta_learn(recovered, iteration)
-        on_event(Event("learn", "progress", {"iteration": iteration + 1, "of": config.iterations, **losses}))
+        values = {"iteration": iteration + 1, "of": config.iterations, **losses, **memory_used(pool.device)}
+        on_event(Event("learn", "progress", values))
         if (iteration + 1) % config.checkpoint_iterations == 0 or iteration + 1 == config.iterations:
             saved.save(iteration + 1)
     on_event(Event("learn", "finished"))
@@ -88,6 +89,11 @@ def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
         ),
         weights=encode_weights(copy.deepcopy(learner.student).float()),
     )
+
+
+def memory_used(device: torch.device) -> dict[str, int]:
+    """Most that torch held on a GPU; nothing for a CPU."""
+    return {"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
 
 
 def choose_device(name: str) -> torch.device:

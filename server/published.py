@@ -1,18 +1,13 @@
-"""The meta-learner as it lies in the run directory, for whoever hands it out, and how far it is."""
+"""The meta-learner as it lies in the run directory, for whoever hands it out."""
 
 import hashlib
-import json
 import os
 from io import BufferedReader
-from pathlib import Path
 from typing import Self
 
 from fedfree.errors import FederationError, NotReadyError
 from fedfree.v1.meta_learner_pb2 import MetaLearner
-from server.run_directory import RunDirectory, event_from_line
-
-_TAIL_BYTES = 1 << 16
-"""Of the events, in which the latest progress is looked for."""
+from server.run_directory import RunDirectory
 
 
 class Published:
@@ -53,30 +48,3 @@ class Published:
     def close(self) -> None:
         """Let go of the file."""
         self._weights.close()
-
-
-def published_sha256(run: RunDirectory) -> bytes:
-    """Hash of the published weights by their manifest; empty where nothing was published."""
-    if not run.manifest.is_file():
-        return b""
-    return MetaLearner.FromString(run.manifest.read_bytes()).weights_sha256
-
-
-def learning_progress(run: RunDirectory) -> tuple[int, int] | None:
-    """Iteration and their number, by the latest event of learning; None before the first iteration."""
-    for line in reversed(_last_lines(run.events)):
-        try:
-            event = event_from_line(line)
-        except (json.JSONDecodeError, KeyError):  # the first is cut off, the last may be half written
-            continue
-        if (event.stage, event.kind) == ("learn", "progress"):
-            return int(event.values["iteration"]), int(event.values["of"])
-    return None
-
-
-def _last_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()

@@ -8,13 +8,16 @@
     checkpoint.safetensors        the state of learning, until the run is over
     meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it
     recovered.safetensors         one recovered image a model and class, by contribution id
+    id                            a random name, by which logs tell runs apart
     events.jsonl                  one line an event, with its time
     adaptation.json               what the organisations answered to the meta-learner
     tokens.json                   hashes of the tokens of those who may call over gRPC, see server.tokens
     error.txt                     why the run failed, one line; absent otherwise
 """
 
+import contextlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +45,18 @@ class RunDirectory:
                 f"{self.path.absolute()} is not a prepared run: it has no server.toml; "
                 "prepare one with `fedfree-sim prepare`"
             )
+
+    @property
+    def id(self) -> str:
+        """A random name, made when somebody first asks for it."""
+        file = self.path / "id"
+        if not file.exists():
+            drawn = self.path / f".id-{uuid.uuid4().hex}"
+            write_durably(drawn, drawn.name.removeprefix(".id-")[:12].encode())
+            with contextlib.suppress(FileExistsError):  # another process was first
+                file.hardlink_to(drawn)
+            drawn.unlink()
+        return file.read_text()
 
     @property
     def server_toml(self) -> Path:

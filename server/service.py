@@ -29,8 +29,9 @@ from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEServicer
 from server.events import Event, OnEvent
 from server.limits import Quota, RateLimit, ServiceConfig
-from server.published import Published, learning_progress, published_sha256
+from server.published import Published
 from server.run_directory import RunDirectory
+from server.status import RunStatus
 from server.store import ACCEPTED, QUARANTINED, RECEIVED, Store, Upload
 from server.tokens import Tokens
 
@@ -96,14 +97,15 @@ class Service(FedFREEServicer):
             return await _in_thread(self._status, request.contribution_sha256.hex())
 
     def _status(self, identity: str) -> schema.GetStatusResponse:
-        progress = learning_progress(self._run)
+        status = RunStatus.read(self._run)
+        progress = None
+        if (learning := status.learning) is not None:
+            progress = schema.LearningProgress(iteration=learning.iteration, of=learning.of)
         return schema.GetStatusResponse(
-            received=len(self._store.ids(RECEIVED)),
-            accepted=len(self._store.ids(ACCEPTED)),
-            quarantined=len(self._store.ids(QUARANTINED)),
+            **status.contributions,
             contribution=self._state(identity) if identity else None,
-            progress=schema.LearningProgress(iteration=progress[0], of=progress[1]) if progress else None,
-            meta_learner_sha256=published_sha256(self._run),
+            progress=progress,
+            meta_learner_sha256=status.meta_learner_sha256,
         )
 
     def _state(self, identity: str) -> schema.ContributionState:

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -11,7 +12,11 @@ JsonLines = Annotated[bool, typer.Option("--json", help="Log one JSON object a l
 
 
 class _Json(logging.Formatter):
-    """time, level, logger, message, and the fields that an event brings."""
+    """time, level, logger, message, what is the same on every line, and the fields that an event brings."""
+
+    def __init__(self, always: Mapping[str, str]) -> None:
+        super().__init__()
+        self._always = always
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -20,13 +25,17 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        return json.dumps(fields | getattr(record, "fields", {}))
+        return json.dumps({**fields, **self._always, **getattr(record, "fields", {})})
 
 
-def log_to_stderr(*, json_lines: bool) -> None:
-    """Log every event of FedFREE from now on."""
+def log_to_stderr(*, json_lines: bool, **always: str) -> None:
+    """Log every event of FedFREE from now on.
+
+    Args:
+        always: fields of every JSON line, such as the run's id.
+    """
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    formatter = _Json() if json_lines else plain
+    formatter = _Json(always) if json_lines else plain
     formatter.converter = time.gmtime
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)

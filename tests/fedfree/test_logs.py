@@ -5,8 +5,7 @@ import json
 import pytest
 
 from fedfree.logs import log_to_stderr
-from server.deploying import log_event
-from server.events import Event
+from server.events import Event, log_event
 
 EVENT = Event("learn", "progress", {"iteration": 3, "distillation_loss": 0.123456})
 
