@@ -10,7 +10,7 @@ from client.calibrate import calibrate
 from client.classifier import Description, FewShotClassifier
 from client.config import ClientConfig
 from client.data import ImageSet, load_configured, to_input
-from fedfree.adaptation import Recipe, adapt, nearest_mean
+from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed, nearest_mean
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
 from fedfree.compute import use_cpu
@@ -75,7 +75,7 @@ def leave_one_out(
     has_company = (counts[labels] >= 2).nonzero().squeeze(1)
     fixed = recipe.head == "nearest_mean" and recipe.steps == 0
     left_out = _evenly_spaced(has_company, MAX_REFITS if fixed else MAX_READAPTATIONS)
-    evidence = extract_features(network, inputs) if fixed else inputs
+    evidence = extract_features(network, inputs, mirror=recipe.mirror) if fixed else inputs
     logits = [torch.empty(0, n_way)]
     for index in left_out.tolist():
         others = torch.arange(len(labels)) != index
@@ -126,7 +126,7 @@ def episode_accuracies(
         sets: of episodes, for instance 1-shot and 5-shot.
     """
     if recipe.head == "nearest_mean" and recipe.steps == 0:
-        return nearest_mean_accuracies(extract_features(network, inputs), recipe, sets)
+        return nearest_mean_accuracies(extract_features(network, inputs, mirror=recipe.mirror), recipe, sets)
     return [
         torch.stack([_adapted_accuracy(network, recipe, inputs, episode) for episode in episodes])
         for episodes in sets
@@ -134,10 +134,14 @@ def episode_accuracies(
 
 
 @torch.no_grad()
-def extract_features(network: Classifier, inputs: Tensor) -> Tensor:
-    """Features [images, feature_size]; in evaluation mode no image influences another's."""
-    batches = inputs.contiguous(memory_format=torch.channels_last).split(64)
-    return torch.cat([network.features(batch) for batch in batches])
+def extract_features(network: Classifier, inputs: Tensor, *, mirror: bool = False) -> Tensor:
+    """Features [images, feature_size]; in evaluation mode no image influences another's.
+
+    Args:
+        mirror: as in the recipe.
+    """
+    batches = inputs.contiguous(memory_format=torch.channels_last).split(FEATURE_BATCH)
+    return torch.cat([embed(network.features, batch, mirror=mirror) for batch in batches])
 
 
 def nearest_mean_accuracies(

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedfree.adaptation import AdaptedClassifier, NearestMean, Recipe
+from fedfree.adaptation import AdaptedClassifier, NearestMean, Recipe, embed
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.cli import write_file
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
@@ -100,10 +100,10 @@ class FewShotClassifier(nn.Module):
 
     def logits(self, pixels: Tensor) -> Tensor:
         """[batch, channels, height, width] in [0, 1] to [batch, n_way], as the recipe gives them."""
-        outputs: Tensor = self.network(self.description.input.normalise(pixels))
-        if self.description.recipe.head == "nearest_mean":
-            head = NearestMean(self.centre, self.means, self.description.recipe.temperature)
-            return head.logits(outputs)
+        recipe = self.description.recipe
+        outputs = embed(self.network, self.description.input.normalise(pixels), mirror=recipe.mirror)
+        if recipe.head == "nearest_mean":
+            return NearestMean(self.centre, self.means, recipe.temperature).logits(outputs)
         return outputs
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.config import PretrainConfig
 from client.data import ImageSet, split_held_out, to_input
@@ -95,8 +95,9 @@ def _fit(
     generator: torch.Generator,
 ) -> None:
     use_channels_last(network.train())
+    turns = _zeros(network.feature_size, 4 * training.num_classes) if config.rotation_task else None
     optimizer = torch.optim.SGD(
-        network.parameters(),
+        [*network.parameters(), *(turns.parameters() if turns else ())],
         lr=config.learning_rate,
         momentum=0.9,
         nesterov=True,
@@ -116,13 +117,50 @@ def _fit(
                 horizontal_flip=spec.horizontal_flip,
                 generator=generator,
             )
-            inputs = to_input(pixels, spec).contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(network(inputs), training.labels[batch])
+            inputs, labels = to_input(pixels, spec), training.labels[batch]
+            loss = _loss(network, turns, inputs, labels, generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     network.eval()
+
+
+def _zeros(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _loss(
+    network: Classifier,
+    turns: nn.Linear | None,
+    inputs: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Cross-entropy; with ``turns``, also of class and quarter turn of a turned copy of each image.
+
+    The joint labels are those of self-supervised label augmentation (Lee, Hwang and Shin, ICML 2020).
+    """
+    if turns is None:
+        return F.cross_entropy(network(inputs.contiguous(memory_format=torch.channels_last)), labels)
+    turned, quarters = turn(inputs, generator=generator)
+    both = torch.cat([inputs, turned]).contiguous(memory_format=torch.channels_last)
+    upright, turned = network.features(both).split(len(inputs))
+    joint: Tensor = F.cross_entropy(turns(turned), 4 * labels + quarters)
+    return joint + F.cross_entropy(network.head(upright), labels)
+
+
+def turn(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Each of the square images [batch, channels, side, side] turned by 0 to 3 quarters, and the quarters."""
+    quarters = torch.randint(4, (len(images),), generator=generator)
+    turned = torch.empty_like(images)
+    for quarter in range(4):
+        chosen = quarters == quarter
+        turned[chosen] = images[chosen].rot90(quarter, (2, 3))
+    return turned, quarters
 
 
 @torch.no_grad()

@@ -100,8 +100,8 @@ class ServerConfig(Settings):
     collect: CollectConfig = CollectConfig()
     architecture: Architecture = Architecture()
     """Of the meta-learner."""
-    recipe: Recipe = Recipe()
-    """How the meta-learner will be adapted."""
+    recipe: Recipe = Recipe(mirror=True)
+    """How the meta-learner will be adapted; ``mirror`` only where every contribution allows it."""
     iterations: AtLeastOne = 60
     """Meta-iterations: one meta-batch inverted, one path learned."""
     checkpoint_iterations: AtLeastOne = 10

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.seeding import derive_seed, make_generator
 from server import invert, meta_learn
@@ -34,6 +36,7 @@ class Learner:
         self._rng = make_generator(config.seed, "learn")
         self._teachers = self._choose_teachers()
         self.input, most_classes = common_shape(pool)
+        self.recipe = _allowed(config.recipe, self.input)
         self.num_classes = max(config.learn.replay_ways, most_classes)
         self.memory = Memory(config.learn.memory_images, pool.device)
         self._corpus = Corpus(config.learn.memory_images, pool.device)
@@ -136,7 +139,7 @@ class Learner:
                 self.student,
                 self._replay_optimizer,
                 self.memory,
-                self.config.recipe,
+                self.recipe,
                 self.input,
                 settings,
                 rng=self._rng,
@@ -198,6 +201,10 @@ class Learner:
 
     def _rings(self) -> tuple[tuple[str, Ring], ...]:
         return (("memory", self.memory.rows), ("corpus", self._corpus.rows))
+
+
+def _allowed(recipe: Recipe, input: InputSpec) -> Recipe:
+    return replace(recipe, mirror=recipe.mirror and input.horizontal_flip)
 
 
 def common_shape(pool: Pool) -> tuple[InputSpec, int]:

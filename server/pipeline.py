@@ -80,7 +80,7 @@ def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
         architecture=config.architecture,
         num_classes=learner.num_classes,
         input=learner.input,
-        recipe=config.recipe,
+        recipe=learner.recipe,
         provenance=Provenance(
             contributions=tuple(pool.ids),
             config_sha256=config.sha256(),

@@ -67,13 +67,16 @@ def best_single_model(
     return max(contributions, key=mean_accuracy)
 
 
-def pool_concatenation(contributions: Sequence[Contribution], images: Tensor) -> Tensor:
+def pool_concatenation(
+    contributions: Sequence[Contribution], images: Tensor, *, mirror: bool = False
+) -> Tensor:
     """Every model's features, each normalised, side by side: [images, sum of feature sizes].
 
     A reference that cannot be broadcast: n times the size, and everyone would get everyone's model.
     """
     blocks = []
     for contribution in contributions:
-        features = extract_features(contribution.network(), to_input(images, contribution.input))
+        inputs = to_input(images, contribution.input)
+        features = extract_features(contribution.network(), inputs, mirror=mirror)
         blocks.append(F.normalize(features, dim=1))
     return torch.cat(blocks, dim=1)

@@ -35,7 +35,7 @@ class SimulationConfig(Settings):
     """Pixels a side, dealt to the data sets in turn."""
     horizontal_flip: bool | None = None
     """Whether a mirrored image still shows the same class; without it, colour images only are mirrored."""
-    epochs: Annotated[int, Field(ge=1)] = 12
+    epochs: Annotated[int, Field(ge=1)] = 30
     """Of each organisation's training."""
     min_steps: Annotated[int, Field(ge=1)] = 300
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""

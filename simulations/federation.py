@@ -282,6 +282,6 @@ def _competitors(
     if average is not None:
         competitors["parameter_average"] = measured(average, contributions[0].input)
     competitors["pool_concatenation"] = lambda images, episodes: nearest_mean_accuracies(
-        baselines.pool_concatenation(contributions, images.images), Recipe(), episodes
+        baselines.pool_concatenation(contributions, images.images, mirror=recipe.mirror), Recipe(), episodes
     )
     return competitors

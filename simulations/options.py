@@ -46,7 +46,7 @@ Flip = Annotated[
         "--horizontal-flip/--no-horizontal-flip",
     ),
 ]
-Epochs = Annotated[int | None, option("Of each organisation's training. (default: 12)")]
+Epochs = Annotated[int | None, option("Of each organisation's training. (default: 30)")]
 MinSteps = Annotated[
     int | None, option("Of each organisation's training, however few its images. (default: 300)")
 ]

@@ -31,7 +31,7 @@ Flip = Annotated[
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option(help="Passes over the images (default: 12; with --epsilon 30).", show_default=False),
+    typer.Option(help="Passes over the images (default: 30).", show_default=False),
 ]
 Delta = Annotated[float, typer.Option(help="Below one over the number of images.")]
 

@@ -9,7 +9,7 @@ Never transductive: networks run in evaluation mode, statistics come from the su
 so a query's prediction does not depend on the other queries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,8 @@ class Recipe:
     """Of those steps (plain gradient descent)."""
     temperature: float = 0.1
     """``nearest_mean`` logits are cosine similarities divided by this."""
+    mirror: bool = False
+    """``nearest_mean`` takes the mean of the features of each image and of its mirror image."""
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -48,6 +50,8 @@ class Recipe:
                 "learning_rate and temperature of a recipe lie between 0 and 100, got "
                 f"{self.learning_rate} and {self.temperature}"
             )
+        if self.mirror and self.head != "nearest_mean":
+            raise ContributionError(f"head {self.head} knows no mirror images: set mirror to false")
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,14 @@ class AdaptedClassifier:
     """The network's parameters after adaptation; the linear head has n_way rows with head ``gradient``."""
     head: NearestMean | None
     """None: the network's own linear head decides."""
+    mirror: bool
+    """As in the recipe."""
 
     def logits(self, images: Tensor) -> Tensor:
         """[queries, channels, height, width], normalised, to [queries, n_way]."""
         if self.head is None:
             return _forward(self.network, self.parameters, images)
-        return self.head.logits(_features(self.network, self.parameters, images))
+        return self.head.logits(_features(self.network, self.parameters, images, mirror=self.mirror))
 
 
 def adapt(
@@ -119,17 +125,17 @@ def adapt(
     def head_of(current: Mapping[str, Tensor]) -> NearestMean | None:
         if recipe.head == "gradient":
             return None
-        features = _features(network, current, support_images)
+        features = _features(network, current, support_images, mirror=recipe.mirror)
         return nearest_mean(features, support_labels, n_way=n_way, temperature=recipe.temperature)
 
     with torch.enable_grad():
         if recipe.head == "gradient":
             parameters |= _resized_head(parameters, n_way)
         for _ in range(recipe.steps):
-            current = AdaptedClassifier(network, parameters, head_of(parameters))
+            current = AdaptedClassifier(network, parameters, head_of(parameters), recipe.mirror)
             loss = F.cross_entropy(current.logits(support_images), support_labels)
             parameters = _descend(parameters, loss, recipe.learning_rate, create_graph)
-    return AdaptedClassifier(network, parameters, head_of(parameters))
+    return AdaptedClassifier(network, parameters, head_of(parameters), recipe.mirror)
 
 
 def _descend(
@@ -171,7 +177,19 @@ class _Features(torch.nn.Module):
         return self.network.features(images)
 
 
-def _features(network: Classifier, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+def _features(
+    network: Classifier, parameters: Mapping[str, Tensor], images: Tensor, *, mirror: bool
+) -> Tensor:
     prefixed = {f"network.{name}": value for name, value in parameters.items()}
-    batches = images.split(FEATURE_BATCH)
-    return torch.cat([functional_call(_Features(network), prefixed, (batch,)) for batch in batches])
+
+    def features_of(batch: Tensor) -> Tensor:
+        features: Tensor = functional_call(_Features(network), prefixed, (batch,))
+        return features
+
+    return torch.cat([embed(features_of, batch, mirror=mirror) for batch in images.split(FEATURE_BATCH)])
+
+
+def embed(features_of: Callable[[Tensor], Tensor], images: Tensor, *, mirror: bool) -> Tensor:
+    """Features of [batch, channels, height, width] images, as a recipe with ``mirror`` takes them."""
+    features = features_of(images)
+    return (features + features_of(images.flip(-1))) / 2 if mirror else features

@@ -250,6 +250,7 @@ def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
             steps=recipe.steps,
             learning_rate=recipe.learning_rate,
             temperature=recipe.temperature,
+            mirror=recipe.mirror,
         ),
         provenance=meta_learner_schema.Provenance(
             contribution_sha256=[bytes.fromhex(identity) for identity in provenance.contributions],
@@ -279,6 +280,7 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
             steps=message.recipe.steps,
             learning_rate=message.recipe.learning_rate,
             temperature=message.recipe.temperature,
+            mirror=message.recipe.mirror,
         ),
         provenance=Provenance(
             contributions=tuple(identity.hex() for identity in message.provenance.contribution_sha256),

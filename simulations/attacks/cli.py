@@ -56,9 +56,7 @@ def audit(
         option("e.g. conv4, conv4-64-group, resnet10 (default: conv4; with --epsilon conv4-group)."),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Pixels a side.")] = _DEFAULTS.image_size,
-    epochs: Annotated[
-        int | None, option("Of each model's training. (default: 12; with --epsilon 30)")
-    ] = None,
+    epochs: Annotated[int | None, option("Of each model's training. (default: 30)")] = None,
     min_steps: Annotated[
         int, typer.Option(help="Of each model's training, however few its images.")
     ] = _DEFAULTS.min_steps,

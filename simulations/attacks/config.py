@@ -27,7 +27,7 @@ class AuditConfig(Settings):
     architecture: Architecture = Architecture()
     image_size: Annotated[int, Field(ge=16, le=512)] = 32
     """Pixels a side."""
-    epochs: Annotated[int, Field(ge=1)] = 12
+    epochs: Annotated[int, Field(ge=1)] = 30
     min_steps: Annotated[int, Field(ge=1)] = 300
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
     privacy: PrivacyConfig = PrivacyConfig()

@@ -100,12 +100,13 @@ def score_meta_learner(plan: Plan, meta_learner: MetaLearner) -> Floats:
     The means are those of the natural images of all classes, members or not: an attacker who wants to
     know who was a member has the images of both.
     """
-    features = extract_features(meta_learner.network(), to_input(plan.images.images, meta_learner.input))
+    recipe, inputs = meta_learner.recipe, to_input(plan.images.images, meta_learner.input)
+    features = extract_features(meta_learner.network(), inputs, mirror=recipe.mirror)
     labels, natural = plan.images.labels, ~plan.canaries
     head = nearest_mean(
         features[natural],
         labels[natural],
         n_way=plan.images.num_classes,
-        temperature=meta_learner.recipe.temperature,
+        temperature=recipe.temperature,
     )
     return membership_scores(head.logits(features), labels)

@@ -18,7 +18,7 @@ from fedfree.errors import ContributionError
 WriteImages = Callable[[Path, dict[str, int]], Path]
 MakeMetaLearner = Callable[..., MetaLearner]
 
-RECIPES = [Recipe(), Recipe(steps=1), Recipe("gradient", steps=2)]
+RECIPES = [Recipe(), Recipe(mirror=True), Recipe(steps=1), Recipe("gradient", steps=2)]
 COUNTS = {"cat": 3, "gnu": 1, "owl": 2}
 
 

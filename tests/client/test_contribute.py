@@ -9,7 +9,7 @@ from PIL import Image
 from client.config import ClientConfig, DataConfig, PretrainConfig, PrivacyConfig
 from client.contribute import HELD_OUT, MANIFEST, cache_key, contribute, shuffle_classes
 from client.data import load_images
-from client.pretrain import augment, initialise
+from client.pretrain import augment, initialise, turn
 from fedfree.architectures import Architecture
 from fedfree.codec import decode_contribution, sha256
 from fedfree.errors import ConfigError, PrivacyError
@@ -101,6 +101,24 @@ def test_augmentation_crops_and_mirrors_each_image_by_itself() -> None:
     assert torch.equal(mirrored[~flipped], images[~flipped])
     shifted = augment(images, padding=1, horizontal_flip=False, generator=generator)
     assert len(shifted.flatten(1).unique(dim=0)) == 9
+
+
+def test_turned_copies_are_turned_as_they_are_labelled() -> None:
+    images = torch.rand(40, 3, 5, 5)
+    turned, quarters = turn(images, generator=torch.Generator().manual_seed(0))
+    assert set(quarters.tolist()) == {0, 1, 2, 3}
+    for image, quarter, result in zip(images, quarters.tolist(), turned, strict=True):
+        assert torch.equal(result, torch.rot90(image, quarter, (1, 2)))
+
+
+def test_the_rotation_task_changes_the_features_and_leaves_no_trace_but_them(config: ClientConfig) -> None:
+    without = config.model_copy(
+        update={"pretrain": config.pretrain.model_copy(update={"rotation_task": False})}
+    )
+    network, other = (decode_contribution(*contribute(each)).network() for each in (config, without))
+    assert network.state_dict().keys() == other.state_dict().keys()
+    images = torch.rand(4, 1, 16, 16)
+    assert not torch.allclose(network.features(images), other.features(images))
 
 
 def under_privacy(config: ClientConfig, **privacy: float) -> ClientConfig:

@@ -38,7 +38,9 @@ def make(recipe: Recipe, channels: int = 3) -> FewShotClassifier:
     return classifier
 
 
-@pytest.mark.parametrize(("recipe", "channels"), [(Recipe(), 3), (Recipe("gradient", 1), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("recipe", "channels"), [(Recipe(), 3), (Recipe(mirror=True), 3), (Recipe("gradient", 1), 1)], ids=str
+)
 def test_onnxruntime_gives_the_same_probabilities(tmp_path: Path, recipe: Recipe, channels: int) -> None:
     classifier, path = make(recipe, channels), tmp_path / "classifier.onnx"
     assert export_onnx(classifier, path) < 1e-5

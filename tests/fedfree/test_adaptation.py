@@ -12,6 +12,7 @@ INPUT = InputSpec(channels=1, height=16, width=16)
 RECIPES = [
     Recipe(head="nearest_mean"),
     Recipe(head="nearest_mean", steps=2),
+    Recipe(head="nearest_mean", steps=1, mirror=True),
     Recipe(head="gradient", steps=2),
 ]
 
@@ -94,6 +95,23 @@ def test_a_class_without_support_images_is_refused() -> None:
 def test_an_unknown_head_is_refused() -> None:
     with pytest.raises(ContributionError, match="unknown adaptation head 'oracle'"):
         Recipe(head="oracle")
+
+
+def test_an_image_and_its_mirror_image_are_one_where_the_recipe_says_so() -> None:
+    network, labels = make_network(), torch.arange(6) % 3
+    support, queries = torch.rand(6, 1, 16, 16), torch.rand(4, 1, 16, 16)
+    adapted = adapt(network, Recipe(mirror=True), support, labels, n_way=3)
+    torch.testing.assert_close(adapted.logits(queries.flip(3)), adapted.logits(queries))
+    features, queried = (
+        (network.features(images) + network.features(images.flip(3))) / 2 for images in (support, queries)
+    )
+    head = nearest_mean(features, labels, n_way=3, temperature=0.1)
+    torch.testing.assert_close(adapted.logits(queries), head.logits(queried))
+
+
+def test_mirror_images_are_refused_where_gradients_adapt_the_head() -> None:
+    with pytest.raises(ContributionError, match="head gradient knows no mirror images"):
+        Recipe(head="gradient", steps=1, mirror=True)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)

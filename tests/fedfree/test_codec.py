@@ -80,9 +80,9 @@ def test_a_contribution_survives_the_round_trip(name: str) -> None:
     assert torch.equal(decoded.network()(images), contribution.network()(images))
 
 
-def test_a_meta_learner_survives_the_round_trip() -> None:
+@pytest.mark.parametrize("recipe", [Recipe("gradient", 10, 0.25, 0.5), Recipe(mirror=True)], ids=str)
+def test_a_meta_learner_survives_the_round_trip(recipe: Recipe) -> None:
     contribution = make_contribution()
-    recipe = Recipe(head="gradient", steps=10, learning_rate=0.25, temperature=0.5)
     provenance = Provenance(("ab" * 32, "cd" * 32), "ef" * 32, 7, "fedfree 0")
     sent = MetaLearner(contribution.architecture, 3, INPUT, recipe, provenance, contribution.weights)
     assert decode_meta_learner(encode_meta_learner(sent), sent.weights) == sent

@@ -1,5 +1,7 @@
 """The pipeline on pools of every kind: deterministic, heterogeneous, and better than it began."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,9 @@ POOL = (
 )
 
 
-def make_store(path: Path) -> Store:
+def make_store(path: Path, pool: Sequence[tuple[str, int, InputSpec]] = POOL) -> Store:
     store = Store(path)
-    for seed, (name, classes, spec) in enumerate(POOL):
+    for seed, (name, classes, spec) in enumerate(pool):
         torch.manual_seed(seed)
         architecture = Architecture.parse(name)
         network = build(architecture, num_classes=classes, input=spec)
@@ -60,12 +62,17 @@ def test_one_pipeline_learns_from_a_mixed_pool_with_either_preset(tmp_path: Path
     assert decode_meta_learner(encode_meta_learner(sent), sent.weights) == sent
     assert (sent.input.channels, sent.input.height, sent.input.horizontal_flip) == (3, 20, False)
     assert sent.num_classes == 4
-    assert sent.recipe == preset(name).recipe
+    assert sent.recipe == replace(preset(name).recipe, mirror=False), "one model allows no mirror"
     assert list(sent.provenance.contributions) == sorted(sent.provenance.contributions)
     assert sorted(len(images) for images in outcome.gallery.values()) == [2, 3, 4]
     progress = [event.values for event in events if (event.stage, event.kind) == ("learn", "progress")]
     assert [values["iteration"] for values in progress] == [1, 2, 3]
     assert ("replay_loss" in progress[0]) == (name == "paper")
+
+
+def test_images_are_mirrored_at_the_end_where_every_model_allows_it(tmp_path: Path) -> None:
+    outcome = pipeline.run(make_store(tmp_path, POOL[1:]), tiny("default", iterations=1))
+    assert outcome.meta_learner.recipe.mirror
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Recipe(_message.Message):
-    __slots__ = ("head", "steps", "learning_rate", "temperature")
+    __slots__ = ("head", "steps", "learning_rate", "temperature", "mirror")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MIRROR_FIELD_NUMBER: _ClassVar[int]
     head: str
     steps: int
     learning_rate: float
     temperature: float
-    def __init__(self, head: _Optional[str] = ..., steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., temperature: _Optional[float] = ...) -> None: ...
+    mirror: bool
+    def __init__(self, head: _Optional[str] = ..., steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., temperature: _Optional[float] = ..., mirror: _Optional[bool] = ...) -> None: ...
 
 class Provenance(_message.Message):
     __slots__ = ("contribution_sha256", "config_sha256", "seed", "software")
