@@ -1,11 +1,19 @@
-"""A federation of real processes: a SuperLink with TLS and known keys, SuperNodes, and those it refuses."""
+"""A federation of real processes: a SuperLink with TLS and known keys, SuperNodes, a gRPC door.
 
+Those it must not let in are refused, and whatever is killed, it ends as if nothing had been.
+"""
+
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +21,26 @@ import pytest
 from PIL import Image
 
 from client import node
+from client.adapt import make_classifier
 from client.config import ClientConfig, DataConfig, PretrainConfig
-from fedfree.codec import decode_meta_learner
+from client.contribute import contribute
+from client.data import load_images
+from client.remote import connect, credentials
+from fedfree.architectures import Architecture
+from fedfree.codec import contribution_id, decode_meta_learner
 from fedfree.flower_process import free_port, processes
+from fedfree.grpc_channel import Address
 from server import deployment
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
+from server.tokens import Tokens
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
 ORGANISATIONS = ("org-0", "org-1")
+ARCHITECTURES = ("conv4", "conv4-32-group", "resnet10")
+"""Of the organisations that come through Flower; one more comes through gRPC."""
+FAULT_MOMENTS = 10
+DEADLINE_SECONDS = 600.0
 
 
 def write_images(folder: Path, seed: int) -> Path:
@@ -34,15 +53,16 @@ def write_images(folder: Path, seed: int) -> Path:
     return folder
 
 
-def coordinator(path: Path, port: int) -> deployment.Deployment:
-    collect = CollectConfig(organisations=len(ORGANISATIONS), timeout_seconds=200)
+def coordinator(path: Path, port: int, *, organisations: int, iterations: int) -> deployment.Deployment:
+    collect = CollectConfig(organisations=organisations, timeout_seconds=DEADLINE_SECONDS)
     settings = deployment.DeploymentConfig(listen=f"127.0.0.1:{port}")
     made = deployment.init(path, ["127.0.0.1"], settings, collect)
     tiny = ServerConfig(
         device="cpu",
         threads=1,
         collect=collect,
-        iterations=2,
+        iterations=iterations,
+        checkpoint_iterations=5,
         invert=InvertConfig(
             models_per_iteration=2, images_per_model=12, steps=2, latent_size=16, generator_width=8
         ),
@@ -52,18 +72,24 @@ def coordinator(path: Path, port: int) -> deployment.Deployment:
     return made
 
 
-def organisation(path: Path, port: int, authority: Path, seed: int) -> node.Node:
-    config = node.NodeConfig(server=f"127.0.0.1:{port}", retries=2)
+def organisation(
+    path: Path, port: int, authority: Path, seed: int, *, retries: int = 2, **pretrain: object
+) -> node.Node:
+    config = node.NodeConfig(server=f"127.0.0.1:{port}", retries=retries)
     data = write_images(path.with_name(f"{path.name}-images"), seed)
     made = node.init(path, config, authority, data)
-    tiny = ClientConfig(
+    made.client_toml.write_text(training(data, path / "cache", seed, **pretrain).to_toml())
+    return made
+
+
+def training(data: Path, cache: Path, seed: int, **pretrain: object) -> ClientConfig:
+    tiny = {"image_size": 16, "epochs": 1, "min_steps": 2, "batch_size": 16, "threads": 1}
+    return ClientConfig(
         data=DataConfig(source=data),
-        pretrain=PretrainConfig(image_size=16, epochs=1, min_steps=2, batch_size=16, threads=1),
-        cache=path / "cache",
+        pretrain=PretrainConfig.parse(tiny | pretrain, origin="the test"),
+        cache=cache,
         seed=seed,
     )
-    made.client_toml.write_text(tiny.to_toml())
-    return made
 
 
 @contextmanager
@@ -87,7 +113,7 @@ def up(side: str, directory: Path) -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.slow
 def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear_word(tmp_path: Path) -> None:
     port = free_port()
-    server = coordinator(tmp_path / "coordinator", port)
+    server = coordinator(tmp_path / "coordinator", port, organisations=len(ORGANISATIONS), iterations=2)
     stranger_authority = deployment.init(
         tmp_path / "other", ["127.0.0.1"], deployment.DeploymentConfig(), CollectConfig()
     ).authority
@@ -118,3 +144,215 @@ def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear
     for directory in (server.path, *(member.path for member in members)):
         assert processes(directory / ".flwr") == []
     assert "org-0-images" not in server.run.events.read_text()
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A coordinator with both doors, three organisations with nodes, and one with a model alone."""
+
+    server: deployment.Deployment
+    members: tuple[node.Node, ...]
+    door: Address
+    token: str
+    contribution: tuple[bytes, bytes]
+    """Of the organisation without a node."""
+
+    def moment(self, stage: str, kind: str) -> float | None:
+        """When it first reported an event, in seconds since 1970."""
+        events = self.server.run.read_events()
+        return next((each.time for each in events if (each.stage, each.kind) == (stage, kind)), None)
+
+    @contextmanager
+    def running(self) -> Iterator["subprocess.Popen[str]"]:
+        """The coordinator's `up`, with every member's beside it."""
+        with ExitStack() as stack:
+            running = stack.enter_context(up("server", self.server.path))
+            for member in self.members:
+                stack.enter_context(up("client", member.path))
+            yield running
+
+    @contextmanager
+    def open_door(self) -> Iterator["subprocess.Popen[bytes]"]:
+        """``fedfree-server serve``, listening."""
+        where = ("--store", self.server.path, "--listen", self.door)
+        tls = ("--certificate", self.server.certificate, "--key", self.server.key)
+        code = "import sys; from server.cli import main; sys.argv[0] = 'fedfree-server'; main()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "serve", *map(str, (*where, *tls))],
+            env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(b"listening on ")
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def contribute(self) -> float:
+        """Hand over the model that needs no node; returns the seconds it took."""
+        started = time.monotonic()
+        with connect(self.door, credentials(self.server.authority), self.token) as remote:
+            state = remote.contribute(*self.contribution)
+        assert state.identity == contribution_id(self.contribution[0])
+        return time.monotonic() - started
+
+
+def federation(path: Path) -> Federation:
+    """The same one in every folder, but for keys and ports."""
+    port, door = free_port(), free_port()
+    members = len(ARCHITECTURES)
+    server = coordinator(path / "coordinator", port, organisations=members + 1, iterations=60)
+    nodes = []
+    for seed, name in enumerate(ARCHITECTURES):
+        architecture = Architecture.parse(name)
+        home = path / f"org-{seed}"
+        steps = 60 if name.startswith("resnet") else 400
+        nodes.append(
+            organisation(
+                home, port, server.authority, seed, retries=10, architecture=architecture, min_steps=steps
+            )
+        )
+        server.enroll(home.name, nodes[-1].path / "node.key.pub")
+    data = write_images(path / "images", members)
+    config = training(data, path / "cache", members, architecture=Architecture.parse("resnet10"))
+    token = Tokens(server.run.tokens).add("clinic")
+    return Federation(server, tuple(nodes), Address("127.0.0.1", door), token, contribute(config))
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What the federation leads to when nothing is killed, and how long its parts take."""
+
+    server: deployment.Deployment
+    weights: bytes
+    upload_seconds: float
+    collect_seconds: float
+    learn_seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Each member's answer comes within ``collect_seconds`` of its being asked."""
+    whole = federation(tmp_path_factory.mktemp("undisturbed"))
+    with whole.open_door(), whole.running() as running:
+        upload = whole.contribute()
+        _, said = running.communicate(timeout=DEADLINE_SECONDS)
+        assert running.returncode == 0, said
+    times = [whole.moment(stage, kind) for stage in ("collect", "learn") for kind in ("started", "finished")]
+    began, collected, learning, learned = (moment for moment in times if moment is not None)
+    published = whole.server.run.weights.read_bytes()
+    return Undisturbed(whole.server, published, upload, collected - began, learned - learning)
+
+
+@pytest.mark.slow
+def test_three_architectures_through_flower_and_one_through_grpc_make_a_classifier(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    directory = undisturbed.server.run
+    learned = decode_meta_learner(directory.manifest.read_bytes(), undisturbed.weights)
+    assert len(learned.provenance.contributions) == len(ARCHITECTURES) + 1
+    store = directory.store()
+    contributed = {str(store.contribution(each).architecture) for each in learned.provenance.contributions}
+    assert contributed == {str(Architecture.parse(name)) for name in ARCHITECTURES}
+    answers = json.loads(directory.adaptation.read_text())
+    assert len(answers) == len(ARCHITECTURES) and not any("error" in each for each in answers)
+    support = load_images(write_images(tmp_path / "support", 20), size=learned.input.height)
+    assert make_classifier(learned, support).class_names == ("class0", "class1", "class2")
+
+
+def processes_called(directory: Path, name: str) -> list[int]:
+    """The Flower processes of a directory whose program has this name."""
+    found = []
+    for process in processes(directory / ".flwr"):
+        with suppress(OSError):
+            if name.encode() in Path(f"/proc/{process}/cmdline").read_bytes():
+                found.append(process)
+    return found
+
+
+def kill(directory: Path, name: str) -> None:
+    """SIGKILL a Flower program, once it is there."""
+    wait_for(lambda: processes_called(directory, name), name)
+    for process in processes_called(directory, name):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def kill_node(whole: Federation, which: int, seconds: float) -> None:
+    """While it trains: so long after its app started."""
+    home = whole.members[which].path
+    wait_for(lambda: processes_called(home, "flwr-clientapp"), "a ClientApp")
+    time.sleep(seconds)
+    kill(home, "flower-supernode")
+
+
+def kill_server_app(whole: Federation, seconds: float) -> None:
+    """While it inverts models: so long after learning started."""
+    wait_for(lambda: whole.moment("learn", "started"), "learning")
+    time.sleep(seconds)
+    kill(whole.server.path, "flwr-serverapp")
+
+
+def kill_superlink(whole: Federation, seconds: float) -> None:
+    """So long after the run started."""
+    wait_for(lambda: whole.moment("collect", "started"), "the run")
+    time.sleep(seconds)
+    kill(whole.server.path, "flower-superlink")
+
+
+def upload_and_kill_door(whole: Federation, seconds: float) -> None:
+    """Contribute through a door that is killed in mid-upload, and opened again."""
+    with ThreadPoolExecutor() as pool:
+        with whole.open_door() as door:
+            uploading = pool.submit(whole.contribute)
+            time.sleep(seconds)
+            door.kill()
+        with whole.open_door():
+            uploading.result(timeout=DEADLINE_SECONDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(FAULT_MOMENTS))
+def test_whatever_is_killed_nothing_is_lost_and_the_result_is_the_same(
+    undisturbed: Undisturbed, tmp_path: Path, moment: int
+) -> None:
+    rng, whole = random.Random(moment), federation(tmp_path)
+    store = whole.server.run.store()
+    seen = set[str]()
+    with whole.running() as running, ThreadPoolExecutor() as saboteurs:
+        sabotage = [
+            saboteurs.submit(upload_and_kill_door, whole, rng.uniform(0, undisturbed.upload_seconds)),
+            saboteurs.submit(
+                kill_node,
+                whole,
+                rng.randrange(len(whole.members)),
+                rng.uniform(0, undisturbed.collect_seconds),
+            ),
+            saboteurs.submit(
+                kill_superlink,
+                whole,
+                rng.uniform(0, undisturbed.collect_seconds + undisturbed.learn_seconds),
+            ),
+            saboteurs.submit(kill_server_app, whole, rng.uniform(0, 0.8 * undisturbed.learn_seconds)),
+        ]
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while running.poll() is None and time.monotonic() < deadline:
+            now = set(store.all_ids())
+            assert seen <= now, "a contribution that had arrived is gone"
+            seen |= now
+            time.sleep(0.2)
+        assert running.returncode == 0
+        for each in sabotage:
+            each.result(timeout=DEADLINE_SECONDS)
+    assert len(seen) == len(whole.members) + 1
+    assert whole.server.run.weights.read_bytes() == undisturbed.weights
