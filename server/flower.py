@@ -80,17 +80,28 @@ class SuperLink:
         )
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
-        """Run a Flower command and return its JSON; its exit status tells nothing."""
-        done = subprocess.run(
-            [executable("flwr", self.environment), *arguments, "--format", "json"],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_SECONDS,
-            check=False,
-        )
+        """Run a Flower command and return its JSON; its exit status tells nothing.
+
+        Raises:
+            ProcessEndedError: the SuperLink is gone, or does not answer.
+            FederationError: it answers that it cannot.
+        """
+        try:
+            done = subprocess.run(
+                [executable("flwr", self.environment), *arguments, "--format", "json"],
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ProcessEndedError(
+                f"`flwr {arguments[0]}` had no answer within {_COMMAND_SECONDS:.0f} s"
+            ) from error
         answer = _last_json(done.stdout) or {"error-message": done.stderr or done.stdout}
         if not answer.get("success"):
+            self.require_alive()  # it may have been killed in mid-command
             said = str(answer.get("error-message", "")).strip().splitlines() or ["it does not say why"]
             raise FederationError(f"`flwr {arguments[0]}` failed: {said[-1]}")
         return answer

@@ -6,10 +6,14 @@ Those it must not let in are refused, and whatever is killed, it ends as if noth
 import json
 import os
 import random
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -53,10 +57,10 @@ def write_images(folder: Path, seed: int) -> Path:
     return folder
 
 
-def coordinator(path: Path, port: int, *, organisations: int, iterations: int) -> deployment.Deployment:
+def coordinator(path: Path, listen: Address, *, organisations: int, iterations: int) -> deployment.Deployment:
     collect = CollectConfig(organisations=organisations, timeout_seconds=DEADLINE_SECONDS)
-    settings = deployment.DeploymentConfig(listen=f"127.0.0.1:{port}")
-    made = deployment.init(path, ["127.0.0.1"], settings, collect)
+    settings = deployment.DeploymentConfig(listen=str(listen))
+    made = deployment.init(path, [listen.host], settings, collect)
     tiny = ServerConfig(
         device="cpu",
         threads=1,
@@ -73,9 +77,9 @@ def coordinator(path: Path, port: int, *, organisations: int, iterations: int) -
 
 
 def organisation(
-    path: Path, port: int, authority: Path, seed: int, *, retries: int = 2, **pretrain: object
+    path: Path, server: Address, authority: Path, seed: int, *, retries: int = 2, **pretrain: object
 ) -> node.Node:
-    config = node.NodeConfig(server=f"127.0.0.1:{port}", retries=retries)
+    config = node.NodeConfig(server=str(server), retries=retries)
     data = write_images(path.with_name(f"{path.name}-images"), seed)
     made = node.init(path, config, authority, data)
     made.client_toml.write_text(training(data, path / "cache", seed, **pretrain).to_toml())
@@ -93,11 +97,15 @@ def training(data: Path, cache: Path, seed: int, **pretrain: object) -> ClientCo
 
 
 @contextmanager
-def up(side: str, directory: Path) -> Iterator["subprocess.Popen[str]"]:
-    """``fedfree-server up`` or ``fedfree-client up``, told to end with its block."""
+def up(side: str, directory: Path, *where: str) -> Iterator["subprocess.Popen[str]"]:
+    """``fedfree-server up`` or ``fedfree-client up``, told to end with its block.
+
+    Args:
+        where: what the command is given to, to be run in another place.
+    """
     code = f"import sys; from {side}.cli import main; sys.argv[1:] = ['up', {str(directory)!r}]; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [*where, sys.executable, "-c", code],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -112,7 +120,7 @@ def up(side: str, directory: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.mark.slow
 def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear_word(tmp_path: Path) -> None:
-    port = free_port()
+    port = Address("127.0.0.1", free_port())
     server = coordinator(tmp_path / "coordinator", port, organisations=len(ORGANISATIONS), iterations=2)
     stranger_authority = deployment.init(
         tmp_path / "other", ["127.0.0.1"], deployment.DeploymentConfig(), CollectConfig()
@@ -202,7 +210,7 @@ class Federation:
 
 def federation(path: Path) -> Federation:
     """The same one in every folder, but for keys and ports."""
-    port, door = free_port(), free_port()
+    port, door = (Address("127.0.0.1", free_port()) for _ in range(2))
     members = len(ARCHITECTURES)
     server = coordinator(path / "coordinator", port, organisations=members + 1, iterations=60)
     nodes = []
@@ -219,7 +227,7 @@ def federation(path: Path) -> Federation:
     data = write_images(path / "images", members)
     config = training(data, path / "cache", members, architecture=Architecture.parse("resnet10"))
     token = Tokens(server.run.tokens).add("clinic")
-    return Federation(server, tuple(nodes), Address("127.0.0.1", door), token, contribute(config))
+    return Federation(server, tuple(nodes), door, token, contribute(config))
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -351,8 +359,123 @@ def test_whatever_is_killed_nothing_is_lost_and_the_result_is_the_same(
             assert seen <= now, "a contribution that had arrived is gone"
             seen |= now
             time.sleep(0.2)
-        assert running.returncode == 0
+        _, said = running.communicate(timeout=1)
+        assert running.returncode == 0, said
         for each in sabotage:
             each.result(timeout=DEADLINE_SECONDS)
     assert len(seen) == len(whole.members) + 1
     assert whole.server.run.weights.read_bytes() == undisturbed.weights
+
+
+def enrolled_pair(
+    path: Path, listen: Address, reached_at: Address
+) -> tuple[deployment.Deployment, list[node.Node]]:
+    """A coordinator and two organisations that it lets in."""
+    server = coordinator(path / "coordinator", listen, organisations=len(ORGANISATIONS), iterations=2)
+    members = []
+    for seed, name in enumerate(ORGANISATIONS):
+        members.append(organisation(path / name, reached_at, server.authority, seed, retries=10))
+        server.enroll(name, members[-1].path / "node.key.pub")
+    return server, members
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_organisations_come_through_nginx_which_publishes_nothing_but_their_path(tmp_path: Path) -> None:
+    listen, published = (Address("127.0.0.1", free_port()) for _ in range(2))
+    server, members = enrolled_pair(tmp_path, listen, published)
+    with ExitStack() as stack:
+        stack.enter_context(nginx(tmp_path, server, listen, published))
+        running = stack.enter_context(up("server", server.path))
+        for member in members:
+            stack.enter_context(up("client", member.path))
+        trusted = ssl.create_default_context(cafile=str(server.authority))
+        wait_for(lambda: server.run.read_events(), "the run")
+        for path in ("/", "/v1/control/list-runs", "/flwr.proto.Control/ListRuns"):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"https://{published}{path}", data=b"", context=trusted)
+        _, said = running.communicate(timeout=DEADLINE_SECONDS)
+        assert running.returncode == 0, said
+    learned = decode_meta_learner(server.run.manifest.read_bytes(), server.run.weights.read_bytes())
+    assert len(learned.provenance.contributions) == len(ORGANISATIONS)
+
+
+@contextmanager
+def nginx(path: Path, server: deployment.Deployment, listen: Address, published: Address) -> Iterator[None]:
+    """nginx with the snippet of deploy/, its paths and ports replaced."""
+    snippet = (ROOT / "deploy" / "nginx.conf").read_text()
+    replaced = {
+        "listen 8443": f"listen {published.port}",
+        "fed.example.org": published.host,
+        "/srv/fedfree/coordinator": str(server.path),
+        "127.0.0.1:8000": str(listen),
+    }
+    for old, new in replaced.items():
+        assert old in snippet
+        snippet = snippet.replace(old, new)
+    temporary = " ".join(
+        f"{kind}_temp_path {path / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    whole = path / "nginx.conf"
+    whole.write_text(
+        f"daemon off; pid {path / 'nginx.pid'}; error_log {path / 'nginx.log'}; events {{ }}\n"
+        f"http {{ access_log off; {temporary}\n{snippet} }}\n"
+    )
+    process = subprocess.Popen(["nginx", "-e", str(path / "nginx.log"), "-c", str(whole)])
+    try:
+        yield
+        assert process.poll() is None, (path / "nginx.log").read_text()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def namespaces_work() -> bool:
+    """Whether this kernel and user may make network namespaces."""
+    command = shutil.which("ip")
+    if command is None or subprocess.run([command, "netns", "add", "fedfree-probe"], check=False).returncode:
+        return False
+    subprocess.run([command, "netns", "delete", "fedfree-probe"], check=True)
+    return True
+
+
+@contextmanager
+def hosts(count: int) -> Iterator[list[str]]:
+    """Network namespaces on one bridge, 10.99.7.1 and on; each sees the others and no other network."""
+    names = [f"fedfree-{os.getpid()}-{index}" for index in range(count)]
+    bridge = f"ff{os.getpid() % 100_000}"
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True)
+
+    ip("link", "add", bridge, "type", "bridge")
+    try:
+        ip("link", "set", bridge, "up")
+        for number, name in enumerate(names, start=1):
+            ip("netns", "add", name)
+            ip("link", "add", f"{bridge}-{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("link", "set", f"{bridge}-{number}", "master", bridge, "up")
+            ip("-n", name, "address", "add", f"10.99.7.{number}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+        ip("link", "delete", bridge)
+
+
+@pytest.mark.slow
+def test_three_hosts_that_share_a_network_and_nothing_else_finish_a_run(tmp_path: Path) -> None:
+    if not namespaces_work():
+        pytest.skip("needs `ip netns`, and the right to use it")
+    listen = Address("10.99.7.1", 8000)
+    server, members = enrolled_pair(tmp_path, listen, listen)
+    with hosts(1 + len(members)) as (first, *others), ExitStack() as stack:
+        running = stack.enter_context(up("server", server.path, "ip", "netns", "exec", first))
+        for name, member in zip(others, members, strict=True):
+            stack.enter_context(up("client", member.path, "ip", "netns", "exec", name))
+        _, said = running.communicate(timeout=DEADLINE_SECONDS)
+        assert running.returncode == 0, said
+    learned = decode_meta_learner(server.run.manifest.read_bytes(), server.run.weights.read_bytes())
+    assert len(learned.provenance.contributions) == len(ORGANISATIONS)
