@@ -39,8 +39,9 @@ class PretrainConfig(Settings):
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     """Peak of a one-cycle schedule; SGD with Nesterov momentum 0.9."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    rotation_task: bool = True
-    """Whether a second head, which never leaves, also learns to tell class and quarter turn of turned copies.
+    rotation_task: bool | None = None
+    """Whether a second head, which never leaves, also learns to tell class and quarter turn of turned copies;
+    without it, for colour images only.
 
     It doubles the time of training, and makes features that carry over to other classes. Private training
     leaves it out.

@@ -95,7 +95,8 @@ def _fit(
     generator: torch.Generator,
 ) -> None:
     use_channels_last(network.train())
-    turns = _zeros(network.feature_size, 4 * training.num_classes) if config.rotation_task else None
+    wanted = spec.channels == 3 if config.rotation_task is None else config.rotation_task
+    turns = _zeros(network.feature_size, 4 * training.num_classes) if wanted else None
     optimizer = torch.optim.SGD(
         [*network.parameters(), *(turns.parameters() if turns else ())],
         lr=config.learning_rate,

@@ -39,6 +39,8 @@ class SimulationConfig(Settings):
     """Of each organisation's training."""
     min_steps: Annotated[int, Field(ge=1)] = 300
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
+    rotation_task: bool | None = None
+    """Whether models also learn to tell quarter turns; without it, for colour images only."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Of each organisation's training; by default without differential privacy."""
     preset: Literal["default", "paper"] = "default"

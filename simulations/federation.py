@@ -172,6 +172,7 @@ def _organisation(
             horizontal_flip=config.horizontal_flip,
             epochs=config.epochs,
             min_steps=config.min_steps,
+            rotation_task=config.rotation_task,
             threads=config.threads,
         ),
         privacy=config.privacy,

@@ -50,6 +50,13 @@ Epochs = Annotated[int | None, option("Of each organisation's training. (default
 MinSteps = Annotated[
     int | None, option("Of each organisation's training, however few its images. (default: 300)")
 ]
+RotationTask = Annotated[
+    bool | None,
+    option(
+        "Whether models also learn to tell quarter turns (default: colour images only).",
+        "--rotation-task/--no-rotation-task",
+    ),
+]
 Epsilon = Annotated[
     float | None,
     option("Train under differential privacy, spending at most this an image. (default: inf, not at all)"),

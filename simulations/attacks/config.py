@@ -30,6 +30,8 @@ class AuditConfig(Settings):
     epochs: Annotated[int, Field(ge=1)] = 30
     min_steps: Annotated[int, Field(ge=1)] = 300
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
+    rotation_task: bool | None = None
+    """Whether models also learn to tell quarter turns; without it, for colour images only."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Of each model's training; by default without differential privacy."""
     student_iterations: Annotated[int, Field(ge=1)] = 20
@@ -67,6 +69,7 @@ class AuditConfig(Settings):
             image_size=self.image_size,
             epochs=self.epochs,
             min_steps=self.min_steps,
+            rotation_task=self.rotation_task,
             threads=self.threads,
         )
 

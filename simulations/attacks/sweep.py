@@ -159,7 +159,10 @@ def at_epsilon(base: SimulationConfig, epsilon: float) -> SimulationConfig:
 
 def audit_config(config: SimulationConfig, shadows: int) -> AuditConfig:
     """An audit of an organisation like those of a federation."""
-    shared = ("dataset", "images_per_class", "epochs", "min_steps", "privacy", "threads", "seed", "cache")
+    shared = (
+        *("dataset", "images_per_class", "epochs", "min_steps", "rotation_task"),
+        *("privacy", "threads", "seed", "cache"),
+    )
     return AuditConfig(
         classes=config.classes_each,
         architecture=config.architectures[0],

@@ -112,10 +112,10 @@ def test_turned_copies_are_turned_as_they_are_labelled() -> None:
 
 
 def test_the_rotation_task_changes_the_features_and_leaves_no_trace_but_them(config: ClientConfig) -> None:
-    without = config.model_copy(
-        update={"pretrain": config.pretrain.model_copy(update={"rotation_task": False})}
+    turning = config.model_copy(
+        update={"pretrain": config.pretrain.model_copy(update={"rotation_task": True})}
     )
-    network, other = (decode_contribution(*contribute(each)).network() for each in (config, without))
+    network, other = (decode_contribution(*contribute(each)).network() for each in (turning, config))
     assert network.state_dict().keys() == other.state_dict().keys()
     images = torch.rand(4, 1, 16, 16)
     assert not torch.allclose(network.features(images), other.features(images))

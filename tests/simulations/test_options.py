@@ -23,6 +23,7 @@ EVERYTHING: dict[str, Any] = {
     "horizontal_flip": False,
     "epochs": 2,
     "min_steps": 9,
+    "rotation_task": True,
     "privacy": {"epsilon": 8.0, "delta": 1e-6},
     "preset": "paper",
     "iterations": 30,
