@@ -118,8 +118,8 @@ def _fit(
                 horizontal_flip=spec.horizontal_flip,
                 generator=generator,
             )
-            inputs, labels = to_input(pixels, spec), training.labels[batch]
-            loss = _loss(network, turns, inputs, labels, generator)
+            inputs = to_input(pixels, spec).contiguous(memory_format=torch.channels_last)
+            loss = _loss(network, turns, inputs, training.labels[batch], generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -146,10 +146,9 @@ def _loss(
     The joint labels are those of self-supervised label augmentation (Lee, Hwang and Shin, ICML 2020).
     """
     if turns is None:
-        return F.cross_entropy(network(inputs.contiguous(memory_format=torch.channels_last)), labels)
+        return F.cross_entropy(network(inputs), labels)
     turned, quarters = turn(inputs, generator=generator)
-    both = torch.cat([inputs, turned]).contiguous(memory_format=torch.channels_last)
-    upright, turned = network.features(both).split(len(inputs))
+    upright, turned = network.features(torch.cat([inputs, turned])).split(len(inputs))
     joint: Tensor = F.cross_entropy(turns(turned), 4 * labels + quarters)
     return joint + F.cross_entropy(network.head(upright), labels)
 

@@ -118,6 +118,12 @@ def up(side: str, directory: Path, *where: str) -> Iterator["subprocess.Popen[st
         process.communicate(timeout=90)
 
 
+def contributors(server: deployment.Deployment) -> int:
+    """How many contributions are in what was published."""
+    learned = decode_meta_learner(server.run.manifest.read_bytes(), server.run.weights.read_bytes())
+    return len(learned.provenance.contributions)
+
+
 @pytest.mark.slow
 def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear_word(tmp_path: Path) -> None:
     port = Address("127.0.0.1", free_port())
@@ -147,8 +153,7 @@ def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear
         assert running.returncode == 0, said
         nodes[0].send_signal(signal.SIGTERM)
         assert nodes[0].wait(60) == 128 + signal.SIGTERM
-    learned = decode_meta_learner(server.run.manifest.read_bytes(), server.run.weights.read_bytes())
-    assert len(learned.provenance.contributions) == len(ORGANISATIONS)
+    assert contributors(server) == len(ORGANISATIONS)
     for directory in (server.path, *(member.path for member in members)):
         assert processes(directory / ".flwr") == []
     assert "org-0-images" not in server.run.events.read_text()
@@ -396,8 +401,7 @@ def test_organisations_come_through_nginx_which_publishes_nothing_but_their_path
                 urllib.request.urlopen(f"https://{published}{path}", data=b"", context=trusted)
         _, said = running.communicate(timeout=DEADLINE_SECONDS)
         assert running.returncode == 0, said
-    learned = decode_meta_learner(server.run.manifest.read_bytes(), server.run.weights.read_bytes())
-    assert len(learned.provenance.contributions) == len(ORGANISATIONS)
+    assert contributors(server) == len(ORGANISATIONS)
 
 
 @contextmanager
@@ -477,5 +481,4 @@ def test_three_hosts_that_share_a_network_and_nothing_else_finish_a_run(tmp_path
             stack.enter_context(up("client", member.path, "ip", "netns", "exec", name))
         _, said = running.communicate(timeout=DEADLINE_SECONDS)
         assert running.returncode == 0, said
-    learned = decode_meta_learner(server.run.manifest.read_bytes(), server.run.weights.read_bytes())
-    assert len(learned.provenance.contributions) == len(ORGANISATIONS)
+    assert contributors(server) == len(ORGANISATIONS)
