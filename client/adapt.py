@@ -13,7 +13,7 @@ from client.data import ImageSet, load_configured, to_input
 from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed, nearest_mean
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
-from fedfree.compute import use_cpu
+from fedfree.compute import choose_device, use_cpu
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
 from fedfree.seeding import make_generator
 
@@ -106,7 +106,8 @@ def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAcc
         sample_episodes(images.labels, spec, config.evaluate.episodes, seed=config.seed) for spec in specs
     ]
     inputs = to_input(images.images, meta_learner.input)
-    accuracies = episode_accuracies(meta_learner.network(), meta_learner.recipe, inputs, episodes)
+    network = meta_learner.network().to(choose_device(config.pretrain.device))
+    accuracies = episode_accuracies(network, meta_learner.recipe, inputs, episodes)
     return [FewShotAccuracy(spec, mean_and_ci95(each)) for spec, each in zip(specs, accuracies, strict=True)]
 
 
@@ -135,13 +136,15 @@ def episode_accuracies(
 
 @torch.no_grad()
 def extract_features(network: Classifier, inputs: Tensor, *, mirror: bool = False) -> Tensor:
-    """Features [images, feature_size]; in evaluation mode no image influences another's.
+    """Features [images, feature_size] on the CPU; in evaluation mode no image influences another's.
 
     Args:
         mirror: as in the recipe.
     """
     batches = inputs.contiguous(memory_format=torch.channels_last).split(FEATURE_BATCH)
-    return torch.cat([embed(network.features, batch, mirror=mirror) for batch in batches])
+    return torch.cat(
+        [embed(network.features, batch.to(network.device), mirror=mirror).cpu() for batch in batches]
+    )
 
 
 def nearest_mean_accuracies(
@@ -165,7 +168,11 @@ def _nearest_mean_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -
 
 def _adapted_accuracy(network: Classifier, recipe: Recipe, inputs: Tensor, episode: Episode) -> Tensor:
     n_way = int(episode.support_labels.max()) + 1
-    adapted = adapt(network, recipe, inputs[episode.support], episode.support_labels, n_way=n_way)
+    support, labels, query = (
+        each.to(network.device)
+        for each in (inputs[episode.support], episode.support_labels, inputs[episode.query])
+    )
+    adapted = adapt(network, recipe, support, labels, n_way=n_way)
     with torch.no_grad():
-        predicted = adapted.logits(inputs[episode.query]).argmax(1)
+        predicted = adapted.logits(query).argmax(1).cpu()
     return (predicted == episode.query_labels).double().mean()

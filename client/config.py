@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from fedfree.architectures import Architecture
+from fedfree.compute import Device
 from fedfree.settings import Settings
 from fedfree.statement import MAX_EPSILON
 
@@ -54,6 +55,8 @@ class PretrainConfig(Settings):
     """safetensors of the same architecture to begin from; a head of other classes is drawn afresh."""
     initial_weights_public: bool = False
     """Whether you declare them public: learned from nobody's images, or from images everyone may see."""
+    device: Device = "auto"
+    """``cuda``, ``cpu``, or ``auto``: a GPU where there is one; results depend on it in the last bits."""
     threads: Annotated[int, Field(ge=1)] = 2
     """CPU threads; results depend on it in the last bits."""
 

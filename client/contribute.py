@@ -129,6 +129,7 @@ def _train_privately_into(
         privacy,
         run,
         crop_padding=config.pretrain.crop_padding,
+        device=config.pretrain.device,
     )
     log.info("trained %s on %d images, epsilon %.2f", config.pretrain.architecture, len(images), spent)
     statement = _dp_statement(config, len(images), run, spent, composition)

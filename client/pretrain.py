@@ -13,7 +13,7 @@ from client.data import ImageSet, split_held_out, to_input
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.cli import read_file
 from fedfree.codec import fill_network, read_tensors
-from fedfree.compute import use_cpu
+from fedfree.compute import choose_device, use_cpu
 from fedfree.seeding import derive_seed, make_generator
 
 log = logging.getLogger(__name__)
@@ -45,14 +45,15 @@ def pretrain(images: ImageSet, config: PretrainConfig, *, seed: int) -> Pretrain
     """
     use_cpu(config.threads)
     untrained = initialise(images, config, seed=seed)
-    network, spec = untrained.network, untrained.input
+    device = choose_device(config.device)
+    network, spec = untrained.network.to(device), untrained.input
     training, held_out = split_held_out(
         images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
     )
     _fit(network, training, spec, config, make_generator(seed, "training"))
     accuracy = _accuracy(network, held_out, spec)
     log.info("trained %s on %d images, held-out accuracy %.3f", config.architecture, len(training), accuracy)
-    return Pretrained(network, spec, accuracy)
+    return Pretrained(network.cpu(), spec, accuracy)
 
 
 def initialise(images: ImageSet, config: PretrainConfig, *, seed: int) -> Untrained:
@@ -95,8 +96,9 @@ def _fit(
     generator: torch.Generator,
 ) -> None:
     use_channels_last(network.train())
+    device = network.device
     wanted = spec.channels == 3 if config.rotation_task is None else config.rotation_task
-    turns = _zeros(network.feature_size, 4 * training.num_classes) if wanted else None
+    turns = _zeros(network.feature_size, 4 * training.num_classes).to(device) if wanted else None
     optimizer = torch.optim.SGD(
         [*network.parameters(), *(turns.parameters() if turns else ())],
         lr=config.learning_rate,
@@ -118,8 +120,8 @@ def _fit(
                 horizontal_flip=spec.horizontal_flip,
                 generator=generator,
             )
-            inputs = to_input(pixels, spec).contiguous(memory_format=torch.channels_last)
-            loss = _loss(network, turns, inputs, training.labels[batch], generator)
+            inputs = to_input(pixels.to(device), spec).contiguous(memory_format=torch.channels_last)
+            loss = _loss(network, turns, inputs, training.labels[batch].to(device), generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -155,7 +157,7 @@ def _loss(
 
 def turn(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Each of the square images [batch, channels, side, side] turned by 0 to 3 quarters, and the quarters."""
-    quarters = torch.randint(4, (len(images),), generator=generator)
+    quarters = torch.randint(4, (len(images),), generator=generator).to(images.device)
     turned = torch.empty_like(images)
     for quarter in range(4):
         chosen = quarters == quarter
@@ -167,7 +169,8 @@ def turn(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]
 def _accuracy(network: Classifier, images: ImageSet, spec: InputSpec) -> float:
     correct = 0
     for pixels, labels in zip(images.images.split(512), images.labels.split(512), strict=True):
-        correct += int((network(to_input(pixels, spec)).argmax(1) == labels).sum())
+        predicted = network(to_input(pixels.to(network.device), spec)).argmax(1)
+        correct += int((predicted.cpu() == labels).sum())
     return correct / len(images)
 
 

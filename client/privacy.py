@@ -27,6 +27,7 @@ from client.data import ImageSet, to_input
 from client.pretrain import Untrained, augment
 from fedfree.architectures import Classifier
 from fedfree.codec import check_parameters_only
+from fedfree.compute import Device, choose_device
 from fedfree.errors import ContributionError, PrivacyError
 from fedfree.statement import DpSgd
 
@@ -46,6 +47,15 @@ def os_entropy_generator() -> torch.Generator:
     state = generator.get_state()
     state[_TWISTER_STATE] = torch.from_numpy(words.view(np.uint8))
     return generator.set_state(state)
+
+
+def noise_generator(device: torch.device, entropy: Callable[[], torch.Generator]) -> torch.Generator:
+    """``entropy`` itself on a CPU; on a GPU, whose generators take no more, one keyed with 64 bits of it."""
+    generator = entropy()
+    if device.type == "cpu":
+        return generator
+    high, low = torch.randint(2**32, (2,), generator=generator).tolist()
+    return torch.Generator(device).manual_seed(high << 32 | low)
 
 
 def check_private(network: nn.Module) -> None:
@@ -123,6 +133,7 @@ def train_privately(
     run: DpSgd,
     *,
     crop_padding: int,
+    device: Device = "cpu",
     entropy: Callable[[], torch.Generator] = os_entropy_generator,
 ) -> float:
     """Train a network in place by DP-SGD with Poisson sampling, on all images, for the planned steps.
@@ -136,7 +147,7 @@ def train_privately(
     Raises:
         PrivacyError: the network couples images or holds buffers, or the accountant saw another run.
     """
-    network, spec = untrained.network, untrained.input
+    network, spec = untrained.network.to(choose_device(device)), untrained.input
     check_private(network)
     augmentation = entropy()
     average = [parameter.detach().clone() for parameter in network.parameters()]
@@ -144,10 +155,11 @@ def train_privately(
         for step, (pixels, labels) in enumerate(itertools.islice(batches, run.steps)):
             pixels = augment(
                 pixels, padding=crop_padding, horizontal_flip=spec.horizontal_flip, generator=augmentation
-            )
-            take_step(network, optimizer, to_input(pixels, spec), labels)
+            ).to(network.device)
+            take_step(network, optimizer, to_input(pixels, spec), labels.to(network.device))
             _follow(average, network, min(privacy.averaging, (1 + step) / (10 + step)))
     _replace_parameters(network.eval(), average)
+    network.cpu()
     check_private(network)
     expected = [(run.noise_multiplier, run.sampling_rate, run.steps)]
     if engine.accountant.history != expected:
@@ -183,7 +195,7 @@ def dp_sgd(
             grad_sample_mode="hooks",
             wrap_model=False,
             poisson_sampling=True,
-            noise_generator=entropy(),
+            noise_generator=noise_generator(network.device, entropy),
         )
     try:
         with warnings.catch_warnings():

@@ -145,9 +145,8 @@ def _train_unreleased(
     """DP-SGD at the configured ε, without the ledger."""
     use_cpu(config.threads)
     network = initialise(images, config, seed=seed)
-    train_privately(
-        network, images, privacy, plan_run(len(images), privacy), crop_padding=config.crop_padding
-    )
+    run = plan_run(len(images), privacy)
+    train_privately(network, images, privacy, run, crop_padding=config.crop_padding, device=config.device)
     return network
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 import fedfree
 from fedfree.codec import MetaLearner, Provenance, encode_weights
-from fedfree.compute import use_cpu
-from fedfree.errors import ConfigError
+from fedfree.compute import choose_device, use_cpu
 from server.checkpoint import Checkpoint
 from server.config import ServerConfig
 from server.events import Event, OnEvent, ignore
@@ -94,12 +93,3 @@ def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
 def memory_used(device: torch.device) -> dict[str, int]:
     """Most that torch held on a GPU; nothing for a CPU."""
     return {"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes a GPU where there is one; raises ConfigError for a GPU that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, but torch finds no GPU here: use auto or cpu")
-    return torch.device(name)

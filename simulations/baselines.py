@@ -52,12 +52,13 @@ def best_single_model(
     spec: EpisodeSpec,
     *,
     seed: int,
+    device: torch.device,
 ) -> Contribution:
     """The contributed model with the highest mean accuracy on episodes of each data set's meta_val."""
     episodes = [sample_episodes(images.labels, spec, CHOICE_EPISODES, seed=seed) for images in validations]
 
     def mean_accuracy(contribution: Contribution) -> float:
-        network = contribution.network()
+        network = contribution.network().to(device)
         accuracies = [
             episode_accuracies(network, recipe, to_input(images.images, contribution.input), [drawn])[0]
             for images, drawn in zip(validations, episodes, strict=True)
@@ -68,7 +69,7 @@ def best_single_model(
 
 
 def pool_concatenation(
-    contributions: Sequence[Contribution], images: Tensor, *, mirror: bool = False
+    contributions: Sequence[Contribution], images: Tensor, *, mirror: bool, device: torch.device
 ) -> Tensor:
     """Every model's features, each normalised, side by side: [images, sum of feature sizes].
 
@@ -77,6 +78,6 @@ def pool_concatenation(
     blocks = []
     for contribution in contributions:
         inputs = to_input(images, contribution.input)
-        features = extract_features(contribution.network(), inputs, mirror=mirror)
+        features = extract_features(contribution.network().to(device), inputs, mirror=mirror)
         blocks.append(F.normalize(features, dim=1))
     return torch.cat(blocks, dim=1)

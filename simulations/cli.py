@@ -1,10 +1,14 @@
 """``fedfree-sim``: whole federations on one machine."""
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
-from fedfree.cli import make_app, run_app
+from fedfree.architectures import Architecture
+from fedfree.cli import make_app, run_app, write_file
+from fedfree.codec import sha256
 from simulations import federation
 from simulations.attacks.cli import app as privacy
 from simulations.benchmarks.cli import bench
@@ -24,6 +28,7 @@ from simulations.options import (
     Flip,
     ImageSize,
     ImagesPerClass,
+    InitialWeights,
     Iterations,
     MinSteps,
     NQuery,
@@ -39,6 +44,7 @@ from simulations.options import (
     typed_command,
 )
 from simulations.progress import result_lines, result_table
+from simulations.public_weights import make_public_weights
 from simulations.simulate import simulate
 
 app = make_app(
@@ -65,6 +71,7 @@ def run(
     epochs: Epochs = None,
     min_steps: MinSteps = None,
     rotation_task: RotationTask = None,
+    initial_weights: InitialWeights = None,
     epsilon: Epsilon = None,
     delta: Delta = None,
     preset: Preset = None,
@@ -112,6 +119,31 @@ def prepare(
         markup=False,
         highlight=False,
     )
+
+
+@app.command("public-weights")
+def public_weights(
+    out: Annotated[Path, typer.Argument(help="safetensors file to write.")],
+    architecture: Annotated[str, typer.Option(help="Of the models that begin from them.")] = "conv4-group",
+    channels: Annotated[int, typer.Option(min=1, max=3, help="1 or 3, as in their images.")] = 3,
+    image_size: Annotated[int, typer.Option(help="Pixels a side, likewise.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the glyphs and of training.")] = 0,
+    cache: Annotated[Path, typer.Option(help="Folder for data sets.")] = Path(".cache/fedfree"),
+) -> None:
+    """Learn initial weights from glyphs, which are nobody's data, for training under differential privacy."""
+    weights = make_public_weights(
+        Architecture.parse(architecture),
+        channels=channels,
+        image_size=image_size,
+        device=device,
+        threads=threads,
+        seed=seed,
+        cache=cache,
+    )
+    write_file(out, weights)
+    Console(soft_wrap=True).print(f"wrote {out}: {architecture}, sha256 {sha256(weights)[:12]}")
 
 
 def main() -> None:

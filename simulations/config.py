@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from client.config import PrivacyConfig
 from fedfree.architectures import Architecture
+from fedfree.compute import Device
 from fedfree.errors import ConfigError
 from fedfree.settings import Settings
 
@@ -41,6 +42,8 @@ class SimulationConfig(Settings):
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
     rotation_task: bool | None = None
     """Whether models also learn to tell quarter turns; without it, for colour images only."""
+    initial_weights: Path | None = None
+    """safetensors that every organisation's training begins from; they are declared public."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Of each organisation's training; by default without differential privacy."""
     preset: Literal["default", "paper"] = "default"
@@ -54,8 +57,8 @@ class SimulationConfig(Settings):
     """Query images a class and episode."""
     engine: Literal["in-process", "flower"] = "in-process"
     """``flower`` runs the same apps under Flower's own simulation runtime."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """The server's."""
+    device: Device = "auto"
+    """Of the server and of each organisation."""
     threads: Annotated[int, Field(ge=1)] = 2
     """CPU threads of the server and of each organisation."""
     seed: Annotated[int, Field(ge=0)] = 0

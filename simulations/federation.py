@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from client.adapt import SHOTS, episode_accuracies, nearest_mean_accuracies, sample_episodes
@@ -19,6 +20,7 @@ from client.data import ImageSet, list_classes, list_splits, load_images, to_inp
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, Classifier, InputSpec
 from fedfree.codec import Contribution, MetaLearner, decode_meta_learner
+from fedfree.compute import choose_device
 from fedfree.episodes import Episode, EpisodeSpec
 from fedfree.errors import ConfigError, DataError
 from fedfree.seeding import derive_seed
@@ -173,6 +175,9 @@ def _organisation(
             epochs=config.epochs,
             min_steps=config.min_steps,
             rotation_task=config.rotation_task,
+            initial_weights=config.initial_weights.resolve() if config.initial_weights else None,
+            initial_weights_public=config.initial_weights is not None,
+            device=config.device,
             threads=config.threads,
         ),
         privacy=config.privacy,
@@ -231,7 +236,8 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     domains = find_domains(config)
     specs = [EpisodeSpec(config.n_way, n_shot, config.n_query) for n_shot in SHOTS]
     validations = [load_split(domain, "meta_val") for domain in domains]
-    competitors = _competitors(meta_learner, contributions, validations, specs[0], config.seed)
+    device = choose_device(config.device)
+    competitors = _competitors(meta_learner, contributions, validations, specs[0], config.seed, device)
     comparisons = {}
     done, of = 0, len(domains) * len(competitors)
     for domain in domains:
@@ -264,16 +270,17 @@ def _competitors(
     validations: Sequence[ImageSet],
     choice: EpisodeSpec,
     seed: int,
+    device: torch.device,
 ) -> dict[str, Measure]:
     """Name to a function from test images and episodes to accuracies, the meta-learner first."""
     recipe = meta_learner.recipe
 
     def measured(network: Classifier, input: InputSpec) -> Measure:
         return lambda images, episodes: episode_accuracies(
-            network, recipe, to_input(images.images, input), episodes
+            network.to(device), recipe, to_input(images.images, input), episodes
         )
 
-    best = baselines.best_single_model(contributions, recipe, validations, choice, seed=seed)
+    best = baselines.best_single_model(contributions, recipe, validations, choice, seed=seed, device=device)
     average = baselines.average_parameters(contributions)
     competitors = {
         "meta_learner": measured(meta_learner.network(), meta_learner.input),
@@ -283,6 +290,8 @@ def _competitors(
     if average is not None:
         competitors["parameter_average"] = measured(average, contributions[0].input)
     competitors["pool_concatenation"] = lambda images, episodes: nearest_mean_accuracies(
-        baselines.pool_concatenation(contributions, images.images, mirror=recipe.mirror), Recipe(), episodes
+        baselines.pool_concatenation(contributions, images.images, mirror=recipe.mirror, device=device),
+        Recipe(),
+        episodes,
     )
     return competitors

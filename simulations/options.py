@@ -57,6 +57,10 @@ RotationTask = Annotated[
         "--rotation-task/--no-rotation-task",
     ),
 ]
+InitialWeights = Annotated[
+    Path | None,
+    option("Public safetensors that training begins from, see public-weights. (default: random weights)"),
+]
 Epsilon = Annotated[
     float | None,
     option("Train under differential privacy, spending at most this an image. (default: inf, not at all)"),
@@ -70,7 +74,7 @@ NQuery = Annotated[int | None, option("Query images a class and episode. (defaul
 Engine = Annotated[
     str | None, option("in-process, or flower: Flower's simulation runtime. (default: in-process)")
 ]
-Device = Annotated[str | None, option("The server's: auto, cpu or cuda. (default: auto)")]
+Device = Annotated[str | None, option("Of server and organisations: auto, cpu or cuda. (default: auto)")]
 Threads = Annotated[int | None, option("CPU threads. (default: 2)")]
 Seed = Annotated[int | None, option("Decides everything random. (default: 0)")]
 Cache = Annotated[Path | None, option("Folder for data sets and trained models. (default: .cache/fedfree)")]

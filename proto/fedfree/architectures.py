@@ -95,9 +95,7 @@ class InputSpec:
 
     def normalise(self, images: Tensor) -> Tensor:
         """[batch, channels, height, width] in [0, 1] to the network's scale, same shape."""
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
-        return (images - mean) / std
+        return (images - _one_a_channel(self.mean, images)) / _one_a_channel(self.std, images)
 
     def resize(self, images: Tensor) -> Tensor:
         """Bring [batch, 1 or 3, h, w] images to this spec's channels and size, still in [0, 1]."""
@@ -110,11 +108,23 @@ class InputSpec:
         return images
 
 
+def _one_a_channel(values: tuple[float, ...], like: Tensor) -> Tensor | float:
+    """[1, channels, 1, 1]; a number where it is the same for all, since a copy to a GPU waits for the GPU."""
+    if len(set(values)) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
 class Classifier(nn.Module):
     """A network with named features: ``forward`` is ``head(features(images))``."""
 
     head: nn.Module
     feature_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def features(self, images: Tensor) -> Tensor:
         """[batch, channels, height, width], normalised, to [batch, feature_size]."""

@@ -1,8 +1,13 @@
-"""How both sides use a CPU: threads, and an allocator that keeps what it has."""
+"""What both sides compute on: a device, threads, and an allocator that keeps what it has."""
 
 import ctypes
+from typing import Literal
 
 import torch
+
+from fedfree.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -18,3 +23,10 @@ def use_cpu(threads: int) -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def choose_device(name: Device) -> torch.device:
+    """``auto`` takes a GPU where there is one; raises ConfigError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch finds no GPU here: use auto or cpu")
+    return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")

@@ -15,7 +15,7 @@ from client.rehearse import Plan
 from fedfree.adaptation import nearest_mean
 from fedfree.architectures import Classifier, build, use_channels_last
 from fedfree.codec import Contribution, MetaLearner, encode_contribution
-from fedfree.compute import use_cpu
+from fedfree.compute import choose_device, use_cpu
 from fedfree.seeding import derive_seed, make_generator
 from server import pipeline
 from server.config import ServerConfig
@@ -45,7 +45,7 @@ def recover_images(contribution: Contribution, config: ServerConfig) -> Recovere
     with tempfile.TemporaryDirectory() as folder:
         store = _store_of(Path(folder), [contribution])
         verify_received(store, ignore)
-        pool = Pool(store, pipeline.choose_device(config.device))
+        pool = Pool(store, choose_device(config.device))
         pool.require(1)
         learner = Learner(pool, config)
         for iteration in range(config.iterations):

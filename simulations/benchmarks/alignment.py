@@ -20,12 +20,11 @@ from torch import Tensor
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier
-from fedfree.compute import use_cpu
+from fedfree.compute import choose_device, use_cpu
 from fedfree.episodes import Accuracy, mean_and_ci95
 from server.config import ServerConfig
 from server.learner import Learner
 from server.meta_learn import DistillationTask, recovered_tasks, task_loss
-from server.pipeline import choose_device
 from server.pool import Pool
 from server.precision import parameter_dtype
 from server.store import Store

@@ -17,12 +17,11 @@ import torch
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
-from fedfree.compute import use_cpu
+from fedfree.compute import choose_device, use_cpu
 from fedfree.errors import FederationError
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
 from server.learner import Learner
-from server.pipeline import choose_device
 from server.pool import Pool
 from server.precision import parameter_dtype
 from server.run_directory import RunDirectory

@@ -24,6 +24,7 @@ EVERYTHING: dict[str, Any] = {
     "epochs": 2,
     "min_steps": 9,
     "rotation_task": True,
+    "initial_weights": Path("public.safetensors"),
     "privacy": {"epsilon": 8.0, "delta": 1e-6},
     "preset": "paper",
     "iterations": 30,
