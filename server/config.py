@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture
+from fedfree.compute import Device
 from fedfree.errors import ConfigError
 from fedfree.settings import Settings
 
@@ -72,6 +73,8 @@ class MetaLearnConfig(Settings):
     batch_size: Annotated[int, Field(ge=4)] = 256
     """Images in such a batch."""
     relational_temperature: Positive = 0.1
+    projection_weight: NotNegative = 1.0
+    """Of predicting every teacher's features by a linear map, beside the relational loss."""
     distillation_temperature: Positive = 1.0
     """T of L_KD."""
     inner_learning_rate: Positive = 2e-3
@@ -92,9 +95,11 @@ class ServerConfig(Settings):
 
     preset: str = "default"
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Of inversion and distillation; ``auto`` takes bfloat16 where the hardware multiplies it."""
+    compiled: bool = False
+    """Whether inversion and distillation go through ``torch.compile``, which takes a while to begin."""
     threads: AtLeastOne = 2
     """CPU threads; results depend on it in the last bits."""
     collect: CollectConfig = CollectConfig()

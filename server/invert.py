@@ -56,6 +56,8 @@ class Objective:
     student_input: InputSpec
     adversarial_weight: float
     """λ_adv; 0 leaves the term out."""
+    compiled: bool = False
+    """Whether models adapted together go through ``torch.compile``."""
 
 
 RecoverEach = Callable[

@@ -4,16 +4,16 @@ The same numbers as one model after the other, up to rounding. Meant for GPUs, w
 leaves idle; a CPU computes the grouped convolutions that come of it three times slower.
 """
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from fedfree.architectures import Classifier
+from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from server.generator import Generator
 from server.invert import (
     Objective,
@@ -56,7 +56,7 @@ def _recover_group(
     labels = drawn[0][1]
     latents = torch.stack([latent for latent, _ in drawn])
     adapted, latents = _adapt(generator, latents, labels, inversion, rngs)
-    images = _draw(generator, adapted, latents)
+    images = inversion.draw(generator, adapted, latents)
     losses, logits = inversion.losses(images, labels, rngs)
     gradients = torch.autograd.grad(losses.sum(), list(adapted.values()))
     agreement = (logits.argmax(2) == labels).to(losses.dtype).mean(1)
@@ -86,50 +86,40 @@ def _adapt(
     latents = latents.requires_grad_(True)
     optimizer = inner_optimizer(adapted.values(), latents, inversion.config)
     for _ in range(inversion.config.steps):
-        losses, _ = inversion.losses(_draw(generator, adapted, latents), labels, rngs)
+        losses, _ = inversion.losses(inversion.draw(generator, adapted, latents), labels, rngs)
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
     return adapted, latents.detach()
 
 
-def _draw(generator: Generator, parameters: dict[str, Tensor], latents: Tensor) -> Tensor:
-    """What each adapted generator draws: latents [models, images, size] to [models, images, c, s, s]."""
+def _draw_each(generator: Generator, parameters: dict[str, Tensor], latents: Tensor) -> Tensor:
     images: Tensor = vmap(lambda own, latent: functional_call(generator, own, (latent,)))(parameters, latents)
     return images
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Networks of one architecture as one: parameters and buffers [models, …]."""
+@functools.lru_cache(maxsize=64)
+def _template(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
+    """A network whose weights are never used; the same one for all models of its kind."""
+    return build(architecture, num_classes=num_classes, input=input).requires_grad_(False)
 
-    template: Classifier
-    parameters: dict[str, Tensor]
-    buffers: dict[str, Tensor]
 
-    @classmethod
-    def of(cls, members: Sequence[Member]) -> "Stack":
-        """Copy the members' weights side by side."""
-        parameters, buffers = stack_module_state([member.network for member in members])
-        frozen = {name: parameter.detach() for name, parameter in parameters.items()}
-        return cls(copy.deepcopy(members[0].network), frozen, buffers)
+def _judge_each(
+    template: Classifier, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits [models, images, classes] and BatchNorm distances [models] of stacked weights [models, …].
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [models, images, classes] and BatchNorm distances [models].
+    Args:
+        inputs: [models, images, channels, height, width], normalised.
+    """
 
-        Args:
-            inputs: [models, images, channels, height, width], normalised.
-        """
+    def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], own: Tensor) -> tuple[Tensor, Tensor]:
+        with batch_norm_distance(template) as distances:
+            logits = widen(functional_call(template, (parameters, buffers), (own,)))
+        return logits, torch.stack(distances).sum() if distances else logits.new_zeros(())
 
-        def one(
-            parameters: dict[str, Tensor], buffers: dict[str, Tensor], own: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            with batch_norm_distance(self.template) as distances:
-                logits = widen(functional_call(self.template, (parameters, buffers), (own,)))
-            return logits, torch.stack(distances).sum() if distances else logits.new_zeros(())
-
-        logits, distances = vmap(one)(self.parameters, self.buffers, inputs)
-        return logits, distances
+    logits, distances = vmap(one)(parameters, buffers, inputs)
+    return logits, distances
 
 
 class StackedInversion:
@@ -139,7 +129,18 @@ class StackedInversion:
         self.members = members
         self.config = objective.config
         self._objective = objective
-        self._stack = Stack.of(members)
+        first = members[0]
+        self._template = _template(first.architecture, first.num_classes, first.input)
+        parameters, self._buffers = stack_module_state([member.network for member in members])
+        self._parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+
+    def draw(self, generator: Generator, parameters: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """What each adapted generator draws: latents [models, images, size] to [models, images, c, s, s]."""
+        images: Tensor = self._compiled(_draw_each)(generator, parameters, latents)
+        return images
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False) if self._objective.compiled else function
 
     def losses(
         self, images: Tensor, labels: Tensor, rngs: Sequence[torch.Generator]
@@ -151,7 +152,9 @@ class StackedInversion:
             [augment(own, padding, flip, rng) for own, rng in zip(images, rngs, strict=True)]
         )
         inputs = spec.normalise(spec.resize(images.flatten(0, 1))).unflatten(0, (models, -1))
-        logits, distances = self._stack(inputs)
+        logits, distances = self._compiled(_judge_each)(
+            self._template, self._parameters, self._buffers, inputs
+        )
         losses = torch.stack([F.cross_entropy(own, labels) for own in logits])
         losses = losses + self.config.batch_norm_weight * distances
         if self._objective.adversarial_weight:

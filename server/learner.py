@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
@@ -44,12 +44,13 @@ class Learner:
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
             self.generator = self._build_generator()
             self.student = self._build_student()
+            self._projection = self._build_projection()
         self.generator_optimizer = make_adam(
             self.generator.parameters(), config.invert.outer_learning_rate, betas=(0.5, 0.999)
         )
+        learned = [*self.student.parameters(), *(self._projection.parameters() if self._projection else ())]
         self._path_optimizers = [
-            make_adam(self.student.parameters(), config.learn.inner_learning_rate)
-            for _ in range(config.learn.paths)
+            make_adam(learned, config.learn.inner_learning_rate) for _ in range(config.learn.paths)
         ]
         self._replay_optimizer = make_adam(self.student.parameters(), config.learn.replay_learning_rate)
 
@@ -79,9 +80,19 @@ class Learner:
         use_channels_last(student)
         return student.to(self.pool.device, self.pool.dtype)
 
+    def _build_projection(self) -> nn.Linear | None:
+        """From the student's features to every teacher's; it never leaves."""
+        settings = self.config.learn
+        if not (settings.relational_tasks and settings.projection_weight):
+            return None
+        size = sum(teacher.network.feature_size for teacher in self._teachers)
+        return nn.Linear(self.student.feature_size, size).to(self.pool.device, self.pool.dtype)
+
     def objective(self, adversarial_weight: float) -> Objective:
         """L_G as configured, against the meta-learner as it stands."""
-        return Objective(self.config.invert, self.student, self.input, adversarial_weight)
+        return Objective(
+            self.config.invert, self.student, self.input, adversarial_weight, self.config.compiled
+        )
 
     def invert(self, iteration: int) -> list[RecoveredTask]:
         """FIVE: recover tasks from a meta-batch of models and remember them."""
@@ -132,9 +143,16 @@ class Learner:
             tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)
         with autocast(self.config.precision, self.pool.device):
             losses["distillation_loss"] = meta_learn.align(
-                self.student, self._path_optimizers, tasks, self.input, settings, team=self.team
+                self.student,
+                self._path_optimizers,
+                tasks,
+                self.input,
+                settings,
+                projection=self._projection,
+                compiled=self.config.compiled,
+                team=self.team,
             )
-        if settings.replay_episodes:
+        if settings.replay_episodes and meta_learn.can_replay(self.memory, settings):
             losses["replay_loss"] = meta_learn.replay(
                 self.student,
                 self._replay_optimizer,
@@ -189,7 +207,10 @@ class Learner:
 
     def _live_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that learning changes in place."""
-        for name, network in (("generator", self.generator), ("student", self.student)):
+        networks = {"generator": self.generator, "student": self.student, "projection": self._projection}
+        for name, network in networks.items():
+            if network is None:
+                continue
             yield from ((f"{name}.{key}", tensor) for key, tensor in network.state_dict().items())
         optimizers = {
             "generator_optimizer": self.generator_optimizer,

@@ -6,6 +6,7 @@ replay with the adaptation recipe. The first two run as a sequential path over t
 step, which is what aligns the tasks' gradients.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -56,22 +57,13 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     return loss
 
 
-def relational_loss(
-    student_features: Tensor, teacher_features: Tensor, teacher_sizes: Sequence[int], temperature: float
-) -> Tensor:
+def relational_loss(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
     """Mean KL of the teachers' softmaxed rows of pairwise similarities from the student's.
 
     Args:
-        student_features: [batch, size].
-        teacher_features: [batch, sum of teacher_sizes], the teachers' features side by side.
+        student: [batch, size], of :func:`side_by_side` for the student alone.
+        teachers: [batch, sum of teacher_sizes], of :func:`side_by_side`.
     """
-    student, teachers = (
-        side_by_side(features, sizes)
-        for features, sizes in (
-            (student_features, [student_features.shape[1]]),
-            (teacher_features, teacher_sizes),
-        )
-    )
     itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
     student_rows, teacher_rows = (
         (vectors @ vectors.T / temperature).masked_fill(itself, -1e4) for vectors in (student, teachers)
@@ -80,14 +72,35 @@ def relational_loss(
     return divergence.mean()
 
 
+def projection_loss(projected: Tensor, teachers: Tensor, sizes: Sequence[int]) -> Tensor:
+    """One minus the cosine between projected and teachers' features, mean over teachers and rows.
+
+    Args:
+        projected: [batch, sum of sizes], a linear map of the student's features.
+        teachers: [batch, sum of sizes], of :func:`side_by_side`.
+    """
+    cosines = (_unit_blocks(projected, sizes) * teachers).sum(1)
+    return 1 - cosines.mean()
+
+
 def side_by_side(features: Tensor, sizes: Sequence[int]) -> Tensor:
     """Unit-length rows whose inner products are the mean of the networks' own cosine similarities.
 
     Args:
         features: [batch, sum of sizes]; each network's block is centred on the batch and normalised.
     """
-    blocks = [F.normalize(block - block.mean(0), dim=1) for block in features.split(list(sizes), dim=1)]
-    return torch.cat(blocks, dim=1) / math.sqrt(len(blocks))
+    return _unit_blocks(features - features.mean(0), sizes)
+
+
+def _unit_blocks(features: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Each network's block at the same length; neighbours of one size are normalised together."""
+    runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
+    parts = features.split([size * count for size, count in runs], dim=1)
+    blocks = [
+        F.normalize(part.unflatten(1, (count, size)), dim=2).flatten(1)
+        for part, (size, count) in zip(parts, runs, strict=True)
+    ]
+    return torch.cat(blocks, dim=1) / math.sqrt(len(sizes))
 
 
 @torch.no_grad()
@@ -140,6 +153,8 @@ def align(
     input: InputSpec,
     config: MetaLearnConfig,
     *,
+    projection: nn.Linear | None = None,
+    compiled: bool = False,
     team: Team = ALONE,
 ) -> float:
     """Walk φ' through the tasks one after the other, then φ ← φ - β (φ - φ'); returns the mean loss.
@@ -150,23 +165,27 @@ def align(
     Args:
         optimizers: one for each path, which take the inner steps. With several, the tasks are dealt out
             to the paths, each starts at φ, and φ' is the mean of their ends.
+        projection: from the student's features to the teachers', learned along with it.
+        compiled: whether the losses go through ``torch.compile``.
         team: shares the paths.
     """
     paths = min(len(optimizers), len(tasks))
-    start = _snapshot(student)
+    evaluate = torch.compile(task_loss, dynamic=False) if compiled else task_loss
+    learned = nn.ModuleList([student] if projection is None else [student, projection])
+    start = _snapshot(learned)
     total = [torch.zeros_like(tensor) for tensor in start]
     loss = start[0].new_zeros(())
     student.train()
     for path in team.share(range(paths)):
-        _load(student, start)
-        steps = [partial(task_loss, student, task, input, config) for task in tasks[path::paths]]
+        _load(learned, start)
+        steps = [partial(evaluate, student, task, input, config, projection) for task in tasks[path::paths]]
         loss += walk(optimizers[path], steps)
-        for sum_, end in zip(total, _snapshot(student), strict=True):
+        for sum_, end in zip(total, _snapshot(learned), strict=True):
             sum_ += end
     student.eval()
     team.sum([loss, *total])
     ends = (sum_ / paths for sum_ in total)
-    _load(student, [torch.lerp(*both, config.outer_rate) for both in zip(start, ends, strict=True)])
+    _load(learned, [torch.lerp(*both, config.outer_rate) for both in zip(start, ends, strict=True)])
     return float(loss) / paths
 
 
@@ -197,9 +216,13 @@ def walk(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]
 
 
 def task_loss(
-    student: Classifier, task: DistillationTask, input: InputSpec, config: MetaLearnConfig
+    student: Classifier,
+    task: DistillationTask,
+    input: InputSpec,
+    config: MetaLearnConfig,
+    projection: nn.Linear | None = None,
 ) -> Tensor:
-    """The distillation losses of one task, weighted."""
+    """The distillation losses of one task, weighted; see :func:`align`."""
     images = task.images.to(next(student.parameters()).dtype)
     inputs = input.normalise(input.resize(images)).contiguous(memory_format=torch.channels_last)
     features = widen(student.features(inputs))
@@ -210,9 +233,13 @@ def task_loss(
             logits = student.head(features)
             loss = loss + distillation_loss(logits, task.teacher_logits, config.distillation_temperature)
         if task.teacher_features is not None:
-            loss = loss + relational_loss(
-                features, task.teacher_features, task.teacher_sizes, config.relational_temperature
-            )
+            teachers = side_by_side(task.teacher_features, task.teacher_sizes)
+            own = side_by_side(features, [features.shape[1]])
+            loss = loss + relational_loss(own, teachers, config.relational_temperature)
+            if projection is not None:
+                projected = projection(features - features.mean(0))
+                distance = projection_loss(projected, teachers, task.teacher_sizes)
+                loss = loss + config.projection_weight * distance
         return loss
 
 
@@ -244,6 +271,14 @@ def replay(
     team.sum([total, *gradients])
     optimizer.step()
     return float(total)
+
+
+def can_replay(memory: Memory, config: MetaLearnConfig) -> bool:
+    """Whether enough models are remembered, with enough images of each class, to draw an episode."""
+    classes, counts = torch.stack([memory.models, memory.classes], dim=1).unique(dim=0, return_counts=True)
+    scarce = counts < config.replay_shots + config.replay_queries
+    models = set(classes[:, 0].tolist()) - set(classes[scarce, 0].tolist())
+    return len(models) >= config.replay_ways
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

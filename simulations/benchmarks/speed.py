@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from fedfree.compute import use_cpu
+from fedfree.compute import choose_device, use_cpu
 from server import invert
 from server.config import PAPER, ServerConfig
 from server.invert_together import together
 from server.learner import Learner
-from server.pipeline import choose_device
 from server.pool import Pool
 from server.precision import autocast, parameter_dtype
 from simulations.benchmarks.output import Table
@@ -79,6 +78,9 @@ def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[Inner
         ("default, models together", server, together),
         ("published", _published(server), invert.one_at_a_time),
     ]
+    if pool.device.type == "cuda":
+        compiled = server.model_copy(update={"compiled": True})
+        cases.insert(2, ("default, models together, compiled", compiled, together))
     works = [_recovery(pool, config, recover_each) for _, config, recover_each in cases]
     times = alternate(works, pool.device, repeats=repeats)
     loops = []

@@ -12,7 +12,7 @@ from server.precision import autocast
 
 Work = Callable[[], object]
 
-PEAK_BATCH, PEAK_CHANNELS, PEAK_SIZE = 16, 256, 56
+PEAK_BATCH, PEAK_CHANNELS, PEAK_SIZE = {"cpu": 16, "cuda": 512}, 256, 56
 """Of the plain large convolution that stands for what the machine can do."""
 
 KINDS = {
@@ -56,7 +56,7 @@ def operations(work: Work) -> int:
 
 def peak(device: torch.device, precision: str, *, repeats: int = 9) -> float:
     """Operations a second of a plain large 3x3 convolution, forward, in a number format; the best of some."""
-    images = torch.rand(PEAK_BATCH, PEAK_CHANNELS, PEAK_SIZE, PEAK_SIZE, device=device)
+    images = torch.rand(PEAK_BATCH[device.type], PEAK_CHANNELS, PEAK_SIZE, PEAK_SIZE, device=device)
     weights = torch.rand(PEAK_CHANNELS, PEAK_CHANNELS, 3, 3, device=device)
     images, weights = (each.contiguous(memory_format=torch.channels_last) for each in (images, weights))
 

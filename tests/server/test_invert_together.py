@@ -36,7 +36,9 @@ def make_members() -> list[Member]:
     return members
 
 
-def run(recover_each: RecoverEach, adversarial_weight: float) -> tuple[Generator, list[RecoveredTask]]:
+def run(
+    recover_each: RecoverEach, adversarial_weight: float, *, compiled: bool = False
+) -> tuple[Generator, list[RecoveredTask]]:
     torch.manual_seed(9)
     generator = Generator(latent_size=4, width=2, channels=3, image_size=16).double()
     student = build(Architecture(), num_classes=4, input=COLOUR).double()
@@ -45,7 +47,7 @@ def run(recover_each: RecoverEach, adversarial_weight: float) -> tuple[Generator
         generator,
         torch.optim.SGD(generator.parameters(), lr=0.1),
         make_members(),
-        Objective(CONFIG, student, COLOUR, adversarial_weight),
+        Objective(CONFIG, student, COLOUR, adversarial_weight, compiled),
         rng=torch.Generator().manual_seed(3),
         recover_each=recover_each,
     )
@@ -54,7 +56,19 @@ def run(recover_each: RecoverEach, adversarial_weight: float) -> tuple[Generator
 
 @pytest.mark.parametrize("adversarial_weight", [0.0, 1.0])
 def test_models_adapted_together_give_what_they_give_one_at_a_time(adversarial_weight: float) -> None:
-    (slow, expected), (fast, tasks) = (run(each, adversarial_weight) for each in (one_at_a_time, together))
+    check_alike(run(one_at_a_time, adversarial_weight), run(together, adversarial_weight))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch's own
+def test_compiled_they_give_the_same() -> None:
+    check_alike(run(one_at_a_time, 0.0), run(together, 0.0, compiled=True))
+
+
+def check_alike(
+    slowly: tuple[Generator, list[RecoveredTask]], quickly: tuple[Generator, list[RecoveredTask]]
+) -> None:
+    (slow, expected), (fast, tasks) = slowly, quickly
     for theirs, ours in zip(expected, tasks, strict=True):
         assert theirs.member.id == ours.member.id
         torch.testing.assert_close(ours.images, theirs.images)

@@ -17,7 +17,9 @@ from server.memory import Memory
 from server.meta_learn import (
     DistillationTask,
     align,
+    can_replay,
     distillation_loss,
+    projection_loss,
     relational_loss,
     replay,
     replay_members,
@@ -65,8 +67,18 @@ def test_distillation_is_the_scaled_divergence_of_softened_outputs() -> None:
 def test_relations_are_learned_up_to_rotation_and_scale_of_the_features() -> None:
     features = torch.randn(30, 8, generator=rng())
     rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=rng()))
-    assert relational_loss(5 * features @ rotation + 2, features, [8], temperature=0.1).abs() < 1e-5
-    assert relational_loss(features.roll(1, 0), features, [8], temperature=0.1) > 0.1
+    student, teacher = side_by_side(5 * features @ rotation + 2, [8]), side_by_side(features, [8])
+    assert relational_loss(student, teacher, temperature=0.1).abs() < 1e-5
+    assert relational_loss(student.roll(1, 0), teacher, temperature=0.1) > 0.1
+
+
+def test_a_projection_is_compared_with_each_teacher_by_itself_whatever_its_scale() -> None:
+    features = torch.randn(30, 8, generator=rng())
+    teachers, centred = side_by_side(features, [3, 5]), features - features.mean(0)
+    scaled = centred * torch.tensor([7.0] * 3 + [0.1] * 5)
+    assert projection_loss(scaled, teachers, [3, 5]).abs() < 1e-6
+    half = torch.cat([centred[:, :3], -centred[:, 3:]], dim=1)
+    torch.testing.assert_close(projection_loss(half, teachers, [3, 5]), torch.tensor(1.0))
 
 
 def test_relational_targets_are_the_mean_of_the_teachers_own_cosine_similarities() -> None:
@@ -181,6 +193,12 @@ def test_replay_episodes_take_each_class_from_another_model() -> None:
             assert len(memory.classes[members[labels == model]].unique()) == 1
 
 
+@pytest.mark.parametrize(("ways", "queries", "enough"), [(4, 19, True), (5, 19, False), (4, 20, False)])
+def test_replay_waits_for_enough_models_and_images(ways: int, queries: int, enough: bool) -> None:
+    config = CONFIG.model_copy(update={"replay_ways": ways, "replay_queries": queries})
+    assert can_replay(make_memory(), config) == enough
+
+
 def test_replay_lowers_the_loss_on_the_memorys_episodes() -> None:
     memory, student = make_memory(), make_network()
     memory.rows["images"].copy_(memory.models.view(-1, 1, 1, 1) * 40 + memory.rows["images"] // 4)
@@ -207,3 +225,26 @@ def test_the_student_learns_the_relations_of_several_teachers() -> None:
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
     losses = [align(student, [optimizer], [task], INPUT, CONFIG) for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_projection_is_learned_along_with_the_student() -> None:
+    members, student, projection = [make_member(1), make_member(2)], make_network(0), nn.Linear(32, 64)
+    images = torch.rand(24, 1, 16, 16, generator=rng())
+    task = DistillationTask(images, None, teacher_features(members, images), (32, 32))
+    config = CONFIG.model_copy(update={"projection_weight": 1.0})
+    optimizer = torch.optim.Adam([*student.parameters(), *projection.parameters()], lr=3e-3)
+    losses = [align(student, [optimizer], [task], INPUT, config, projection=projection) for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.slow
+def test_compiled_losses_lead_to_the_same_student() -> None:
+    members, images = [make_member(1), make_member(2)], torch.rand(24, 1, 16, 16, generator=rng())
+    task = DistillationTask(images, None, teacher_features(members, images), (32, 32))
+    students = []
+    for compiled in (False, True):
+        student = make_network(0)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        align(student, [optimizer], [task] * 3, INPUT, CONFIG, compiled=compiled)
+        students.append(student.get_parameter("blocks.0.0.weight").detach())
+    torch.testing.assert_close(*students, rtol=1e-3, atol=1e-5)
