@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 ENGINE ?= in-process
 OUT ?= runs/demo-$(ENGINE)
 
-.PHONY: install demo test test-slow check proto clean
+.PHONY: install demo test test-slow test-gpu check proto clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,9 @@ test: install
 
 test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800
+
+test-gpu: install
+	$(BIN)/pytest -m gpu
 
 check: install
 	$(BIN)/ruff check .

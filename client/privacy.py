@@ -33,7 +33,9 @@ from fedfree.statement import DpSgd
 
 ACCOUNTANT = "prv"
 IMAGES_AT_ONCE = 128
-"""Images whose gradients are held in memory together; larger batches are gone through in parts."""
+"""Images whose gradients a CPU holds in memory together; larger batches are gone through in parts."""
+GPU_GRADIENTS = 2**28
+"""Numbers in the gradients of the images that a GPU holds together."""
 
 _TWISTER_WORDS = 624
 _TWISTER_STATE = slice(24, 24 + 8 * _TWISTER_WORDS)
@@ -208,7 +210,10 @@ def dp_sgd(
 
 def take_step(network: nn.Module, optimizer: Any, inputs: Tensor, labels: Tensor) -> None:
     """One noisy step of Opacus' optimizer, in parts that fit into memory; also on a batch without images."""
-    parts = list(zip(inputs.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True))
+    at_once = IMAGES_AT_ONCE
+    if inputs.is_cuda:
+        at_once = max(1, GPU_GRADIENTS // sum(parameter.numel() for parameter in network.parameters()))
+    parts = list(zip(inputs.split(at_once), labels.split(at_once), strict=True))
     for number, (some_inputs, some_labels) in enumerate(parts, start=1):
         optimizer.signal_skip_step(number < len(parts))
         F.cross_entropy(network(some_inputs), some_labels).backward()

@@ -99,9 +99,10 @@ def _circumstances(spent: DifferentialPrivacy, contribution: Contribution) -> It
     yield "composition", _composition(spent.composition, spent.delta)
     yield (
         "randomness",
-        """Noise and sampling from generators whose whole state the operating system filled; no seed exists
-        that would repeat them. The generator (Mersenne twister) is not cryptographic, and noise in
-        floating-point numbers is coarser than the noise of the proof.""",
+        """Noise and sampling from generators that the operating system filled: the whole state of a Mersenne
+        twister, or, for the noise of a training on a GPU, a Philox generator's key of 64 bits. No seed exists
+        that would repeat them. Neither generator is cryptographic, and noise in floating-point numbers is
+        coarser than the noise of the proof.""",
     )
     yield (
         "architecture",
