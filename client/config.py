@@ -12,6 +12,11 @@ from fedfree.settings import Settings
 from fedfree.statement import MAX_EPSILON
 
 
+def or_if_colour(setting: bool | None, channels: int) -> bool:
+    """A setting that, where it was not made, is on for colour images only."""
+    return channels == 3 if setting is None else setting
+
+
 class DataConfig(Settings):
     """Which images of a folder or zip; see ``client.data.load_images``."""
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from client.config import PretrainConfig
+from client.config import PretrainConfig, or_if_colour
 from client.data import ImageSet, split_held_out, to_input
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.cli import read_file
@@ -68,7 +68,7 @@ def initialise(images: ImageSet, config: PretrainConfig, *, seed: int) -> Untrai
         channels=channels,
         height=config.image_size,
         width=config.image_size,
-        horizontal_flip=channels == 3 if config.horizontal_flip is None else config.horizontal_flip,
+        horizontal_flip=or_if_colour(config.horizontal_flip, channels),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initialisation"))
@@ -97,7 +97,7 @@ def _fit(
 ) -> None:
     use_channels_last(network.train())
     device = network.device
-    wanted = spec.channels == 3 if config.rotation_task is None else config.rotation_task
+    wanted = or_if_colour(config.rotation_task, spec.channels)
     turns = _zeros(network.feature_size, 4 * training.num_classes).to(device) if wanted else None
     optimizer = torch.optim.SGD(
         [*network.parameters(), *(turns.parameters() if turns else ())],

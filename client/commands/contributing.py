@@ -21,7 +21,7 @@ from client.commands.options import (
     Split,
     training,
 )
-from client.config import ClientConfig
+from client.config import ClientConfig, or_if_colour
 from client.contribute import MANIFEST, WEIGHTS, contribute
 from client.ledger import Ledger, ledger_lines, ledger_table
 from client.pack import accuracy_on, read_checkpoint, to_contribution, to_network
@@ -156,7 +156,7 @@ def pack(
         width=image_size,
         mean=_numbers("--mean", mean, channels),
         std=_numbers("--std", std, channels),
-        horizontal_flip=channels == 3 if flip is None else flip,
+        horizontal_flip=or_if_colour(flip, channels),
     )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     network, notes = to_network(read_checkpoint(model), chosen, num_classes=classes, input=input)
