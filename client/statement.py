@@ -101,7 +101,7 @@ def _circumstances(spent: DifferentialPrivacy, contribution: Contribution) -> It
         "randomness",
         """Noise and sampling from generators that the operating system filled: the whole state of a Mersenne
         twister, or, for the noise of a training on a GPU, a Philox generator's key of 64 bits. No seed exists
-        that would repeat them. Neither generator is cryptographic, and noise in floating-point numbers is
+        that would repeat them. These generators are not cryptographic, and noise in floating-point numbers is
         coarser than the noise of the proof.""",
     )
     yield (
