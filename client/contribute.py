@@ -27,7 +27,7 @@ from fedfree.codec import (
     encode_weights,
     sha256,
 )
-from fedfree.compute import use_cpu
+from fedfree.compute import choose_device, use_cpu
 from fedfree.errors import ContributionError
 from fedfree.seeding import make_generator
 from fedfree.statement import (
@@ -57,6 +57,7 @@ def contribute(config: ClientConfig) -> tuple[bytes, bytes]:
 
     Raises:
         DataError: the images cannot be used.
+        ConfigError: a GPU was asked for that is not there.
         PrivacyError: the promise cannot be kept, or the contribution would exceed the privacy budget.
     """
     data = config.data
@@ -118,6 +119,7 @@ def _train_privately_into(
     privacy = config.privacy
     untrained = initialise(images, config.pretrain, seed=config.seed)
     check_private(untrained.network)
+    choose_device(config.pretrain.device)
     run = plan(len(images), privacy)
     reservation = uuid.uuid4().hex
     composition = ledger.reserve(

@@ -165,6 +165,17 @@ def test_batch_norm_under_privacy_is_refused_before_anything_is_reserved(config:
     assert not config.ledger_path.exists()
 
 
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_reserved(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    private = under_privacy(config)
+    on_gpu = private.pretrain.model_copy(update={"device": "cuda"})
+    with pytest.raises(ConfigError, match="finds no GPU here"):
+        contribute(private.model_copy(update={"pretrain": on_gpu}))
+    assert not config.ledger_path.exists()
+
+
 def test_training_begins_from_the_weights_that_are_named(config: ClientConfig, tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(contribute(config)[1])
