@@ -39,6 +39,7 @@ from client.privacy import plan as plan_run
 from client.privacy import train_privately
 from fedfree.accounting import highest_true_positive_rate
 from fedfree.architectures import Classifier, InputSpec
+from fedfree.cli import read_file
 from fedfree.codec import Contribution, decode_contribution, encode_weights, sha256
 from fedfree.compute import use_cpu
 from fedfree.errors import DataError
@@ -136,7 +137,8 @@ def trainer_of(config: PretrainConfig, privacy: PrivacyConfig | None = None) -> 
             weights=encode_weights(trained.network),
         )
 
-    return Trainer(train, sha256(f"{config.sha256()} {privacy.training_sha256()}".encode()))
+    initial = sha256(read_file(config.initial_weights)) if config.initial_weights else ""
+    return Trainer(train, sha256(f"{config.sha256()} {privacy.training_sha256()} {initial}".encode()))
 
 
 def _train_unreleased(

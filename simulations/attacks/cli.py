@@ -17,7 +17,14 @@ from simulations.attacks import sweep_table
 from simulations.attacks.audit import audit_organisation, draw_pictures
 from simulations.attacks.config import AuditConfig
 from simulations.attacks.memorisation import LABEL, Nearness
-from simulations.attacks.sweep import Level, audit_federations, read_base, read_epsilons, run_federations
+from simulations.attacks.sweep import (
+    SMALL,
+    Level,
+    audit_federations,
+    read_base,
+    read_epsilons,
+    run_federations,
+)
 from simulations.attacks.sweep_plots import plots
 from simulations.benchmarks import output
 from simulations.config import SimulationConfig
@@ -123,7 +130,7 @@ def sweep(
         str | None, option("Of the models at every epsilon; the first is audited. (default: conv4-group)")
     ] = None,
     delta: Delta = None,
-    iterations: Annotated[int | None, option("Of the server. (default: 12)")] = None,
+    iterations: Annotated[int | None, option(f"Of the server. (default: {SMALL['iterations']})")] = None,
     episodes: Episodes = None,
     device: Device = None,
     threads: Threads = None,

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from client.config import PretrainConfig, PrivacyConfig
 from client.rehearse import CANARY_FRACTION, MIN_SHADOWS
 from fedfree.architectures import Architecture
+from fedfree.compute import Device
 from fedfree.settings import Settings
 from server.config import ServerConfig, preset
 
@@ -32,6 +33,8 @@ class AuditConfig(Settings):
     """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
     rotation_task: bool | None = None
     """Whether models also learn to tell quarter turns; without it, for colour images only."""
+    initial_weights: Path | None = None
+    """safetensors that every model's training begins from."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Of each model's training; by default without differential privacy."""
     student_iterations: Annotated[int, Field(ge=1)] = 20
@@ -44,6 +47,8 @@ class AuditConfig(Settings):
     """Other organisations of such a federation, the same in each."""
     meta_learner_iterations: Annotated[int, Field(ge=1)] = 10
     """Of such a federation's server."""
+    device: Device = "auto"
+    """On which models are trained; the servers use the CPU."""
     threads: Annotated[int, Field(ge=1)] = 2
     seed: Annotated[int, Field(ge=0)] = 0
     cache: Path = Path(".cache/fedfree")
@@ -70,6 +75,8 @@ class AuditConfig(Settings):
             epochs=self.epochs,
             min_steps=self.min_steps,
             rotation_task=self.rotation_task,
+            initial_weights=self.initial_weights,
+            device=self.device,
             threads=self.threads,
         )
 

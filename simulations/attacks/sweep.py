@@ -160,8 +160,8 @@ def at_epsilon(base: SimulationConfig, epsilon: float) -> SimulationConfig:
 def audit_config(config: SimulationConfig, shadows: int) -> AuditConfig:
     """An audit of an organisation like those of a federation."""
     shared = (
-        *("dataset", "images_per_class", "epochs", "min_steps", "rotation_task"),
-        *("privacy", "threads", "seed", "cache"),
+        *("dataset", "images_per_class", "epochs", "min_steps", "rotation_task", "initial_weights"),
+        *("privacy", "device", "threads", "seed", "cache"),
     )
     return AuditConfig(
         classes=config.classes_each,

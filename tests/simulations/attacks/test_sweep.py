@@ -14,6 +14,7 @@ from client.attacks import EpsilonBound, Exposure, Interval
 from client.config import ClientConfig, DataConfig, PretrainConfig
 from client.contribute import contribute
 from client.data import ImageSet
+from client.rehearse import trainer_of
 from fedfree.errors import ConfigError
 from server.config import InvertConfig, ServerConfig
 from simulations import cli, federation
@@ -21,6 +22,7 @@ from simulations.attacks.sweep import (
     Audited,
     Level,
     at_epsilon,
+    audit_config,
     local_accuracy,
     read_base,
     read_epsilons,
@@ -201,6 +203,17 @@ def test_everything_but_epsilon_is_the_same_at_every_epsilon() -> None:
     assert [str(each) for each in at_inf.architectures] == ["conv4-32-group"]
     assert at_1.privacy.epsilon == 1 and not at_inf.privacy.is_dp
     assert at_1.model_copy(update={"privacy": at_inf.privacy}) == at_inf
+
+
+def test_the_audited_models_begin_and_are_trained_as_the_federations_models(tmp_path: Path) -> None:
+    weights = tmp_path / "public.safetensors"
+    weights.write_bytes(b"some")
+    federation = SimulationConfig(initial_weights=weights, device="cpu")
+    pretrain = audit_config(federation, 16).pretrain()
+    assert (pretrain.initial_weights, pretrain.device) == (weights, "cpu")
+    before = trainer_of(pretrain).config_hash
+    weights.write_bytes(b"others")
+    assert trainer_of(pretrain).config_hash != before
 
 
 @pytest.mark.parametrize("text", ["", "1,,3", "one", "0,1", "-1", "nan"])
