@@ -99,7 +99,7 @@ class ServerConfig(Settings):
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Of inversion and distillation; ``auto`` takes bfloat16 where the hardware multiplies it."""
     compiled: bool = False
-    """Whether inversion and distillation go through ``torch.compile``, which takes a while to begin."""
+    """Whether distillation, and inversion of models together, go through ``torch.compile``; slow to begin."""
     threads: AtLeastOne = 2
     """CPU threads; results depend on it in the last bits."""
     collect: CollectConfig = CollectConfig()

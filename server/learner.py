@@ -207,10 +207,10 @@ class Learner:
 
     def _live_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that learning changes in place."""
-        networks = {"generator": self.generator, "student": self.student, "projection": self._projection}
+        networks = {"generator": self.generator, "student": self.student}
+        if self._projection is not None:
+            networks["projection"] = self._projection
         for name, network in networks.items():
-            if network is None:
-                continue
             yield from ((f"{name}.{key}", tensor) for key, tensor in network.state_dict().items())
         optimizers = {
             "generator_optimizer": self.generator_optimizer,
