@@ -167,7 +167,8 @@ def _wait(process: "subprocess.Popen[bytes]", node: Node, said_before: int) -> N
         file.seek(said_before)
         if _REFUSED.encode() in file.read():
             raise ProcessEndedError(
-                "the coordinator refused this node: its key is not enrolled, or it was killed less than a "
-                f"minute ago (enroll {node.key}.pub with `fedfree-server enroll`; see {node.log_file})"
+                "the coordinator refused this node: its key is not enrolled, or the coordinator has only "
+                "just started, or the node was killed less than a minute ago (enroll it with "
+                f"`fedfree-server enroll NAME {node.key}.pub`; see {node.log_file})"
             )
     raise ProcessEndedError(f"the SuperNode ended with exit status {status}; see {node.log_file}")
