@@ -61,9 +61,12 @@ class MetaLearnConfig(Settings):
     memory_images: AtLeastOne = 40_000
     """Capacity of the memory."""
     max_teachers: AtLeastOne = 32
-    """At most this many models teach on every image."""
+    """At most this many models teach, shared out among the kinds of input."""
+    min_alike: AtLeastOne = 4
+    """On images recovered from a model, the models of its kind of input (channels and size) teach; where they
+    are fewer than this, those of every kind."""
     compositions: Count = 200
-    """New images an iteration that are composed from recovered ones; every teacher sees each once."""
+    """New images an iteration that are composed from recovered ones; each teacher sees each once."""
     relational_tasks: Count = 50
     """Batches of recovered and composed images an iteration, for relational distillation."""
     own_tasks: bool = False

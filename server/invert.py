@@ -28,7 +28,7 @@ class RecoveredTask:
 
     member: Member
     images: Tensor
-    """[images, channels, image_size, image_size] in [0, 1], before the model's own resizing."""
+    """[images, channels, image_size, image_size] in [0, 1], in the meta-learner's shape."""
     labels: Tensor
     """[images], int64: the class each image was asked to show."""
     loss: Tensor

@@ -13,6 +13,7 @@ from fedfree.seeding import derive_seed, make_generator
 from server import invert, meta_learn
 from server.compose import compose
 from server.config import ServerConfig
+from server.faculty import Faculty, relational_tasks
 from server.generator import Generator
 from server.invert import Objective, RecoveredTask
 from server.invert_together import together
@@ -34,21 +35,23 @@ class Learner:
         self.config = config
         self.team = team
         self._rng = make_generator(config.seed, "learn")
-        self._teachers = self._choose_teachers()
-        self.input, most_classes = common_shape(pool)
+        self.input, most_classes, self._kinds = shapes(pool)
+        staffs = self._choose_teachers()
         self.recipe = _allowed(config.recipe, self.input)
         self.num_classes = max(config.learn.replay_ways, most_classes)
         self.memory = Memory(config.learn.memory_images, pool.device)
-        self._corpus = Corpus(config.learn.memory_images, pool.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
             self.generator = self._build_generator()
             self.student = self._build_student()
-            self._projection = self._build_projection()
+            self.faculties = [self._build_faculty(teachers, len(staffs)) for teachers in staffs]
+        self._projections = [each.projection for each in self.faculties if each.projection is not None]
         self.generator_optimizer = make_adam(
             self.generator.parameters(), config.invert.outer_learning_rate, betas=(0.5, 0.999)
         )
-        learned = [*self.student.parameters(), *(self._projection.parameters() if self._projection else ())]
+        learned = [
+            parameter for each in (self.student, *self._projections) for parameter in each.parameters()
+        ]
         self._path_optimizers = [
             make_adam(learned, config.learn.inner_learning_rate) for _ in range(config.learn.paths)
         ]
@@ -58,11 +61,6 @@ class Learner:
     def images_recovered(self) -> int:
         """So far, those that the memory has forgotten included."""
         return self.memory.rows.added
-
-    def _choose_teachers(self) -> list[Member]:
-        """The models that teach on every image; a random part of a pool larger than ``max_teachers``."""
-        rng = make_generator(self.config.seed, "teachers")
-        return self.pool.sample(self.config.learn.max_teachers, rng)
 
     def _build_generator(self) -> Generator:
         settings = self.config.invert
@@ -80,13 +78,33 @@ class Learner:
         use_channels_last(student)
         return student.to(self.pool.device, self.pool.dtype)
 
-    def _build_projection(self) -> nn.Linear | None:
-        """From the student's features to every teacher's; it never leaves."""
+    def _choose_teachers(self) -> list[list[Member]]:
+        """For each kind of input models of that kind; where there are too few, those of every kind."""
         settings = self.config.learn
+        rng = make_generator(self.config.seed, "teachers")
+        kinds = int(self._kinds.max()) + 1
+        at_most = max(1, settings.max_teachers // kinds)
+        alike = [
+            [self.pool.member(number) for number in self._draw_models(kind, at_most, rng)]
+            for kind in range(kinds)
+        ]
+        everyone = [teacher for teachers in alike for teacher in teachers]
+        return [teachers if len(teachers) >= settings.min_alike else everyone for teachers in alike]
+
+    def _draw_models(self, kind: int, count: int, rng: torch.Generator) -> list[int]:
+        """Numbers of ``count`` models of a kind (all of them, if there are fewer), in random order."""
+        numbers = (self._kinds == kind).nonzero().flatten()
+        drawn: list[int] = numbers[torch.randperm(len(numbers), generator=rng)[:count]].tolist()
+        return drawn
+
+    def _build_faculty(self, teachers: list[Member], kinds: int) -> Faculty:
+        settings = self.config.learn
+        corpus = Corpus(max(1, settings.memory_images // kinds), self.pool.device)
         if not (settings.relational_tasks and settings.projection_weight):
-            return None
-        size = sum(teacher.network.feature_size for teacher in self._teachers)
-        return nn.Linear(self.student.feature_size, size).to(self.pool.device, self.pool.dtype)
+            return Faculty(teachers, corpus)
+        size = sum(teacher.network.feature_size for teacher in teachers)
+        projection = nn.Linear(self.student.feature_size, size)
+        return Faculty(teachers, corpus, projection.to(self.pool.device, self.pool.dtype))
 
     def objective(self, adversarial_weight: float) -> Objective:
         """L_G as configured, against the meta-learner as it stands."""
@@ -110,21 +128,28 @@ class Learner:
                 recover_each=together if stacked else invert.one_at_a_time,
                 team=self.team,
             )
+        recovered = [self._as_seen(task) for task in recovered]
         if warm:
             self.memory.add(recovered)
         return recovered
 
+    def _as_seen(self, task: RecoveredTask) -> RecoveredTask:
+        """With images as the meta-learner would get that organisation's own: no finer, no more coloured."""
+        return replace(task, images=self.input.resize(task.member.input.resize(task.images)))
+
     def _ask_teachers(self, recovered: Sequence[RecoveredTask]) -> None:
-        """Show every teacher what was just recovered, and new compositions of what is remembered."""
-        images = torch.cat([task.images for task in recovered])
-        count = self.config.learn.compositions
-        if count:
-            drawn = torch.randperm(len(self.memory), generator=self._rng)[: 4 * count]
-            composed = compose(self.memory.pixels(drawn), count, rng=self._rng)
-            images = torch.cat([images, composed])
-        with autocast(self.config.precision, self.pool.device):
-            features = meta_learn.teacher_features(self._teachers, images, team=self.team)
-        self._corpus.add(images, features)
+        """Show teachers what was just recovered from models of their kind, and new compositions of it."""
+        count = self.config.learn.compositions // len(self.faculties)
+        remembered = self._kinds[self.memory.models]
+        for kind, faculty in enumerate(self.faculties):
+            images = [task.images for task in recovered if self._kinds[task.member.number] == kind]
+            rows = (remembered == kind).nonzero().flatten()
+            if count and len(rows):
+                drawn = rows[torch.randperm(len(rows), generator=self._rng)[: 4 * count]]
+                images.append(compose(self.memory.pixels(drawn), count, rng=self._rng))
+            if images:
+                with autocast(self.config.precision, self.pool.device):
+                    faculty.show(torch.cat(images), team=self.team)
 
     def meta_learn(self, recovered: Sequence[RecoveredTask], iteration: int) -> dict[str, float]:
         """BELL: distillation along a path of tasks, then replay; returns the mean losses."""
@@ -138,7 +163,7 @@ class Learner:
         self._schedule(iteration)
         if settings.relational_tasks:
             self._ask_teachers(recovered)
-        tasks = meta_learn.relational_tasks(self._corpus, self._teachers, settings, rng=self._rng)
+        tasks = relational_tasks(self.faculties, settings, rng=self._rng)
         if settings.own_tasks:
             tasks += meta_learn.recovered_tasks(recovered, rng=self._rng)
         with autocast(self.config.precision, self.pool.device):
@@ -148,7 +173,7 @@ class Learner:
                 tasks,
                 self.input,
                 settings,
-                projection=self._projection,
+                projections=self._projections,
                 compiled=self.config.compiled,
                 team=self.team,
             )
@@ -207,9 +232,8 @@ class Learner:
 
     def _live_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that learning changes in place."""
-        networks = {"generator": self.generator, "student": self.student}
-        if self._projection is not None:
-            networks["projection"] = self._projection
+        networks: dict[str, nn.Module] = {"generator": self.generator, "student": self.student}
+        networks |= {f"projection{number}": each for number, each in enumerate(self._projections)}
         for name, network in networks.items():
             yield from ((f"{name}.{key}", tensor) for key, tensor in network.state_dict().items())
         optimizers = {
@@ -221,26 +245,31 @@ class Learner:
             yield from ((f"{name}.{key}", tensor) for key, tensor in state_tensors(optimizer))
 
     def _rings(self) -> tuple[tuple[str, Ring], ...]:
-        return (("memory", self.memory.rows), ("corpus", self._corpus.rows))
+        corpora = ((f"corpus{kind}", each.corpus.rows) for kind, each in enumerate(self.faculties))
+        return (("memory", self.memory.rows), *corpora)
 
 
 def _allowed(recipe: Recipe, input: InputSpec) -> Recipe:
     return replace(recipe, mirror=recipe.mirror and input.horizontal_flip)
 
 
-def common_shape(pool: Pool) -> tuple[InputSpec, int]:
-    """The meta-learner's input, and the most classes of any model.
+def shapes(pool: Pool) -> tuple[InputSpec, int, Tensor]:
+    """The meta-learner's input, the most classes of any model, and each model's kind of input, [models].
 
-    The input is the largest of the models', mirrored only if every model allows it.
+    The input is the largest of the models', mirrored only if every model allows it. Models are of one kind
+    that take images of the same channels and size: organisations whose images differ in these hold different
+    things. Kinds are numbered in the order of their shapes.
     """
-    channels = side = most_classes = 0
-    horizontal_flip = True
+    inputs, most_classes = [], 0
     for each in pool.descriptions():
-        channels = max(channels, each.input.channels)
-        side = max(side, each.input.height, each.input.width)
+        inputs.append(each.input)
         most_classes = max(most_classes, each.num_classes)
-        horizontal_flip &= each.input.horizontal_flip
-    return InputSpec(channels, side, side, horizontal_flip=horizontal_flip), most_classes
+    sizes = [(each.channels, each.height, each.width) for each in inputs]
+    kinds = sorted(set(sizes))
+    side = max(max(height, width) for _, height, width in kinds)
+    flip = all(each.horizontal_flip for each in inputs)
+    common = InputSpec(max(channels for channels, _, _ in kinds), side, side, horizontal_flip=flip)
+    return common, most_classes, torch.tensor([kinds.index(size) for size in sizes])
 
 
 def _set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:

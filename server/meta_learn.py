@@ -21,13 +21,9 @@ from fedfree.architectures import Classifier, InputSpec
 from fedfree.episodes import Episode, EpisodeSpec, sample_episode
 from server.config import MetaLearnConfig
 from server.invert import RecoveredTask, kl_divergence
-from server.memory import Corpus, Memory
-from server.pool import Member
+from server.memory import Memory
 from server.precision import widen
 from server.team import ALONE, Team
-
-CPU_BATCH = 64
-"""Images at once on a CPU: what fits its caches."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,11 @@ class DistillationTask:
     teacher_logits: Tensor | None = None
     """[batch, classes] of the model the images were recovered from; None for images of several models."""
     teacher_features: Tensor | None = None
-    """[batch, sum of teacher_sizes]; see :func:`teacher_features`."""
+    """[batch, sum of teacher_sizes]; see ``faculty.teacher_features``."""
     teacher_sizes: tuple[int, ...] = ()
     """Feature size of each teacher."""
+    projection: nn.Linear | None = None
+    """From the student's features to the teachers'; it is learned along with the student."""
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -103,25 +101,6 @@ def _unit_blocks(features: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat(blocks, dim=1) / math.sqrt(len(sizes))
 
 
-@torch.no_grad()
-def teacher_features(teachers: Sequence[Member], images: Tensor, *, team: Team = ALONE) -> Tensor:
-    """Every teacher's features of [batch, channels, size, size] images, [batch, sum of sizes].
-
-    Args:
-        team: shares the images; every process returns all features.
-    """
-    mine = images[team.rank :: team.size]
-    features = torch.cat([_features(teacher, mine) for teacher in teachers], dim=1)
-    return team.gather(features, len(images))
-
-
-def _features(teacher: Member, images: Tensor) -> Tensor:
-    inputs = teacher.input.normalise(teacher.input.resize(images.to(teacher.dtype)))
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    part = len(inputs) if inputs.is_cuda else CPU_BATCH
-    return torch.cat([widen(teacher.network.features(rows)) for rows in inputs.split(part)])
-
-
 def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator) -> list[DistillationTask]:
     """One task a model, in random order, taught by that model alone."""
     order = torch.randperm(len(recovered), generator=rng).tolist()
@@ -134,18 +113,6 @@ def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator)
     return tasks
 
 
-def relational_tasks(
-    corpus: Corpus, teachers: Sequence[Member], config: MetaLearnConfig, *, rng: torch.Generator
-) -> list[DistillationTask]:
-    """Batches of the corpus, taught by every teacher."""
-    sizes = tuple(teacher.network.feature_size for teacher in teachers)
-    batches = (corpus.sample(config.batch_size, rng=rng) for _ in range(config.relational_tasks))
-    return [
-        DistillationTask(images, teacher_features=features, teacher_sizes=sizes)
-        for images, features in batches
-    ]
-
-
 def align(
     student: Classifier,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -153,7 +120,7 @@ def align(
     input: InputSpec,
     config: MetaLearnConfig,
     *,
-    projection: nn.Linear | None = None,
+    projections: Sequence[nn.Module] = (),
     compiled: bool = False,
     team: Team = ALONE,
 ) -> float:
@@ -165,20 +132,20 @@ def align(
     Args:
         optimizers: one for each path, which take the inner steps. With several, the tasks are dealt out
             to the paths, each starts at φ, and φ' is the mean of their ends.
-        projection: from the student's features to the teachers', learned along with it.
+        projections: those of the tasks, learned along with the student.
         compiled: whether the losses go through ``torch.compile``.
         team: shares the paths.
     """
     paths = min(len(optimizers), len(tasks))
     evaluate = torch.compile(task_loss, dynamic=False) if compiled else task_loss
-    learned = nn.ModuleList([student] if projection is None else [student, projection])
+    learned = nn.ModuleList([student, *projections])
     start = _snapshot(learned)
     total = [torch.zeros_like(tensor) for tensor in start]
     loss = start[0].new_zeros(())
     student.train()
     for path in team.share(range(paths)):
         _load(learned, start)
-        steps = [partial(evaluate, student, task, input, config, projection) for task in tasks[path::paths]]
+        steps = [partial(evaluate, student, task, input, config) for task in tasks[path::paths]]
         loss += walk(optimizers[path], steps)
         for sum_, end in zip(total, _snapshot(learned), strict=True):
             sum_ += end
@@ -216,11 +183,7 @@ def walk(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]
 
 
 def task_loss(
-    student: Classifier,
-    task: DistillationTask,
-    input: InputSpec,
-    config: MetaLearnConfig,
-    projection: nn.Linear | None = None,
+    student: Classifier, task: DistillationTask, input: InputSpec, config: MetaLearnConfig
 ) -> Tensor:
     """The distillation losses of one task, weighted; see :func:`align`."""
     images = task.images.to(next(student.parameters()).dtype)
@@ -236,8 +199,8 @@ def task_loss(
             teachers = side_by_side(task.teacher_features, task.teacher_sizes)
             own = side_by_side(features, [features.shape[1]])
             loss = loss + relational_loss(own, teachers, config.relational_temperature)
-            if projection is not None:
-                projected = projection(features - features.mean(0))
+            if task.projection is not None:
+                projected = task.projection(features - features.mean(0))
                 distance = projection_loss(projected, teachers, task.teacher_sizes)
                 loss = loss + config.projection_weight * distance
         return loss

@@ -21,6 +21,7 @@ from client.pretrain import Pretrained, pretrain
 from fedfree.episodes import Accuracy, mean_and_ci95
 from fedfree.seeding import derive_seed, make_generator
 from server import meta_learn
+from server.faculty import Faculty, relational_tasks
 from server.generator import Generator
 from server.invert import Inversion, draw_task, inner_optimizer, one_at_a_time
 from server.learner import Learner
@@ -218,12 +219,12 @@ def student_accuracies(
     """Distil the teachers' relations on these images alone, and measure the student on meta_val."""
     config, members = learner.config.learn, [teachers.member(number) for number in range(len(teachers))]
     student = copy.deepcopy(learner.student)
-    corpus = Corpus(len(images), images.device)
+    faculty = Faculty(members, Corpus(len(images), images.device))
     rng = make_generator(learner.config.seed, "student")
     with autocast(learner.config.precision, teachers.device):
-        corpus.add(images, meta_learn.teacher_features(members, images))
+        faculty.show(images)
         steps = config.model_copy(update={"relational_tasks": STUDENT_STEPS, "batch_size": len(images) // 2})
-        tasks = meta_learn.relational_tasks(corpus, members, steps, rng=rng)
+        tasks = relational_tasks([faculty], steps, rng=rng)
         optimizer = make_adam(student.parameters(), config.inner_learning_rate)
         meta_learn.align(student, [optimizer], tasks, learner.input, steps)
     return few_shot(student, learner.input, validation, simulation)

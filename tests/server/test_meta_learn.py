@@ -12,6 +12,7 @@ from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.seeding import make_generator
 from server.config import MetaLearnConfig
+from server.faculty import teacher_features
 from server.invert import RecoveredTask
 from server.memory import Memory
 from server.meta_learn import (
@@ -25,7 +26,6 @@ from server.meta_learn import (
     replay_members,
     side_by_side,
     task_loss,
-    teacher_features,
     walk,
 )
 from server.pool import Member
@@ -230,10 +230,10 @@ def test_the_student_learns_the_relations_of_several_teachers() -> None:
 def test_a_projection_is_learned_along_with_the_student() -> None:
     members, student, projection = [make_member(1), make_member(2)], make_network(0), nn.Linear(32, 64)
     images = torch.rand(24, 1, 16, 16, generator=rng())
-    task = DistillationTask(images, None, teacher_features(members, images), (32, 32))
+    task = DistillationTask(images, None, teacher_features(members, images), (32, 32), projection)
     config = CONFIG.model_copy(update={"projection_weight": 1.0})
     optimizer = torch.optim.Adam([*student.parameters(), *projection.parameters()], lr=3e-3)
-    losses = [align(student, [optimizer], [task], INPUT, config, projection=projection) for _ in range(60)]
+    losses = [align(student, [optimizer], [task], INPUT, config, projections=[projection]) for _ in range(60)]
     assert losses[-1] < 0.5 * losses[0]
 
 
