@@ -1,7 +1,7 @@
 """BELL: better generalisation via a meta-learner (FREE, section 3.3); distils what the pool knows.
 
 Three signals, each switched by its weight or count in ``MetaLearnConfig``: logit distillation from
-the model an image was recovered from, relational distillation from all teachers, and cross-task
+the model an image was recovered from, relational distillation from many teachers, and cross-task
 replay with the adaptation recipe. The first two run as a sequential path over tasks with one outer
 step, which is what aligns the tasks' gradients.
 """
