@@ -46,7 +46,7 @@ def run_flower(run: Path, *, organisations: int, on_event: OnEvent) -> None:
     directory.error.unlink(missing_ok=True)
     events = Tail(directory.events)
     with signals_raise(), _simulation(run.resolve()) as flower:
-        run_id = flower.submit(run.resolve(), *_as_simulation(organisations))
+        run_id = flower.submit(run.resolve(), *_as_simulation(organisations, directory.config().threads))
         status, details = follow(flower, run_id, directory, events, on_event)
     if status != COMPLETED:
         raise FederationError(reason(directory, details) or f"the Flower run ended as {status}")
@@ -77,10 +77,13 @@ def _simulation(run: Path) -> Iterator[SuperLink]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _as_simulation(organisations: int) -> tuple[str, str]:
-    """Options of a run whose organisations are simulated."""
-    cpus = min(os.cpu_count() or 1, organisations)
+def _as_simulation(organisations: int, threads: int) -> tuple[str, str]:
+    """Options of a run whose organisations are simulated: only as many at once as there are CPUs for.
+
+    Two networks that train on the same two cores, two threads each, take longer than one after the other.
+    """
+    cpus = max(threads, os.cpu_count() or 1)
     return (
         "--federation-config",
-        f"num-supernodes={organisations} client-resources-num-cpus=1 init-args-num-cpus={cpus}",
+        f"num-supernodes={organisations} client-resources-num-cpus={threads} init-args-num-cpus={cpus}",
     )
