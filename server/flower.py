@@ -22,8 +22,9 @@ CONNECTION = "private"
 COMPLETED = "finished:completed"
 
 _POLL_SECONDS = 0.3
-_STATUS_SECONDS = 20.0
-"""Asking Flower for a run's status starts a process of one CPU second; the event log costs nothing."""
+_STATUS_SECONDS = 30.0
+"""How long nothing is heard before Flower is asked: that starts a process of two CPU seconds, beside training
+where both share a machine."""
 _START_SECONDS = 60.0
 _COMMAND_SECONDS = 120.0
 
@@ -173,22 +174,23 @@ def follow(
     Raises:
         ProcessEndedError: the SuperLink is gone.
     """
-    asked_at, ending = time.monotonic(), False
+    heard_at, ending = time.monotonic(), False
     while True:
         flower.require_alive()
         meanwhile()
         for line in events.lines():
             event = event_from_line(line)
             on_event(event)
+            heard_at = time.monotonic()
             ending |= (event.stage, event.kind) == ("adapt", "finished")
         ending |= directory.error.exists()
-        if ending or time.monotonic() - asked_at > _STATUS_SECONDS:
+        if ending or time.monotonic() - heard_at > _STATUS_SECONDS:
             status, details = flower.status(run_id)
             if status.startswith("finished"):
                 for line in events.lines():
                     on_event(event_from_line(line))
                 return status, details
-            asked_at = time.monotonic()
+            heard_at = time.monotonic()
         time.sleep(_POLL_SECONDS)
 
 
