@@ -256,9 +256,9 @@ def _allowed(recipe: Recipe, input: InputSpec) -> Recipe:
 def shapes(pool: Pool) -> tuple[InputSpec, int, Tensor]:
     """The meta-learner's input, the most classes of any model, and each model's kind of input, [models].
 
-    The input is the largest of the models', mirrored only if every model allows it. Models are of one kind
-    that take images of the same channels and size: organisations whose images differ in these hold different
-    things. Kinds are numbered in the order of their shapes.
+    The input is as large as the middle one of the models', mirrored only if every model allows it. Models are
+    of one kind that take images of the same channels and size: organisations whose images differ in these
+    hold different things. Kinds are numbered in the order of their shapes.
     """
     inputs, most_classes = [], 0
     for each in pool.descriptions():
@@ -266,7 +266,7 @@ def shapes(pool: Pool) -> tuple[InputSpec, int, Tensor]:
         most_classes = max(most_classes, each.num_classes)
     sizes = [(each.channels, each.height, each.width) for each in inputs]
     kinds = sorted(set(sizes))
-    side = max(max(height, width) for _, height, width in kinds)
+    side = sorted(max(height, width) for _, height, width in sizes)[len(sizes) // 2]
     flip = all(each.horizontal_flip for each in inputs)
     common = InputSpec(max(channels for channels, _, _ in kinds), side, side, horizontal_flip=flip)
     return common, most_classes, torch.tensor([kinds.index(size) for size in sizes])
