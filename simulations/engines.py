@@ -82,7 +82,7 @@ def _as_simulation(organisations: int, threads: int) -> tuple[str, str]:
 
     Two networks that train on the same two cores, two threads each, take longer than one after the other.
     """
-    cpus = max(threads, os.cpu_count() or 1)
+    cpus = max(threads, min(os.cpu_count() or 1, organisations * threads))
     return (
         "--federation-config",
         f"num-supernodes={organisations} client-resources-num-cpus={threads} init-args-num-cpus={cpus}",
