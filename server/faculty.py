@@ -1,6 +1,5 @@
 """Who teaches on which images: the models that take one kind of input, and what they made of images."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from server.config import MetaLearnConfig
 from server.memory import Corpus
-from server.meta_learn import DistillationTask
+from server.meta_learn import DistillationTask, Lesson
 from server.pool import Member
 from server.precision import widen
 from server.team import ALONE, Team
@@ -35,22 +34,29 @@ class Faculty:
         """
         self.corpus.add(images, teacher_features(self.teachers, images, team=team))
 
-    def task(self, batch_size: int, *, rng: torch.Generator) -> DistillationTask:
-        """A batch of what was shown, taught by every teacher."""
-        images, features = self.corpus.sample(batch_size, rng=rng)
+    def lesson(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Lesson]:
+        """At most ``count`` of the images that were shown, and what every teacher said of them."""
+        images, features = self.corpus.sample(count, rng=rng)
         sizes = tuple(teacher.network.feature_size for teacher in self.teachers)
-        return DistillationTask(
-            images, teacher_features=features, teacher_sizes=sizes, projection=self.projection
-        )
+        return images, Lesson(features, sizes, self.projection)
 
 
 def relational_tasks(
     faculties: Sequence[Faculty], config: MetaLearnConfig, *, rng: torch.Generator
 ) -> list[DistillationTask]:
-    """Batches of one faculty after the other; of those that were shown something."""
+    """Batches to which every faculty that was shown something gives its share.
+
+    With batches of one kind each, BatchNorm would see one kind's statistics in training and everyone's later.
+    """
     ready = [each for each in faculties if len(each.corpus)]
-    turns = itertools.islice(itertools.cycle(ready), config.relational_tasks)
-    return [each.task(config.batch_size, rng=rng) for each in turns]
+    count = config.relational_tasks if ready else 0
+    return [_joint_task(ready, config.batch_size, rng=rng) for _ in range(count)]
+
+
+def _joint_task(faculties: Sequence[Faculty], batch_size: int, *, rng: torch.Generator) -> DistillationTask:
+    share = max(2, batch_size // len(faculties))
+    images, lessons = zip(*(each.lesson(share, rng=rng) for each in faculties), strict=True)
+    return DistillationTask(torch.cat(images), lessons=lessons)
 
 
 @torch.no_grad()

@@ -27,6 +27,18 @@ from server.team import ALONE, Team
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """How teachers place some images to each other."""
+
+    features: Tensor
+    """[images, sum of sizes]; see ``faculty.teacher_features``."""
+    sizes: tuple[int, ...]
+    """Feature size of each teacher."""
+    projection: nn.Linear | None = None
+    """From the student's features to the teachers'; it is learned along with the student."""
+
+
+@dataclass(frozen=True)
 class DistillationTask:
     """Images with what teachers say about them."""
 
@@ -34,12 +46,8 @@ class DistillationTask:
     """[batch, channels, size, size] in [0, 1]."""
     teacher_logits: Tensor | None = None
     """[batch, classes] of the model the images were recovered from; None for images of several models."""
-    teacher_features: Tensor | None = None
-    """[batch, sum of teacher_sizes]; see ``faculty.teacher_features``."""
-    teacher_sizes: tuple[int, ...] = ()
-    """Feature size of each teacher."""
-    projection: nn.Linear | None = None
-    """From the student's features to the teachers'; it is learned along with the student."""
+    lessons: tuple[Lesson, ...] = ()
+    """Each about as many of the images as it has rows, one lesson after the other."""
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -195,15 +203,21 @@ def task_loss(
         if task.teacher_logits is not None:
             logits = student.head(features)
             loss = loss + distillation_loss(logits, task.teacher_logits, config.distillation_temperature)
-        if task.teacher_features is not None:
-            teachers = side_by_side(task.teacher_features, task.teacher_sizes)
-            own = side_by_side(features, [features.shape[1]])
-            loss = loss + relational_loss(own, teachers, config.relational_temperature)
-            if task.projection is not None:
-                projected = task.projection(features - features.mean(0))
-                distance = projection_loss(projected, teachers, task.teacher_sizes)
-                loss = loss + config.projection_weight * distance
+        parts = features.split([len(lesson.features) for lesson in task.lessons]) if task.lessons else ()
+        for lesson, part in zip(task.lessons, parts, strict=True):
+            loss = loss + lesson_loss(part, lesson, config) / len(parts)
         return loss
+
+
+def lesson_loss(features: Tensor, lesson: Lesson, config: MetaLearnConfig) -> Tensor:
+    """Relational and projection loss of the student's features [images, size] under one lesson."""
+    teachers = side_by_side(lesson.features, lesson.sizes)
+    own = side_by_side(features, [features.shape[1]])
+    loss = relational_loss(own, teachers, config.relational_temperature)
+    if lesson.projection is not None:
+        projected = lesson.projection(features - features.mean(0))
+        loss = loss + config.projection_weight * projection_loss(projected, teachers, lesson.sizes)
+    return loss
 
 
 def replay(

@@ -74,13 +74,14 @@ def test_a_faculty_is_shown_what_its_kind_gave_and_compositions_of_it(tmp_path: 
     assert torch.equal(pixels[:, 0], pixels[:, 2]) and not torch.equal(*colour.corpus.rows["images"][:2])
 
 
-def test_batches_come_from_one_faculty_after_the_other_without_those_that_were_shown_nothing(
-    tmp_path: Path,
-) -> None:
+def test_every_faculty_that_was_shown_something_gives_its_share_of_a_batch(tmp_path: Path) -> None:
     whole, rng = learner(tmp_path, min_alike=2), torch.Generator().manual_seed(0)
     config = MetaLearnConfig(relational_tasks=3, batch_size=4)
     assert relational_tasks(whole.faculties, config, rng=rng) == []
     whole.meta_learn(whole.invert(0), 0)
     unseen = Faculty(whole.faculties[0].teachers, Corpus(4, CPU))
     tasks = relational_tasks([unseen, *whole.faculties], config, rng=rng)
-    assert [len(task.teacher_sizes) for task in tasks] == [2, 3, 2]
+    assert [[(len(each.features), len(each.sizes)) for each in task.lessons] for task in tasks] == [
+        [(2, 2), (2, 3)]
+    ] * 3
+    assert [len(task.images) for task in tasks] == [4, 4, 4]

@@ -17,9 +17,11 @@ from server.invert import RecoveredTask
 from server.memory import Memory
 from server.meta_learn import (
     DistillationTask,
+    Lesson,
     align,
     can_replay,
     distillation_loss,
+    lesson_loss,
     projection_loss,
     relational_loss,
     replay,
@@ -211,7 +213,7 @@ def test_replay_lowers_the_loss_on_the_memorys_episodes() -> None:
 def test_the_task_loss_reaches_the_student_and_no_teacher() -> None:
     member, student = make_member(1), make_network(0)
     images = torch.rand(8, 1, 16, 16, generator=make_generator(0))
-    task = DistillationTask(images, teacher_features=teacher_features([member], images), teacher_sizes=(32,))
+    task = DistillationTask(images, lessons=(Lesson(teacher_features([member], images), (32,)),))
     task_loss(student.train(), task, INPUT, CONFIG).backward()
     gradient = student.get_parameter("blocks.0.0.weight").grad
     assert gradient is not None and gradient.abs().sum() > 0
@@ -221,16 +223,29 @@ def test_the_task_loss_reaches_the_student_and_no_teacher() -> None:
 def test_the_student_learns_the_relations_of_several_teachers() -> None:
     members, student = [make_member(1), make_member(2)], make_network(0)
     images = torch.rand(24, 1, 16, 16, generator=rng())
-    task = DistillationTask(images, None, teacher_features(members, images), (32, 32))
+    task = DistillationTask(images, lessons=(Lesson(teacher_features(members, images), (32, 32)),))
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
     losses = [align(student, [optimizer], [task], INPUT, CONFIG) for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_lessons_share_the_statistics_of_one_batch_and_are_judged_apart() -> None:
+    members, student = [make_member(1), make_member(2)], make_network(0).train()
+    images = torch.rand(12, 1, 16, 16, generator=rng())
+    taught = [teacher_features([member], part) for member, part in zip(members, images.split(6), strict=True)]
+    lessons = tuple(Lesson(features, (32,)) for features in taught)
+    loss = task_loss(student, DistillationTask(images, lessons=lessons), INPUT, CONFIG)
+    parts = student.features(INPUT.normalise(images)).split(6)
+    apart = [lesson_loss(part, lesson, CONFIG) for part, lesson in zip(parts, lessons, strict=True)]
+    torch.testing.assert_close(loss, sum(apart) / 2)
+
+
 def test_a_projection_is_learned_along_with_the_student() -> None:
     members, student, projection = [make_member(1), make_member(2)], make_network(0), nn.Linear(32, 64)
     images = torch.rand(24, 1, 16, 16, generator=rng())
-    task = DistillationTask(images, None, teacher_features(members, images), (32, 32), projection)
+    task = DistillationTask(
+        images, lessons=(Lesson(teacher_features(members, images), (32, 32), projection),)
+    )
     config = CONFIG.model_copy(update={"projection_weight": 1.0})
     optimizer = torch.optim.Adam([*student.parameters(), *projection.parameters()], lr=3e-3)
     losses = [align(student, [optimizer], [task], INPUT, config, projections=[projection]) for _ in range(60)]
@@ -240,7 +255,7 @@ def test_a_projection_is_learned_along_with_the_student() -> None:
 @pytest.mark.slow
 def test_compiled_losses_lead_to_the_same_student() -> None:
     members, images = [make_member(1), make_member(2)], torch.rand(24, 1, 16, 16, generator=rng())
-    task = DistillationTask(images, None, teacher_features(members, images), (32, 32))
+    task = DistillationTask(images, lessons=(Lesson(teacher_features(members, images), (32, 32)),))
     students = []
     for compiled in (False, True):
         student = make_network(0)
