@@ -46,8 +46,8 @@ class SimulationConfig(Settings):
     """safetensors that every organisation's training begins from; they are declared public."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Of each organisation's training; by default without differential privacy."""
-    preset: Literal["default", "paper"] = "default"
-    """``paper`` is the published method; ``default`` also distils the pool's relations."""
+    preset: Literal["default", "large", "paper"] = "default"
+    """``paper`` is the published method; ``default`` and ``large`` also distil the pool's relations."""
     iterations: Annotated[int, Field(ge=1)] | None = None
     """Of the server; the preset's own number by default."""
     episodes: Annotated[int, Field(ge=2)] = 600

@@ -22,6 +22,7 @@ DEFAULT, DOMAINS = "default", "domains"
 CHANGES: dict[str, dict[str, object]] = {
     DEFAULT: {},
     "paper": {"preset": "paper"},
+    "large": {"preset": "large"},
     "architectures": {"architectures": "conv4,resnet10,resnet18"},
     "student-resnet18": {"student": "resnet18"},
     "groupnorm": {"architectures": "conv4-group"},

@@ -136,7 +136,7 @@ def test_fewer_contributions_than_the_quorum_end_the_run(tmp_path: Path) -> None
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'magic': use default or paper"):
+    with pytest.raises(ConfigError, match="unknown preset 'magic': use one of default, large, paper"):
         preset("magic")
 
 

@@ -97,6 +97,7 @@ def test_a_case_changes_what_its_name_says_and_nothing_else() -> None:
     assert list(cases) == [
         "default",
         "paper",
+        "large",
         "architectures",
         "student-resnet18",
         "groupnorm",
@@ -106,6 +107,7 @@ def test_a_case_changes_what_its_name_says_and_nothing_else() -> None:
     ]
     assert cases["default"] == base
     assert cases["paper"] == pool(preset="paper")
+    assert cases["large"] == pool(preset="large")
     assert cases["architectures"] == pool(architectures="conv4,resnet10,resnet18")
     assert cases["student-resnet18"] == pool(student="resnet18")
     assert cases["groupnorm"] == pool(architectures="conv4-group")
