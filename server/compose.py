@@ -35,6 +35,19 @@ def compose(images: Tensor, count: int, *, rng: torch.Generator) -> Tensor:
     return canvas.clamp(0, 1)
 
 
+def noise(count: int, channels: int, size: int, *, rng: torch.Generator) -> Tensor:
+    """1/f noise of random brightness, contrast and tint, [count, channels, size, size] in [0, 1]."""
+    spectrum = torch.fft.rfft2(torch.randn(count, channels, size, size, generator=rng))
+    rows, columns = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
+    frequency = (rows.square() + columns.square()).sqrt().clamp(min=1 / size)
+    texture = torch.fft.irfft2(spectrum / frequency, s=(size, size))
+    texture = texture / texture.std((1, 2, 3), keepdim=True)
+    brightness, contrast = torch.rand(2, count, 1, 1, 1, generator=rng)
+    tint = torch.randn(count, channels, 1, 1, generator=rng)
+    images: Tensor = 0.15 + 0.7 * brightness + 0.12 * tint + 0.2 * contrast * texture
+    return images.clamp(0, 1)
+
+
 def _pieces(images: Tensor, count: int, rng: torch.Generator) -> Tensor:
     """A random part of a random image each, enlarged to the whole, [count, channels, size, size]."""
     chosen = torch.randint(len(images), (count,), generator=rng)

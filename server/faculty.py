@@ -25,6 +25,8 @@ class Faculty:
     corpus: Corpus
     projection: nn.Linear | None = None
     """From the student's features to those of all these teachers; it never leaves."""
+    noise_channels: int = 0
+    """Of the noise composed with their images; 0, none, where models with BatchNorm gave these."""
 
     def show(self, images: Tensor, *, team: Team = ALONE) -> None:
         """Ask every teacher about [batch, channels, size, size] images in [0, 1].

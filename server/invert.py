@@ -241,6 +241,11 @@ def augment(images: Tensor, padding: int, horizontal_flip: bool, rng: torch.Gene
     return images
 
 
+def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """Its BatchNorm layers."""
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 @contextlib.contextmanager
 def batch_norm_distance(network: nn.Module) -> Iterator[list[Tensor]]:
     """Collect ‖μ - running mean‖ + ‖σ² - running variance‖ of each BatchNorm layer (Yin et al. 2020)."""
@@ -254,8 +259,7 @@ def batch_norm_distance(network: nn.Module) -> Iterator[list[Tensor]]:
         variance = values.square().mean((0, 2, 3)) - mean.square()
         distances.append((mean - module.running_mean).norm() + (variance - module.running_var).norm())
 
-    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    handles = [layer.register_forward_pre_hook(measure) for layer in layers]
+    handles = [layer.register_forward_pre_hook(measure) for layer in batch_norms(network)]
     try:
         yield distances
     finally:

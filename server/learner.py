@@ -1,5 +1,6 @@
 """The state of a run between iterations, and the two moves that change it: invert and meta-learn."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.seeding import derive_seed, make_generator
 from server import invert, meta_learn
-from server.compose import compose
+from server.compose import compose, noise
 from server.config import ServerConfig
 from server.faculty import Faculty, relational_tasks
 from server.generator import Generator
@@ -36,7 +37,7 @@ class Learner:
         self.team = team
         self._rng = make_generator(config.seed, "learn")
         self.input, most_classes, self._kinds = shapes(pool)
-        staffs = self._choose_teachers()
+        alike = self._draw_models()
         self.recipe = _allowed(config.recipe, self.input)
         self.num_classes = max(config.learn.replay_ways, most_classes)
         self.memory = Memory(config.learn.memory_images, pool.device)
@@ -44,7 +45,7 @@ class Learner:
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
             self.generator = self._build_generator()
             self.student = self._build_student()
-            self.faculties = [self._build_faculty(teachers, len(staffs)) for teachers in staffs]
+            self.faculties = [self._build_faculty(models, alike) for models in alike]
         self._projections = [each.projection for each in self.faculties if each.projection is not None]
         self.generator_optimizer = make_adam(
             self.generator.parameters(), config.invert.outer_learning_rate, betas=(0.5, 0.999)
@@ -78,33 +79,30 @@ class Learner:
         use_channels_last(student)
         return student.to(self.pool.device, self.pool.dtype)
 
-    def _choose_teachers(self) -> list[list[Member]]:
-        """For each kind of input models of that kind; where there are too few, those of every kind."""
-        settings = self.config.learn
+    def _draw_models(self) -> list[list[Member]]:
+        """For each kind of input some models of that kind (all, if they are few), in random order."""
         rng = make_generator(self.config.seed, "teachers")
         kinds = int(self._kinds.max()) + 1
-        at_most = max(1, settings.max_teachers // kinds)
-        alike = [
-            [self.pool.member(number) for number in self._draw_models(kind, at_most, rng)]
-            for kind in range(kinds)
-        ]
-        everyone = [teacher for teachers in alike for teacher in teachers]
-        return [teachers if len(teachers) >= settings.min_alike else everyone for teachers in alike]
-
-    def _draw_models(self, kind: int, count: int, rng: torch.Generator) -> list[int]:
-        """Numbers of ``count`` models of a kind (all of them, if there are fewer), in random order."""
-        numbers = (self._kinds == kind).nonzero().flatten()
-        drawn: list[int] = numbers[torch.randperm(len(numbers), generator=rng)[:count]].tolist()
+        at_most = max(1, self.config.learn.max_teachers // kinds)
+        drawn = []
+        for kind in range(kinds):
+            numbers = (self._kinds == kind).nonzero().flatten()
+            chosen = numbers[torch.randperm(len(numbers), generator=rng)[:at_most]].tolist()
+            drawn.append([self.pool.member(number) for number in chosen])
         return drawn
 
-    def _build_faculty(self, teachers: list[Member], kinds: int) -> Faculty:
+    def _build_faculty(self, models: list[Member], alike: Sequence[Sequence[Member]]) -> Faculty:
+        """Of models of one kind; where these are too few, the models of every kind teach."""
         settings = self.config.learn
-        corpus = Corpus(max(1, settings.memory_images // kinds), self.pool.device)
+        teachers = models if len(models) >= settings.min_alike else list(itertools.chain(*alike))
+        corpus = Corpus(max(1, settings.memory_images // len(alike)), self.pool.device)
+        matched = any(invert.batch_norms(model.network) for model in models)
+        channels = 0 if matched else models[0].input.channels
         if not (settings.relational_tasks and settings.projection_weight):
-            return Faculty(teachers, corpus)
+            return Faculty(teachers, corpus, noise_channels=channels)
         size = sum(teacher.network.feature_size for teacher in teachers)
-        projection = nn.Linear(self.student.feature_size, size)
-        return Faculty(teachers, corpus, projection.to(self.pool.device, self.pool.dtype))
+        projection = nn.Linear(self.student.feature_size, size).to(self.pool.device, self.pool.dtype)
+        return Faculty(teachers, corpus, projection, channels)
 
     def objective(self, adversarial_weight: float) -> Objective:
         """L_G as configured, against the meta-learner as it stands."""
@@ -139,17 +137,31 @@ class Learner:
 
     def _ask_teachers(self, recovered: Sequence[RecoveredTask]) -> None:
         """Show teachers what was just recovered from models of their kind, and new compositions of it."""
-        count = self.config.learn.compositions // len(self.faculties)
         remembered = self._kinds[self.memory.models]
         for kind, faculty in enumerate(self.faculties):
             images = [task.images for task in recovered if self._kinds[task.member.number] == kind]
             rows = (remembered == kind).nonzero().flatten()
-            if count and len(rows):
-                drawn = rows[torch.randperm(len(rows), generator=self._rng)[: 4 * count]]
-                images.append(compose(self.memory.pixels(drawn), count, rng=self._rng))
+            images = self._compose_more(images, rows, faculty)
             if images:
                 with autocast(self.config.precision, self.pool.device):
                     faculty.show(torch.cat(images), team=self.team)
+
+    def _compose_more(self, images: list[Tensor], rows: Tensor, faculty: Faculty) -> list[Tensor]:
+        """With compositions of remembered images; of images that matched no statistics, compositions alone.
+
+        Nothing held those to the colours and contrasts of photographs, so that noise joins their pieces.
+        """
+        count = self.config.learn.compositions // len(self.faculties)
+        if not (count and len(rows)):
+            return images
+        if faculty.noise_channels:
+            count, images = count + sum(len(each) for each in images), []
+        drawn = rows[torch.randperm(len(rows), generator=self._rng)[: 4 * count]]
+        pieces = self.memory.pixels(drawn)
+        if faculty.noise_channels:
+            made = noise(len(pieces), faculty.noise_channels, pieces.shape[-1], rng=self._rng)
+            pieces = torch.cat([pieces, self.input.resize(made).to(pieces.device)])
+        return [*images, compose(pieces, count, rng=self._rng)]
 
     def meta_learn(self, recovered: Sequence[RecoveredTask], iteration: int) -> dict[str, float]:
         """BELL: distillation along a path of tasks, then replay; returns the mean losses."""

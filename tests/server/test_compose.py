@@ -2,7 +2,7 @@
 
 import torch
 
-from server.compose import compose
+from server.compose import compose, noise
 
 IMAGES = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -35,3 +35,15 @@ def test_compositions_join_pieces_of_several_images() -> None:
     composed = compose(colours, 50, rng=rng())
     joined = (composed.mean((2, 3)) > 0.05).sum(1)
     assert (joined >= 2).float().mean() > 0.9
+
+
+def test_noise_falls_off_as_one_over_f_in_random_colours() -> None:
+    made = noise(200, 3, 32, rng=rng())
+    assert made.shape == (200, 3, 32, 32)
+    assert made.min() >= 0 and made.max() <= 1
+    amplitude = torch.fft.rfft2(made).abs().square().mean((0, 1)).sqrt()
+    assert 3 < amplitude[0, 2] / amplitude[0, 8] < 5, "four times the frequency, a quarter of the amplitude"
+    colours = made.mean((2, 3))
+    assert colours.std(0).min() > 0.15 and (colours[:, 0] - colours[:, 2]).std() > 0.05
+    assert noise(4, 1, 16, rng=rng()).shape == (4, 1, 16, 16)
+    assert torch.equal(noise(4, 3, 16, rng=rng(1)), noise(4, 3, 16, rng=rng(1)))

@@ -12,7 +12,7 @@ from server.config import InvertConfig, MetaLearnConfig, ServerConfig
 from server.events import ignore
 from server.faculty import Faculty, relational_tasks
 from server.learner import Learner
-from server.memory import Corpus
+from server.memory import Corpus, to_bytes
 from server.pool import Pool
 from server.store import Store
 from server.verify import verify_received
@@ -24,12 +24,13 @@ POOL = [GREY] * 2 + [COLOUR] * 3
 INVERT = InvertConfig(models_per_iteration=5, images_per_model=12, steps=1, generator_width=4)
 
 
-def learner(path: Path, *, min_alike: int, max_teachers: int = 32) -> Learner:
+def learner(path: Path, *, min_alike: int, max_teachers: int = 32, norm: str = "batch") -> Learner:
     store = Store(path)
     for seed, spec in enumerate(POOL):
         torch.manual_seed(seed)
-        network = build(Architecture(), num_classes=3, input=spec)
-        contribution = Contribution(Architecture(), 3, spec, PrivacyStatement(), encode_weights(network))
+        architecture = Architecture(norm=norm)
+        network = build(architecture, num_classes=3, input=spec)
+        contribution = Contribution(architecture, 3, spec, PrivacyStatement(), encode_weights(network))
         store.receive(encode_contribution(contribution), contribution.weights)
     verify_received(store, ignore)
     learn = MetaLearnConfig(
@@ -72,6 +73,21 @@ def test_a_faculty_is_shown_what_its_kind_gave_and_compositions_of_it(tmp_path: 
     assert [len(grey.corpus), len(colour.corpus)] == [2 * recovered + composed, 3 * recovered + composed]
     pixels = grey.corpus.rows["images"]
     assert torch.equal(pixels[:, 0], pixels[:, 2]) and not torch.equal(*colour.corpus.rows["images"][:2])
+
+
+def test_models_without_batch_norm_are_shown_compositions_alone(tmp_path: Path) -> None:
+    whole = learner(tmp_path, min_alike=2, norm="group")
+    recovered = whole.invert(0)
+    whole.meta_learn(recovered, 0)
+    grey, colour = whole.faculties
+    counts = [len(each.images) for each in recovered]
+    composed = whole.config.learn.compositions // 2
+    assert [len(grey.corpus), len(colour.corpus)] == [sum(counts[:2]) + composed, sum(counts[2:]) + composed]
+    pixels = grey.corpus.rows["images"]
+    assert torch.equal(pixels[:, 0], pixels[:, 2]), "noise is no more coloured than the models' images either"
+    shown = {tuple(image.flatten().tolist()) for image in colour.corpus.rows["images"]}
+    ours = [to_bytes(task.images) for task in recovered if task.member.input.channels == 3]
+    assert not any(tuple(image.flatten().tolist()) in shown for image in torch.cat(ours))
 
 
 def test_every_faculty_that_was_shown_something_gives_its_share_of_a_batch(tmp_path: Path) -> None:
