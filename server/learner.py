@@ -141,15 +141,16 @@ class Learner:
         for kind, faculty in enumerate(self.faculties):
             images = [task.images for task in recovered if self._kinds[task.member.number] == kind]
             rows = (remembered == kind).nonzero().flatten()
-            images = self._compose_more(images, rows, faculty)
+            images = self._questions(images, rows, faculty)
             if images:
                 with autocast(self.config.precision, self.pool.device):
                     faculty.show(torch.cat(images), team=self.team)
 
-    def _compose_more(self, images: list[Tensor], rows: Tensor, faculty: Faculty) -> list[Tensor]:
-        """With compositions of remembered images; of images that matched no statistics, compositions alone.
+    def _questions(self, images: list[Tensor], rows: Tensor, faculty: Faculty) -> list[Tensor]:
+        """What teachers are shown: recovered images, and compositions of those in these rows of the memory.
 
-        Nothing held those to the colours and contrasts of photographs, so that noise joins their pieces.
+        Images of models without BatchNorm matched no statistics, and have neither the colours nor the
+        contrasts of photographs: as many compositions take their place, with noise among the pieces.
         """
         count = self.config.learn.compositions // len(self.faculties)
         if not (count and len(rows)):
