@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import fedfree
 from client.config import PrivacyConfig
 from client.data import ImageSet, to_input
 from client.pretrain import Untrained, augment
@@ -125,7 +125,10 @@ def _history_epsilon(history: tuple[tuple[float, float, int], ...], delta: float
 @functools.cache
 def software() -> str:
     """The releases that a statement rests on."""
-    return ", ".join(f"{name} {version(name)}" for name in ("fedfree", "opacus", "torch"))
+    with _opacus():
+        import opacus
+
+    return f"fedfree {fedfree.__version__}, opacus {opacus.__version__}, torch {torch.__version__}"
 
 
 def train_privately(

@@ -1,7 +1,8 @@
 """The contract: what server and client must agree on to the byte, and nothing else."""
 
-from importlib.metadata import version
-
-__version__ = version("fedfree")
+__version__ = "0.1.0"
+"""As in pyproject.toml; written here because a lookup of installed packages can fail while Flower,
+in another thread, changes ``sys.path``.
+"""
 
 PROTOCOL_VERSION = 1

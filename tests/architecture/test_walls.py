@@ -4,11 +4,15 @@ import ast
 import importlib.util
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import fedfree
+
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = {
     "fedfree": ROOT / "proto" / "fedfree",
     "server": ROOT / "server",
@@ -136,8 +140,10 @@ def test_generated_code_is_what_the_proto_files_generate(tmp_path: Path) -> None
 
 
 def test_every_tracked_package_is_installed() -> None:
-    import tomllib
-
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
     packages = {name for name, path in ALL.items() if path.name == "__init__.py"}
     assert packages == listed
+
+
+def test_the_version_is_said_alike_twice() -> None:
+    assert fedfree.__version__ == PROJECT["project"]["version"]
