@@ -76,7 +76,7 @@ def bench_speed(
     """Images recovered a second, and the time to recover a task from a model never seen before."""
     base = _config(config, locals())
     measured = speed.measure(out, base, repeats=repeats)
-    _leave(out, "speed", speed.table(measured), speed.values(measured), {})
+    _leave(out, "speed", speed.table(measured), speed.values(measured), {"speed": speed.plot(measured)})
 
 
 @bench.command("scale")
@@ -95,7 +95,7 @@ def bench_scale(
     """Time and memory of a meta-iteration as the pool grows, and as processes share it."""
     server = server_config(_config(None, locals()))
     measured = scale.measure(out, server, models=_counts(models), processes=_counts(processes))
-    _leave(out, "scale", scale.table(measured), scale.values(measured), {})
+    _leave(out, "scale", scale.table(measured), scale.values(measured), {"scale": scale.plot(measured)})
 
 
 @bench.command("alignment")

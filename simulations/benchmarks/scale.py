@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from matplotlib.figure import Figure
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
@@ -29,6 +30,8 @@ from server.store import ACCEPTED, RECEIVED, Store, write_durably
 from simulations.benchmarks.output import Table
 
 ITERATIONS = 5
+ALLOWED = 1.2
+"""Times the smallest pool's cost that a larger pool may take."""
 TEACHERS = 16
 """In every pool the same number, as in any pool of more than ``learn.max_teachers``."""
 
@@ -166,3 +169,30 @@ def _row(name: str, cost: Cost, first: Cost) -> tuple[str, ...]:
 def values(measured: Scale) -> dict[str, object]:
     """Everything measured, as numbers."""
     return asdict(measured)
+
+
+def plot(measured: Scale) -> Figure:
+    """Cost as the pool grows, against the smallest pool; beside it, seconds as processes share the work."""
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    pools, teams = figure.subplots(1, 2, width_ratios=(3, 2))
+    models, first = [cost.models for cost in measured.pools], measured.pools[0]
+    seconds = [cost.seconds / first.seconds for cost in measured.pools]
+    pools.plot(models, seconds, "o-", color="#0f766e", label="seconds")
+    if first.peak_megabytes:
+        memory = [(cost.peak_megabytes or 0) / first.peak_megabytes for cost in measured.pools]
+        pools.plot(models, memory, "D--", color="#b45309", label="peak memory")
+    pools.axhline(ALLOWED, color="#8a929c", linestyle=":", label="allowed")
+    pools.set_xscale("log")
+    pools.set_xticks(models, [f"{count:,}" for count in models])
+    pools.minorticks_off()
+    pools.set_ylim(0, 1.1 * max(ALLOWED, *seconds))
+    pools.set_xlabel("models in the store")
+    pools.set_ylabel(f"one meta-iteration, {models[0]:,} models = 1")
+    pools.legend(frameon=False)
+    names = [_processes(cost.processes) for cost in measured.teams]
+    bars = teams.bar(names, [cost.seconds for cost in measured.teams], color="#0f766e", width=0.5)
+    teams.bar_label(bars, fmt="%.2f")
+    teams.set_ylabel("seconds of a meta-iteration")
+    for axes in (pools, teams):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from fedfree.compute import choose_device, use_cpu
 from server import invert
@@ -15,7 +16,7 @@ from server.pool import Pool
 from server.precision import autocast, parameter_dtype
 from simulations.benchmarks.output import Table
 from simulations.benchmarks.pools import make_pool
-from simulations.benchmarks.recovery import Comparison, compare
+from simulations.benchmarks.recovery import OURS, Comparison, compare
 from simulations.benchmarks.timing import alternate, operations, peak, time_shares
 from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
@@ -159,3 +160,28 @@ def values(measured: Speed) -> dict[str, object]:
         ],
         "recovery": measured.recovery.values(),
     }
+
+
+def plot(measured: Speed) -> Figure:
+    """Images a second of each configuration; beside it, seconds and quality for each unseen model."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    loops, tasks = figure.subplots(1, 2, width_ratios=(3, 2))
+    names = [loop.name for loop in measured.loops]
+    bars = loops.barh(names, [loop.images_a_second for loop in measured.loops], color="#0f766e", height=0.6)
+    loops.bar_label(bars, [f"{100 * loop.share_of_peak:.2g} % of peak" for loop in measured.loops], padding=4)
+    loops.invert_yaxis()
+    loops.margins(x=0.25)
+    loops.set_xlabel("images recovered a second")
+    times: list[float] = []
+    for way, recovered in measured.recovery.recovered.items():
+        colour, marker = ("#0f766e", "o") if way == OURS else ("#b45309", "D")
+        seconds = [each.seconds for each in recovered]
+        tasks.plot(seconds, [100 * each.quality for each in recovered], marker, color=colour, label=way)
+        times += seconds
+    tasks.set_xlim(0, 1.1 * max(times))
+    tasks.set_xlabel("seconds to recover a task from a model never seen")
+    tasks.set_ylabel("images of the class asked for, in %")
+    tasks.legend(frameon=False)
+    for axes in (loops, tasks):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

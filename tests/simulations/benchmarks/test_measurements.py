@@ -14,7 +14,7 @@ from server.store import ACCEPTED, Store
 from simulations import cli
 from simulations.benchmarks.cli import _counts
 from simulations.benchmarks.recovery import OURS, SCRATCH, Comparison, Recovered
-from simulations.benchmarks.scale import fill, iterate
+from simulations.benchmarks.scale import Cost, Scale, fill, iterate, plot
 from simulations.benchmarks.timing import alternate, kind_of, operations, time_shares
 
 MakeTree = Callable[..., Path]
@@ -107,6 +107,15 @@ def test_a_meta_iteration_is_timed_on_a_store(tmp_path: Path) -> None:
     assert cost.peak_megabytes is not None and cost.peak_megabytes > 10
 
 
+def test_cost_is_drawn_as_multiples_of_the_smallest_pools() -> None:
+    pools = [Cost(20, 1, 0.1, 2.0, 500.0), Cost(1000, 1, 0.2, 3.0, 550.0)]
+    left, right = plot(Scale(pools, [Cost(20, 1, 1.0, 4.0), Cost(20, 2, 1.0, 2.5)])).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in left.lines}
+    assert drawn["seconds"] == [1.0, 1.5]
+    assert drawn["peak memory"] == [1.0, 1.1]
+    assert [bar.get_height() for bar in right.patches] == [4.0, 2.5]
+
+
 @pytest.mark.parametrize("text", ["", "1,", "a", "0", "-1", "1.5"])
 def test_counts_that_are_not_whole_numbers_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="whole numbers"):
@@ -143,3 +152,4 @@ def test_speed_is_measured_against_the_published_configuration_and_from_scratch(
     )
     assert len(measured["recovery"][OURS]["seconds"]) == 3
     assert measured["recovery"]["speedup"] > 0
+    assert (tmp_path / "out" / "speed.png").stat().st_size > 1000
