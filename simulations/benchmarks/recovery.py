@@ -1,15 +1,18 @@
 """How long it takes to recover a task from a model never seen before, at equal quality.
 
 The meta-generator learns from some of the models; each of the others is then inverted twice: in its
-few steps, and by training the same generator from scratch until the images are as good. Good means that
-a classifier which the same organisation trained on its real images from another seed, and which no server
-ever sees, finds in an image the class that was asked for.
+few steps, and by training the same generator from scratch until the images are as good. Good is meant
+twice. A classifier which the same organisation trained on its real images from another seed, and which no
+server ever sees, finds in an image the class that was asked for; and a student that learns from the
+images alone does well on few-shot episodes.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
@@ -33,13 +36,11 @@ from simulations.benchmarks.timing import seconds
 from simulations.benchmarks.validation import few_shot
 from simulations.config import SimulationConfig
 
-LOOK_EVERY, GIVE_UP = 5, 600
-"""Steps from scratch between two looks at the quality, and at most."""
+MILESTONES = (5, 10, 20, 40, 80, 160)
+"""Steps from scratch after which the images are judged."""
 RATE_FACTORS = (1.0, 4.0)
 """Multiples of the configured rates that training from scratch is tried with; the faster one counts."""
 STUDENT_STEPS = 150
-
-OURS, SCRATCH = "meta-generator", "from scratch"
 
 
 @dataclass(frozen=True)
@@ -49,63 +50,83 @@ class Recovered:
     images: Tensor
     labels: Tensor
     seconds: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way to recover a task, with all unseen models."""
+
+    way: str
     steps: int
+    images: int
+    """A model."""
+    seconds: float
+    """A model, mean."""
     quality: float
     """Fraction of the images in which the independent classifier finds the class asked for."""
+    episodes: Mapping[str, Tensor]
+    """Fractions on episodes of meta_val, by their name, for a student distilled from these images."""
+
+    @property
+    def accuracies(self) -> dict[str, Accuracy]:
+        """The student's, by name of the episodes."""
+        return {name: mean_and_ci95(each) for name, each in self.episodes.items()}
+
+    def is_as_good_as(self, other: "Attempt") -> bool:
+        """Whether neither measure is below the other's, whatever the intervals."""
+        few_shot = (each.mean >= other.accuracies[name].mean for name, each in self.accuracies.items())
+        return self.quality >= other.quality and all(few_shot)
+
+    def sentence(self) -> str:
+        """What was found, in words."""
+        accuracies = ", ".join(f"{name} {accuracy}" for name, accuracy in self.accuracies.items())
+        return (
+            f"{self.way}: {self.seconds:.2f} s and {self.steps} steps a model, "
+            f"quality {100 * self.quality:.0f} %, "
+            f"few-shot accuracy of a student of these images (meta_val): {accuracies}"
+        )
+
+    def values(self) -> dict[str, object]:
+        """Everything measured, as numbers."""
+        few_shot = {name: asdict(accuracy) for name, accuracy in self.accuracies.items()}
+        numbers = {name: getattr(self, name) for name in ("way", "steps", "images", "seconds", "quality")}
+        return numbers | {"few_shot": few_shot}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All unseen models, inverted both ways."""
+    """The meta-generator's few steps, and training from scratch looked at after ever more steps."""
 
-    recovered: Mapping[str, Sequence[Recovered]]
-    """OURS and SCRATCH."""
-    episodes: Mapping[str, Mapping[str, Tensor]]
-    """Fractions on episodes of meta_val, for a student distilled from each way's images."""
+    ours: Attempt
+    scratch: Sequence[Attempt]
 
     @property
-    def speedup(self) -> float:
-        """How many times longer it takes from scratch, over all models."""
-        ours, scratch = (sum(each.seconds for each in self.recovered[way]) for way in (OURS, SCRATCH))
-        return scratch / ours
+    def equal(self) -> Attempt | None:
+        """The fastest from scratch that is as good as ours; None where none is."""
+        good = [each for each in self.scratch if each.is_as_good_as(self.ours)]
+        return min(good, key=lambda each: each.seconds, default=None)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times longer it takes from scratch; None where nothing from scratch is as good."""
+        return None if self.equal is None else self.equal.seconds / self.ours.seconds
 
     def sentences(self) -> list[str]:
         """What was found, in words."""
-        ours = self.recovered[OURS]
-        images = len(ours[0].labels)
-        found = [
-            f"{images} images from a model never seen, {len(ours)} models: {self.speedup:.1f} times faster"
+        found = f"{self.ours.images} images from a model never seen: "
+        if self.equal is None:
+            most = max(each.steps for each in self.scratch)
+            return [f"{found}not as good from scratch within {most} steps", self.ours.sentence()]
+        return [
+            f"{found}{self.speedup:.1f} times faster than from scratch",
+            self.ours.sentence(),
+            self.equal.sentence(),
         ]
-        for way, each in self.recovered.items():
-            accuracies = ", ".join(f"{name} {accuracy}" for name, accuracy in self.accuracies(way).items())
-            took, steps, good = (
-                fmean(getattr(one, field) for one in each) for field in ("seconds", "steps", "quality")
-            )
-            found.append(
-                f"{way}: {took:.2f} s and {steps:.0f} steps a model, quality {100 * good:.0f} %, few-shot "
-                f"accuracy of a student of these images (meta_val): {accuracies}"
-            )
-        return found
-
-    def accuracies(self, way: str) -> dict[str, Accuracy]:
-        """Few-shot accuracy of the student, by name of the episodes."""
-        return {name: mean_and_ci95(each) for name, each in self.episodes[way].items()}
 
     def values(self) -> dict[str, object]:
         """Everything measured, as numbers."""
-        ways = {
-            way: {
-                "seconds": [each.seconds for each in recovered],
-                "steps": [each.steps for each in recovered],
-                "quality": [each.quality for each in recovered],
-                "few_shot": {
-                    name: {"mean": accuracy.mean, "ci95": accuracy.ci95}
-                    for name, accuracy in self.accuracies(way).items()
-                },
-            }
-            for way, recovered in self.recovered.items()
-        }
-        return {"speedup": self.speedup, **ways}
+        scratch = [each.values() for each in self.scratch]
+        return {"speedup": self.speedup, "ours": self.ours.values(), "scratch": scratch}
 
 
 def compare(
@@ -123,22 +144,25 @@ def compare(
         validation: meta_val, at the size of the student's input.
         config: gives the shape and number of the episodes.
     """
-    recovered: dict[str, list[Recovered]] = {OURS: [], SCRATCH: []}
-    for member in (unseen.member(number) for number in range(len(unseen))):
-        judge = independent_classifier(organisations[member.id])
-        ours = recover_ours(learner, member, judge)
-        tries = [
-            recover_from_scratch(learner, member, judge, ours.quality, factor) for factor in RATE_FACTORS
+    members = [unseen.member(number) for number in range(len(unseen))]
+    judges = [independent_classifier(organisations[member.id]) for member in members]
+
+    def judged(way: str, steps: int, made: Sequence[Recovered]) -> Attempt:
+        qualities = [
+            quality(judge, each.images, each.labels) for judge, each in zip(judges, made, strict=True)
         ]
-        recovered[OURS].append(ours)
-        recovered[SCRATCH].append(min(tries, key=lambda each: (each.quality < ours.quality, each.seconds)))
-    episodes = {
-        way: student_accuracies(
-            learner, unseen, torch.cat([each.images for each in made]), validation, config
-        )
-        for way, made in recovered.items()
-    }
-    return Comparison(recovered, episodes)
+        images = torch.cat([each.images for each in made])
+        episodes = student_accuracies(learner, unseen, images, validation, config)
+        seconds = fmean(each.seconds for each in made)
+        return Attempt(way, steps, len(made[0].images), seconds, fmean(qualities), episodes)
+
+    ours = [recover_ours(learner, member) for member in members]
+    scratch = []
+    for factor in RATE_FACTORS:
+        looks = zip(*(recover_from_scratch(learner, member, factor) for member in members), strict=True)
+        way = f"from scratch, {factor:g} times the rates"
+        scratch += [judged(way, steps, made) for steps, made in zip(MILESTONES, looks, strict=True)]
+    return Comparison(judged("meta-generator", learner.config.invert.steps, ours), scratch)
 
 
 def independent_classifier(organisation: ClientConfig) -> Pretrained:
@@ -155,7 +179,7 @@ def quality(judge: Pretrained, images: Tensor, labels: Tensor) -> float:
     return float((judge.network(inputs).argmax(1) == labels.cpu()).float().mean())
 
 
-def recover_ours(learner: Learner, member: Member, judge: Pretrained) -> Recovered:
+def recover_ours(learner: Learner, member: Member) -> Recovered:
     """As the server does it; the median of a few turns counts, the first is a warm-up."""
     objective, made = learner.objective(0.0), []
 
@@ -164,16 +188,12 @@ def recover_ours(learner: Learner, member: Member, judge: Pretrained) -> Recover
             rngs = [make_generator(learner.config.seed, "recovery")]
             made.append(one_at_a_time(learner.generator, [member], objective, rngs)[0].task)
 
-    times = sorted(seconds(work, member.device) for _ in range(4))
-    task = made[-1]
-    steps = learner.config.invert.steps
-    return Recovered(task.images, task.labels, times[1], steps, quality(judge, task.images, task.labels))
+    times = [seconds(work, member.device) for _ in range(4)]
+    return Recovered(made[-1].images, made[-1].labels, median(times[1:]))
 
 
-def recover_from_scratch(
-    learner: Learner, member: Member, judge: Pretrained, enough: float, rate_factor: float
-) -> Recovered:
-    """Train a fresh generator for one model until its images are as good, or it is given up."""
+def recover_from_scratch(learner: Learner, member: Member, rate_factor: float) -> Iterator[Recovered]:
+    """Train a fresh generator for one model; its images and time so far at every milestone."""
     config = learner.config.invert
     rng = make_generator(learner.config.seed, "scratch")
     generator = fresh_generator(learner)
@@ -184,21 +204,18 @@ def recover_from_scratch(
         group["lr"] *= rate_factor
     inversion = Inversion(member, learner.objective(0.0))
 
-    def work() -> None:
+    def work(steps: int) -> None:
         with autocast(learner.config.precision, member.device):
-            for _ in range(LOOK_EVERY):
+            for _ in range(steps):
                 loss, _ = inversion.loss(generator(latent), labels, rng)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
 
-    took, steps, found = 0.0, 0, 0.0
-    while found < enough and steps < GIVE_UP:
-        took += seconds(work, member.device)
-        steps += LOOK_EVERY
-        images = generator(latent).detach()
-        found = quality(judge, images, labels)
-    return Recovered(images, labels, took, steps, found)
+    took = 0.0
+    for before, milestone in pairwise((0, *MILESTONES)):
+        took += seconds(partial(work, milestone - before), member.device)
+        yield Recovered(generator(latent).detach(), labels, took)
 
 
 def fresh_generator(learner: Learner) -> Generator:

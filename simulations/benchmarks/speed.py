@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedfree.compute import choose_device, use_cpu
@@ -16,11 +18,12 @@ from server.pool import Pool
 from server.precision import autocast, parameter_dtype
 from simulations.benchmarks.output import Table
 from simulations.benchmarks.pools import make_pool
-from simulations.benchmarks.recovery import OURS, Comparison, compare
+from simulations.benchmarks.recovery import Attempt, Comparison, compare
 from simulations.benchmarks.timing import alternate, operations, peak, time_shares
 from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
 from simulations.federation import server_config
+from simulations.progress import task_label
 
 UNSEEN = 3
 """Models of the pool that the meta-generator does not learn from."""
@@ -163,25 +166,34 @@ def values(measured: Speed) -> dict[str, object]:
 
 
 def plot(measured: Speed) -> Figure:
-    """Images a second of each configuration; beside it, seconds and quality for each unseen model."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    loops, tasks = figure.subplots(1, 2, width_ratios=(3, 2))
+    """Images a second of each configuration; beside it, quality by seconds for models never seen."""
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    loops, *qualities = figure.subplots(1, 3, width_ratios=(3, 2, 2))
     names = [loop.name for loop in measured.loops]
     bars = loops.barh(names, [loop.images_a_second for loop in measured.loops], color="#0f766e", height=0.6)
     loops.bar_label(bars, [f"{100 * loop.share_of_peak:.2g} % of peak" for loop in measured.loops], padding=4)
     loops.invert_yaxis()
-    loops.margins(x=0.25)
+    loops.margins(x=0.35)
     loops.set_xlabel("images recovered a second")
-    times: list[float] = []
-    for way, recovered in measured.recovery.recovered.items():
-        colour, marker = ("#0f766e", "o") if way == OURS else ("#b45309", "D")
-        seconds = [each.seconds for each in recovered]
-        tasks.plot(seconds, [100 * each.quality for each in recovered], marker, color=colour, label=way)
-        times += seconds
-    tasks.set_xlim(0, 1.1 * max(times))
-    tasks.set_xlabel("seconds to recover a task from a model never seen")
-    tasks.set_ylabel("images of the class asked for, in %")
-    tasks.legend(frameon=False)
-    for axes in (loops, tasks):
+    task = next(iter(measured.recovery.ours.accuracies))
+    _draw(qualities[0], measured.recovery, lambda each: 100 * each.quality)
+    _draw(qualities[1], measured.recovery, lambda each: each.accuracies[task].mean)
+    qualities[0].set_ylabel("images of the class asked for, in %")
+    qualities[1].set_ylabel(f"{task_label(task)} of a student, in %")
+    qualities[0].legend(frameon=False)
+    for axes in (loops, *qualities):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _draw(axes: Axes, recovery: Comparison, measure: Callable[[Attempt], float]) -> None:
+    """A curve for each way from scratch, and the meta-generator's point."""
+    curves: dict[str, list[Attempt]] = {}
+    for each in recovery.scratch:
+        curves.setdefault(each.way, []).append(each)
+    for (way, curve), style in zip(curves.items(), cycle(("D-", "s--"))):
+        axes.plot([each.seconds for each in curve], [*map(measure, curve)], style, color="#b45309", label=way)
+    ours = recovery.ours
+    axes.plot(ours.seconds, measure(ours), "o", color="#0f766e", markersize=9, label=ours.way)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds for a model never seen")

@@ -1,5 +1,6 @@
 """Times, operations and shares of work, measured alternately so that a noisy machine falls on everything."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -70,6 +71,7 @@ def peak(device: torch.device, precision: str, *, repeats: int = 9) -> float:
 
 def time_shares(work: Work, device: torch.device) -> dict[str, float]:
     """Share of the time of each kind of work, the largest first."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a machine without a GPU an error
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:
