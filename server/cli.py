@@ -43,7 +43,7 @@ def learn(
         typer.Option(help="Folder with manifest.pb and weights.safetensors; may be given several times."),
     ] = None,
     preset_name: Annotated[
-        str, typer.Option("--preset", help="default, large (for a GPU) or paper.")
+        str, typer.Option("--preset", help="default, large (five times slower) or paper.")
     ] = "default",
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Of the server (default: the preset's).")

@@ -135,7 +135,7 @@ LARGE = ServerConfig(
     invert=InvertConfig(models_per_iteration=16),
     learn=MetaLearnConfig(memory_images=160_000, compositions=1000),
 )
-"""``default`` with twice the iterations, and four to five times the images in each, for a GPU."""
+"""``default`` with twice the iterations, and four to five times the images in each."""
 
 PAPER = ServerConfig(
     preset="paper",
