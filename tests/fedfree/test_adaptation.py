@@ -25,11 +25,11 @@ def make_network(norm: str = "batch") -> Classifier:
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_a_query_is_predicted_the_same_whatever_the_other_queries_are(recipe: Recipe, norm: str) -> None:
-    network = make_network(norm)
-    support, labels = torch.rand(6, 1, 16, 16), torch.arange(6) % 3
+    network = make_network(norm).double()  # a larger batch may be summed in another order
+    support, labels = torch.rand(6, 1, 16, 16).double(), torch.arange(6) % 3
     adapted = adapt(network, recipe, support, labels, n_way=3)
-    query = torch.rand(1, 1, 16, 16)
-    others, stranger = torch.rand(7, 1, 16, 16), 100 * torch.randn(7, 1, 16, 16)
+    query = torch.rand(1, 1, 16, 16).double()
+    others, stranger = torch.rand(7, 1, 16, 16).double(), 100 * torch.randn(7, 1, 16, 16).double()
     alone = adapted.logits(query)
     torch.testing.assert_close(adapted.logits(torch.cat([query, others]))[:1], alone)
     torch.testing.assert_close(adapted.logits(torch.cat([stranger, query]))[-1:], alone)
