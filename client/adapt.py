@@ -13,8 +13,8 @@ from client.data import ImageSet, load_configured, to_input
 from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed, nearest_mean
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
-from fedfree.compute import choose_device, use_cpu
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
+from fedfree.host.compute import choose_device, use_cpu
 from fedfree.seeding import make_generator
 
 SHOTS = (1, 5)

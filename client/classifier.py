@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from fedfree.adaptation import AdaptedClassifier, NearestMean, Recipe, embed
 from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.cli import write_file
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
 from fedfree.errors import ConfigError, ContributionError
+from fedfree.host.files import write_file
 from fedfree.settings import Settings
 
 DESCRIPTION, DIGEST = "fedfree_classifier", "sha256"

@@ -1,7 +1,7 @@
 """``fedfree-client``: what one organisation does on its own machine."""
 
 from client.commands import adapting, contributing, deploying, rehearsing, remote
-from fedfree.cli import make_app, run_app
+from fedfree.host.cli import make_app, run_app
 
 app = make_app(
     "fedfree-client",

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from fedfree.architectures import Architecture
-from fedfree.compute import Device
+from fedfree.host.compute import Device
 from fedfree.settings import Settings
 from fedfree.statement import MAX_EPSILON
 

@@ -17,7 +17,6 @@ from client.ledger import Ledger
 from client.pretrain import initialise, pretrain
 from client.privacy import ACCOUNTANT, check_private, plan, software, train_privately
 from fedfree.architectures import Classifier, InputSpec
-from fedfree.cli import read_file
 from fedfree.codec import (
     Contribution,
     contribution_id,
@@ -27,8 +26,9 @@ from fedfree.codec import (
     encode_weights,
     sha256,
 )
-from fedfree.compute import choose_device, use_cpu
 from fedfree.errors import ContributionError
+from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.files import read_file
 from fedfree.seeding import make_generator
 from fedfree.statement import (
     Composition,

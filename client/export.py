@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from client.classifier import FewShotClassifier
-from fedfree.cli import write_file
 from fedfree.errors import ConfigError, FedFreeError
+from fedfree.host.files import write_file
 from fedfree.seeding import make_generator
 
 TOLERANCE = 1e-4

@@ -24,11 +24,12 @@ from pydantic import AfterValidator, Field
 
 from client.config import ClientConfig, DataConfig
 from fedfree.errors import ConfigError
-from fedfree.flower_process import environment, executable, free_port, stop_all
-from fedfree.grpc_channel import Address
-from fedfree.settings import Settings, write_new
-from fedfree.supervise import ProcessEndedError, child, exclusive, persist, signals_raise
-from fedfree.tls import check_server, read_authority
+from fedfree.host.channel import Address
+from fedfree.host.files import write_new
+from fedfree.host.flower_process import environment, executable, free_port, stop_all
+from fedfree.host.supervise import ProcessEndedError, child, exclusive, persist, signals_raise
+from fedfree.host.tls import check_server, read_authority
+from fedfree.settings import Settings
 
 log = logging.getLogger(__name__)
 

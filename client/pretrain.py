@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from client.config import PretrainConfig, or_if_colour
 from client.data import ImageSet, split_held_out, to_input
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
-from fedfree.cli import read_file
 from fedfree.codec import fill_network, read_tensors
-from fedfree.compute import choose_device, use_cpu
+from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.files import read_file
 from fedfree.seeding import derive_seed, make_generator
 
 log = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from client.data import ImageSet, to_input
 from client.pretrain import Untrained, augment
 from fedfree.architectures import Classifier
 from fedfree.codec import check_parameters_only
-from fedfree.compute import Device, choose_device
 from fedfree.errors import ContributionError, PrivacyError
+from fedfree.host.compute import Device, choose_device
 from fedfree.statement import DpSgd
 
 ACCOUNTANT = "prv"

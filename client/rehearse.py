@@ -39,10 +39,10 @@ from client.privacy import plan as plan_run
 from client.privacy import train_privately
 from fedfree.accounting import highest_true_positive_rate
 from fedfree.architectures import Classifier, InputSpec
-from fedfree.cli import read_file
 from fedfree.codec import Contribution, decode_contribution, encode_weights, sha256
-from fedfree.compute import use_cpu
 from fedfree.errors import DataError
+from fedfree.host.compute import use_cpu
+from fedfree.host.files import read_file
 from fedfree.seeding import derive_seed, make_generator
 from fedfree.statement import PrivacyStatement
 

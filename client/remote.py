@@ -13,9 +13,9 @@ import grpc
 
 from fedfree.codec import MAX_WEIGHTS_BYTES, MetaLearner, contribution_id, decode_meta_learner
 from fedfree.errors import ContributionError, FederationError
-from fedfree.grpc_channel import AUTHORIZATION, BEARER, CLIENT_OPTIONS, Address, chunks
 from fedfree.grpc_status import error_of
-from fedfree.tls import read_authority, read_certificate
+from fedfree.host.channel import AUTHORIZATION, BEARER, CLIENT_OPTIONS, Address, chunks
+from fedfree.host.tls import read_authority, read_certificate
 from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEStub
 

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedfree.cli import make_app, read_file, run_app
 from fedfree.errors import ConfigError
-from fedfree.grpc_channel import Address
-from fedfree.logs import JsonLines, log_to_stderr
+from fedfree.host.channel import Address
+from fedfree.host.cli import make_app, run_app
+from fedfree.host.files import read_file, write_file
+from fedfree.host.logs import JsonLines, log_to_stderr
 from server import deploying, train
 from server.config import ServerConfig, preset
 from server.events import log_event
@@ -18,7 +19,7 @@ from server.metrics import MetricsAddress, served
 from server.run_directory import RunDirectory
 from server.status import RunStatus
 from server.status_table import contributions_table, status_table
-from server.store import MANIFEST, WEIGHTS, write_durably
+from server.store import MANIFEST, WEIGHTS
 from server.tokens import Tokens
 
 app = make_app(
@@ -59,7 +60,7 @@ def learn(
         values["iterations"] = iterations
     config = ServerConfig.parse(values, origin="option")
     run.mkdir(parents=True, exist_ok=True)
-    write_durably(run / "server.toml", config.to_toml().encode())
+    write_file(run / "server.toml", config.to_toml().encode())
     directory = RunDirectory(run)
     store = directory.store()
     for folder in contribution or []:
@@ -154,7 +155,7 @@ def _prepared(path: Path) -> RunDirectory:
     """A run directory, with the default configuration where it has none."""
     path.mkdir(parents=True, exist_ok=True)
     if not (path / "server.toml").exists():
-        write_durably(path / "server.toml", ServerConfig().to_toml().encode())
+        write_file(path / "server.toml", ServerConfig().to_toml().encode())
     return RunDirectory(path)
 
 

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture
-from fedfree.compute import Device
 from fedfree.errors import ConfigError
+from fedfree.host.compute import Device
 from fedfree.settings import Settings
 
 Positive = Annotated[float, Field(gt=0)]

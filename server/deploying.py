@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedfree.logs import JsonLines, log_to_stderr
+from fedfree.host.logs import JsonLines, log_to_stderr
 from server.config import CollectConfig
 from server.deployment import Deployment, DeploymentConfig
 from server.deployment import init as init_deployment

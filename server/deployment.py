@@ -17,10 +17,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from fedfree.cli import read_file
 from fedfree.errors import ConfigError
-from fedfree.grpc_channel import Address
-from fedfree.settings import Settings, write_new
+from fedfree.host.channel import Address
+from fedfree.host.files import read_file, write_file, write_new
+from fedfree.settings import Settings
 from server.authority import (
     certificate_pem,
     key_pem,
@@ -30,7 +30,6 @@ from server.authority import (
 )
 from server.config import CollectConfig, ServerConfig
 from server.run_directory import RunDirectory
-from server.store import write_durably
 from server.tokens import require_name
 
 
@@ -103,7 +102,7 @@ class Deployment:
             if path.read_bytes().strip() == key:
                 raise ConfigError(f"{public_key} is the key of {other}: every organisation needs its own")
         (self.path / "enrolled").mkdir(exist_ok=True)
-        write_durably(self.path / "enrolled" / f"{name}.pub", key + b"\n")
+        write_file(self.path / "enrolled" / f"{name}.pub", key + b"\n")
 
 
 def init(path: Path, names: Sequence[str], config: DeploymentConfig, collect: CollectConfig) -> Deployment:

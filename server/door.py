@@ -11,8 +11,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fedfree.errors import ConfigError
-from fedfree.grpc_channel import SERVER_OPTIONS, Address
-from fedfree.tls import read_authority, read_certificate
+from fedfree.host.channel import SERVER_OPTIONS, Address
+from fedfree.host.tls import read_authority, read_certificate
 from fedfree.v1 import service_pb2
 from fedfree.v1.service_pb2_grpc import add_FedFREEServicer_to_server
 from server.service import Service

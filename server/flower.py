@@ -12,9 +12,9 @@ from typing import Any
 
 import server
 from fedfree.errors import FederationError
-from fedfree.flower_process import executable, stop_all
-from fedfree.grpc_channel import Address
-from fedfree.supervise import ProcessEndedError, child
+from fedfree.host.channel import Address
+from fedfree.host.flower_process import executable, stop_all
+from fedfree.host.supervise import ProcessEndedError, child
 from server.events import OnEvent
 from server.run_directory import RunDirectory, event_from_line
 

@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fedfree.errors import ConfigError
-from fedfree.grpc_channel import Address
+from fedfree.host.channel import Address
 from server.run_directory import RunDirectory
 from server.status import Learning, RunStatus
 

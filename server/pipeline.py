@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fedfree
 from fedfree.codec import MetaLearner, Provenance, encode_weights
-from fedfree.compute import choose_device, use_cpu
+from fedfree.host.compute import choose_device, use_cpu
 from server.checkpoint import Checkpoint
 from server.config import ServerConfig
 from server.events import Event, OnEvent, ignore

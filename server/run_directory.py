@@ -28,9 +28,10 @@ from torch import Tensor
 
 from fedfree.codec import MetaLearner, encode_meta_learner
 from fedfree.errors import ConfigError, FedFreeError
+from fedfree.host.files import write_file
 from server.config import ServerConfig
 from server.events import Event, OnEvent
-from server.store import Store, write_durably
+from server.store import Store
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RunDirectory:
         file = self.path / "id"
         if not file.exists():
             drawn = self.path / f".id-{uuid.uuid4().hex}"
-            write_durably(drawn, drawn.name.removeprefix(".id-")[:12].encode())
+            write_file(drawn, drawn.name.removeprefix(".id-")[:12].encode())
             with contextlib.suppress(FileExistsError):  # another process was first
                 file.hardlink_to(drawn)
             drawn.unlink()
@@ -105,14 +106,14 @@ class RunDirectory:
     def write_meta_learner(self, meta_learner: MetaLearner) -> bytes:
         """Write the result, weights first so that a manifest never stands alone, and return the manifest."""
         manifest = encode_meta_learner(meta_learner)
-        write_durably(self.weights, meta_learner.weights)
-        write_durably(self.manifest, manifest)
+        write_file(self.weights, meta_learner.weights)
+        write_file(self.manifest, manifest)
         return manifest
 
     def write_recovered(self, gallery: Mapping[str, Tensor]) -> None:
         """Write what was recovered, uint8 [classes, channels, size, size] for each contribution id."""
         images = {identity: each.cpu().contiguous() for identity, each in gallery.items()}
-        write_durably(self.recovered, safetensors.torch.save(images))
+        write_file(self.recovered, safetensors.torch.save(images))
 
     def read_recovered(self) -> dict[str, Tensor]:
         """What :meth:`write_recovered` wrote."""
@@ -126,12 +127,12 @@ class RunDirectory:
 
     def write_adaptation(self, replies: Sequence[Mapping[str, object]]) -> None:
         """Write what the organisations answered."""
-        write_durably(self.adaptation, (json.dumps(replies, indent=2) + "\n").encode())
+        write_file(self.adaptation, (json.dumps(replies, indent=2) + "\n").encode())
 
     def write_error(self, error: BaseException) -> None:
         """Write why the run failed, for an engine that cannot see the exception."""
         reason = str(error) if isinstance(error, FedFreeError) else repr(error)
-        write_durably(self.error, " ".join(reason.split()).encode() + b"\n")
+        write_file(self.error, " ".join(reason.split()).encode() + b"\n")
 
     def recorded(self, on_event: OnEvent) -> OnEvent:
         """An observer that appends each event to events.jsonl, then hands it on."""

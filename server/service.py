@@ -23,8 +23,8 @@ from fedfree.codec import (
     stated_weights_sha256,
 )
 from fedfree.errors import AccessError, ContributionError
-from fedfree.grpc_channel import AUTHORIZATION, BEARER, CHUNK_BYTES
 from fedfree.grpc_status import MAX_DETAIL_CHARACTERS, TOLD, status_of
+from fedfree.host.channel import AUTHORIZATION, BEARER, CHUNK_BYTES
 from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEServicer
 from server.events import Event, OnEvent

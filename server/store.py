@@ -31,6 +31,7 @@ from fedfree.codec import (
     fill_network,
     stated_weights_sha256,
 )
+from fedfree.host.files import sync, write_file
 
 PLACES = RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
@@ -127,7 +128,7 @@ class Store:
     def quarantine(self, identity: str, reason: str) -> None:
         """Set a received contribution aside, with the reason."""
         folder = self.path / RECEIVED / identity
-        write_durably(folder / REASON, reason.encode())
+        write_file(folder / REASON, reason.encode())
         folder.rename(self.path / QUARANTINED / identity)
 
     def reason(self, identity: str) -> str:
@@ -177,12 +178,12 @@ class Upload:
         """Bring the contribution into the store, whole and on disk; the same that came meanwhile stays."""
         self._weights.flush()
         for path in (*self._staging.iterdir(), self._staging):
-            _sync(path)
+            sync(path)
         received = self._store.path / RECEIVED
         with self._store.locked():
             if self._store.place_of(self._identity) is None:
                 self._staging.rename(received / self._identity)
-        _sync(received)
+        sync(received)
 
     def close(self) -> None:
         """Forget what was not committed."""
@@ -206,22 +207,3 @@ def _lock(folder: Path, *, wait: bool = True) -> int:
 def _discard(staging: Path, lock: int) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     os.close(lock)
-
-
-def _sync(path: Path) -> None:
-    """Put a file's content or a folder's entries on disk, so that they outlive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole and on disk, or absent."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -11,8 +11,8 @@ import secrets
 from pathlib import Path
 
 from fedfree.errors import AccessError, ConfigError
+from fedfree.host.files import write_file
 from fedfree.settings import Settings
-from server.store import write_durably
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -78,7 +78,7 @@ class Tokens:
 
     def _write(self, hashes: dict[str, TokenHash]) -> None:
         values = {name: each.model_dump() for name, each in hashes.items()}
-        write_durably(self.path, (json.dumps(values, indent=2) + "\n").encode())
+        write_file(self.path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def require_name(organisation: str) -> None:

@@ -15,8 +15,8 @@ import torch
 import torch.distributed
 import typer
 
-from fedfree.cli import make_app, run_app
 from fedfree.errors import ConfigError
+from fedfree.host.cli import make_app, run_app
 from server import pipeline
 from server.config import ServerConfig
 from server.events import OnEvent, ignore

@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 from fedfree.errors import FederationError
-from fedfree.flower_process import environment, stop_all
-from fedfree.grpc_channel import Address
-from fedfree.supervise import ProcessEndedError, exclusive, persist, signals_raise
-from fedfree.tls import check_server, read_certificate
+from fedfree.host.channel import Address
+from fedfree.host.flower_process import environment, stop_all
+from fedfree.host.supervise import ProcessEndedError, exclusive, persist, signals_raise
+from fedfree.host.tls import check_server, read_certificate
 from server.deployment import Deployment
 from server.events import OnEvent
 from server.flower import COMPLETED, SuperLink, Tail, follow, reason, superlink

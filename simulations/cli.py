@@ -7,8 +7,9 @@ import typer
 from rich.console import Console
 
 from fedfree.architectures import Architecture
-from fedfree.cli import make_app, run_app, write_file
 from fedfree.codec import sha256
+from fedfree.host.cli import make_app, run_app
+from fedfree.host.files import write_file
 from simulations import federation
 from simulations.attacks.cli import app as privacy
 from simulations.benchmarks.cli import bench

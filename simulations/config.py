@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from client.config import PrivacyConfig
 from fedfree.architectures import Architecture
-from fedfree.compute import Device
 from fedfree.errors import ConfigError
+from fedfree.host.compute import Device
 from fedfree.settings import Settings
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import client.app
 import server.app
 from fedfree.errors import ConfigError, FederationError
-from fedfree.flower_process import environment, free_port
-from fedfree.grpc_channel import Address
-from fedfree.supervise import signals_raise
+from fedfree.host.channel import Address
+from fedfree.host.flower_process import environment, free_port
+from fedfree.host.supervise import signals_raise
 from server.events import OnEvent
 from server.flower import COMPLETED, SuperLink, Tail, follow, reason, superlink
 from server.run_directory import RunDirectory

@@ -20,14 +20,15 @@ from client.data import ImageSet, list_classes, list_splits, load_images, to_inp
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, Classifier, InputSpec
 from fedfree.codec import Contribution, MetaLearner, decode_meta_learner
-from fedfree.compute import choose_device
 from fedfree.episodes import Episode, EpisodeSpec
 from fedfree.errors import ConfigError, DataError
+from fedfree.host.compute import choose_device
+from fedfree.host.files import write_file
 from fedfree.seeding import derive_seed
 from server.config import ServerConfig, preset
 from server.events import Event, OnEvent
 from server.run_directory import RunDirectory
-from server.store import ACCEPTED, write_durably
+from server.store import ACCEPTED
 from simulations import baselines
 from simulations.config import SimulationConfig
 from simulations.datasets import partition, resolve
@@ -86,9 +87,9 @@ def prepare(run: Path, config: SimulationConfig) -> None:
         check_splits(domain.source, config)
     (run / "organisations").mkdir(parents=True, exist_ok=True)
     for index, organisation in enumerate(organisation_configs(run, config, domains)):
-        write_durably(run / "organisations" / f"{index}.toml", organisation.to_toml().encode())
-    write_durably(run / "server.toml", server_config(config).to_toml().encode())
-    write_durably(existing, text)
+        write_file(run / "organisations" / f"{index}.toml", organisation.to_toml().encode())
+    write_file(run / "server.toml", server_config(config).to_toml().encode())
+    write_file(existing, text)
 
 
 def check_splits(source: Path, config: SimulationConfig) -> None:

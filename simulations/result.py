@@ -12,9 +12,10 @@ import torch
 from fedfree.codec import decode_contribution
 from fedfree.episodes import mean_and_ci95
 from fedfree.errors import ContributionError
+from fedfree.host.files import write_file
 from server.events import Event
 from server.run_directory import RunDirectory
-from server.store import ACCEPTED, QUARANTINED, write_durably
+from server.store import ACCEPTED, QUARANTINED
 from simulations import facts
 from simulations.config import SimulationConfig
 from simulations.federation import Comparison
@@ -73,7 +74,7 @@ def write_result(
         "versions": facts.versions(),
         "hardware": facts.hardware(),
     }
-    write_durably(run / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_file(run / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result
 
 

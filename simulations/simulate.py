@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from fedfree.host.files import write_file
 from server.events import Event
 from server.run_directory import RunDirectory
-from server.store import write_durably
 from simulations import facts, federation
 from simulations.config import SimulationConfig
 from simulations.pictures import synthetic_picture
@@ -24,7 +24,7 @@ def simulate(run: Path, config: SimulationConfig, *, command: str) -> dict[str, 
     with Progress() as progress:
         progress(Event("prepare", "started"))
         federation.prepare(run, config)
-        write_durably(run / "command.txt", f"{command}\n".encode())
+        write_file(run / "command.txt", f"{command}\n".encode())
         federation.run_engine(run, config, on_event=progress)
         comparisons = federation.evaluate(run, config, on_event=progress)
     result = write_result(run, config, comparisons, progress.seconds, commit=commit)

@@ -18,8 +18,8 @@ from client.data import load_images
 from client.export import export_onnx
 from client.predict import Prediction
 from client.predict import predict as predict_all
-from fedfree.cli import WRONG_INPUT, print_refusal
 from fedfree.errors import FedFreeError
+from fedfree.host.cli import WRONG_INPUT, print_refusal
 
 app = typer.Typer()
 

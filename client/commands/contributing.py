@@ -28,9 +28,9 @@ from client.pack import accuracy_on, read_checkpoint, to_contribution, to_networ
 from client.statement import page
 from fedfree import PROTOCOL_VERSION
 from fedfree.architectures import Architecture, InputSpec
-from fedfree.cli import read_file, write_file
 from fedfree.codec import Contribution, contribution_id, decode_contribution, encode_contribution, sha256
 from fedfree.errors import ConfigError
+from fedfree.host.files import read_file, write_file
 
 app = typer.Typer()
 

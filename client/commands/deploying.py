@@ -8,7 +8,7 @@ import typer
 from client.node import Node, NodeConfig
 from client.node import init as init_node
 from client.node import up as keep_up
-from fedfree.logs import JsonLines, log_to_stderr
+from fedfree.host.logs import JsonLines, log_to_stderr
 
 app = typer.Typer()
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fedfree.cli import read_file
 from fedfree.codec import MetaLearner, decode_meta_learner
+from fedfree.host.files import read_file
 
 
 def manifest_beside(meta_learner: Path) -> Path:

@@ -10,10 +10,10 @@ import typer
 
 from client.commands.files import manifest_beside
 from client.contribute import MANIFEST, WEIGHTS
-from fedfree.cli import read_file
 from fedfree.codec import decode_contribution
 from fedfree.errors import AccessError, ConfigError
-from fedfree.grpc_channel import Address
+from fedfree.host.channel import Address
+from fedfree.host.files import read_file
 
 if TYPE_CHECKING:
     from client.remote import Remote

@@ -13,6 +13,10 @@ class ConfigError(FedFreeError):
     """A configuration value or a command-line option is wrong."""
 
 
+class StorageError(ConfigError):
+    """A file or folder that cannot be read or written: it is missing, read-only, or the disk is full."""
+
+
 class DataError(FedFreeError):
     """Images that are missing, unreadable, or too few for what was asked."""
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,20 +75,3 @@ def _commented(settings: Settings, values: dict[str, Any], table: tuple[str, ...
 
 def _comment(text: str | None) -> str:
     return "".join(f"# {line.strip()}\n" for line in (text or "").splitlines())
-
-
-def write_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str] = ()) -> None:
-    """Write files that must not be there yet, the ``private`` ones for their owner's eyes alone.
-
-    Raises:
-        ConfigError: one of them is there, or the folder cannot be written; nothing is overwritten.
-    """
-    if there := [name for name in files if (folder / name).exists()]:
-        raise ConfigError(f"{folder} has a {there[0]}: choose another folder, nothing is overwritten")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name).touch(mode=0o600 if name in private else 0o644, exist_ok=False)
-            (folder / name).write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"cannot write in {folder}: {error.strerror}") from error

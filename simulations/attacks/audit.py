@@ -31,8 +31,8 @@ from client.rehearse import (
     trainer_of,
 )
 from fedfree.codec import Contribution, sha256
+from fedfree.host.files import write_file
 from fedfree.seeding import derive_seed, make_generator
-from server.store import write_durably
 from simulations.attacks.config import AuditConfig
 from simulations.attacks.downstream import (
     distil_student,
@@ -197,7 +197,7 @@ def _cached(path: Path, make: Callable[[], Tensors]) -> Tensors:
     """What the file holds, or what is made and then written there, whole or not at all."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, safetensors.torch.save(make()))
+        write_file(path, safetensors.torch.save(make()))
     return safetensors.torch.load(path.read_bytes())
 
 

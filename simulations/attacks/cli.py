@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.audit_report import plain_table, print_audit, privacy_words, shown_progress, write_audit
-from fedfree.cli import make_app
+from fedfree.host.cli import make_app
 from simulations.attacks import sweep_table
 from simulations.attacks.audit import audit_organisation, draw_pictures
 from simulations.attacks.config import AuditConfig

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from client.config import PretrainConfig, PrivacyConfig
 from client.rehearse import CANARY_FRACTION, MIN_SHADOWS
 from fedfree.architectures import Architecture
-from fedfree.compute import Device
+from fedfree.host.compute import Device
 from fedfree.settings import Settings
 from server.config import ServerConfig, preset
 

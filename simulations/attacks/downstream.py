@@ -15,7 +15,7 @@ from client.rehearse import Plan
 from fedfree.adaptation import nearest_mean
 from fedfree.architectures import Classifier, build, use_channels_last
 from fedfree.codec import Contribution, MetaLearner, encode_contribution
-from fedfree.compute import choose_device, use_cpu
+from fedfree.host.compute import choose_device, use_cpu
 from fedfree.seeding import derive_seed, make_generator
 from server import pipeline
 from server.config import ServerConfig

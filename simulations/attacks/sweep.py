@@ -30,7 +30,7 @@ from client.rehearse import (
 )
 from fedfree.codec import Contribution, decode_contribution
 from fedfree.errors import ConfigError
-from server.store import write_durably
+from fedfree.host.files import write_file
 from simulations.attacks.audit import load_organisations, plan_and_train
 from simulations.attacks.config import AuditConfig
 from simulations.benchmarks.quality import Measured, Run, check_folder, run_all
@@ -197,7 +197,7 @@ def local_accuracies(run: Run) -> list[float]:
         files = (run.folder / "organisations" / f"{index}.toml" for index in range(run.config.clients))
         measured = [local_accuracy(ClientConfig.read(file)) for file in files]
         found = [100 * accuracy for accuracy in measured if not math.isnan(accuracy)]
-        write_durably(written, json.dumps(found).encode())
+        write_file(written, json.dumps(found).encode())
     accuracies: list[float] = json.loads(written.read_text())
     return accuracies
 

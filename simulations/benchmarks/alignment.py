@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier
-from fedfree.compute import choose_device, use_cpu
 from fedfree.episodes import Accuracy, mean_and_ci95
+from fedfree.host.compute import choose_device, use_cpu
 from server.config import ServerConfig
 from server.learner import Learner
 from server.meta_learn import DistillationTask, recovered_tasks, task_loss

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from matplotlib.figure import Figure
 
-from fedfree.cli import make_app
 from fedfree.errors import ConfigError
+from fedfree.host.cli import make_app
 from simulations.benchmarks import alignment, output, quality, quality_table, scale, speed
 from simulations.benchmarks.quality_plots import plots
 from simulations.config import SimulationConfig

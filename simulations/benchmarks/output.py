@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from server.store import write_durably
+from fedfree.host.files import write_file
 from simulations import facts
 from simulations.options import typed_command
 
@@ -77,8 +77,8 @@ def write(
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.json", out / f"{name}.md"]
-    write_durably(paths[0], (json.dumps(values, indent=2) + "\n").encode())
-    write_durably(paths[1], to_markdown(table).encode())
+    write_file(paths[0], (json.dumps(values, indent=2) + "\n").encode())
+    write_file(paths[1], to_markdown(table).encode())
     for stem, figure in plots.items():
         for suffix in PLOT_FORMATS:
             paths.append(out / f"{stem}.{suffix}")
@@ -92,7 +92,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_durably(path, text.getvalue().encode())
+    write_file(path, text.getvalue().encode())
 
 
 def tell(line: str) -> None:

@@ -18,15 +18,16 @@ from matplotlib.figure import Figure
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
-from fedfree.compute import choose_device, use_cpu
 from fedfree.errors import FederationError
+from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
 from server.learner import Learner
 from server.pool import Pool
 from server.precision import parameter_dtype
 from server.run_directory import RunDirectory
-from server.store import ACCEPTED, RECEIVED, Store, write_durably
+from server.store import ACCEPTED, RECEIVED, Store
 from simulations.benchmarks.output import Table
 
 ITERATIONS = 5
@@ -116,7 +117,7 @@ def by_processes(out: Path, server: ServerConfig, counts: Sequence[int]) -> list
     for processes in counts:
         run = out / f"{processes}-processes"
         fill(Store(run / "store"), models)
-        write_durably(run / "server.toml", server.model_copy(update=changes).to_toml().encode())
+        write_file(run / "server.toml", server.model_copy(update=changes).to_toml().encode())
         start = time.time()
         _torchrun(run, processes)
         events = [event for event in RunDirectory(run).read_events() if event.stage == "learn"]

@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedfree.compute import choose_device, use_cpu
+from fedfree.host.compute import choose_device, use_cpu
 from server import invert
 from server.config import PAPER, ServerConfig
 from server.invert_together import together

@@ -32,8 +32,8 @@ from client.data import load_images
 from client.remote import connect, credentials
 from fedfree.architectures import Architecture
 from fedfree.codec import contribution_id, decode_meta_learner
-from fedfree.flower_process import free_port, processes
-from fedfree.grpc_channel import Address
+from fedfree.host.channel import Address
+from fedfree.host.flower_process import free_port, processes
 from server import deployment
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
 from server.tokens import Tokens

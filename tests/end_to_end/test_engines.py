@@ -18,7 +18,7 @@ from client import contribute as contribution
 from client.config import ClientConfig, DataConfig, EvaluateConfig, PretrainConfig
 from fedfree.codec import decode_meta_learner
 from fedfree.errors import ConfigError, FederationError
-from fedfree.flower_process import processes
+from fedfree.host.flower_process import processes
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
 from server.events import STAGES, Event
 from server.run_directory import RunDirectory

@@ -44,8 +44,8 @@ from fedfree.errors import (
     LimitError,
     NotReadyError,
 )
-from fedfree.grpc_channel import CHUNK_BYTES, MAX_MESSAGE_BYTES, Address
 from fedfree.grpc_status import error_of
+from fedfree.host.channel import CHUNK_BYTES, MAX_MESSAGE_BYTES, Address
 from fedfree.statement import PrivacyStatement
 from fedfree.v1 import contribution_pb2, service_pb2
 from fedfree.v1.service_pb2_grpc import FedFREEStub

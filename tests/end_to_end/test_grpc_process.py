@@ -20,7 +20,7 @@ import pytest
 
 from client.remote import connect
 from fedfree.codec import contribution_id
-from fedfree.grpc_channel import CHUNK_BYTES, Address, chunks
+from fedfree.host.channel import CHUNK_BYTES, Address, chunks
 from fedfree.v1 import service_pb2
 from fedfree.v1.contribution_pb2 import Contribution
 from fedfree.v1.service_pb2_grpc import FedFREEServicer, FedFREEStub, add_FedFREEServicer_to_server

@@ -5,8 +5,8 @@ import pytest
 
 from fedfree import errors
 from fedfree.errors import AccessError, ConfigError, ContributionError, FederationError, FedFreeError
-from fedfree.grpc_channel import CHUNK_BYTES, MAX_MESSAGE_BYTES, Address, chunks
 from fedfree.grpc_status import MAX_DETAIL_CHARACTERS, TOLD, error_of, status_of
+from fedfree.host.channel import CHUNK_BYTES, MAX_MESSAGE_BYTES, Address, chunks
 from fedfree.v1.service_pb2 import ContributeRequest, FetchMetaLearnerResponse
 
 

@@ -14,8 +14,8 @@ from cryptography import x509
 
 from client.node import make_key
 from fedfree.errors import AccessError
-from fedfree.grpc_channel import Address
-from fedfree.tls import check_server, read_certificate
+from fedfree.host.channel import Address
+from fedfree.host.tls import check_server, read_certificate
 from server import cli
 from server.config import ServerConfig
 from server.deployment import Deployment, DeploymentConfig

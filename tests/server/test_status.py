@@ -12,7 +12,7 @@ from rich.table import Table
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
 from fedfree.errors import ConfigError
-from fedfree.grpc_channel import Address
+from fedfree.host.channel import Address
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
 from server.events import Event, ignore

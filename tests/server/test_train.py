@@ -10,10 +10,11 @@ import torch
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
 from server.config import PAPER, ServerConfig
 from server.run_directory import RunDirectory
-from server.store import Store, write_durably
+from server.store import Store
 
 INPUT = InputSpec(channels=1, height=16, width=16)
 INVERT = {"models_per_iteration": 3, "images_per_model": 12, "steps": 2, "generator_width": 2}
@@ -40,7 +41,7 @@ def prepare(path: Path, models_per_iteration: int = 3) -> None:
         ),
         learn=PAPER.learn.model_copy(update=LEARN | REPLAY | {"paths": 2}),
     )
-    write_durably(path / "server.toml", config.model_copy(update={"warmup_iterations": 0}).to_toml().encode())
+    write_file(path / "server.toml", config.model_copy(update={"warmup_iterations": 0}).to_toml().encode())
 
 
 def train(path: Path, processes: int) -> subprocess.CompletedProcess[str]:

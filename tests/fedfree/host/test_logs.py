@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fedfree.logs import log_to_stderr
+from fedfree.host.logs import log_to_stderr
 from server.events import Event, log_event
 
 EVENT = Event("learn", "progress", {"iteration": 3, "distillation_loss": 0.123456})

@@ -3,13 +3,12 @@
 import logging
 import os
 import sys
-from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedfree.errors import ConfigError, FederationError, FedFreeError
+from fedfree.errors import FederationError, FedFreeError
 
 WRONG_INPUT, FAILED = 2, 1
 
@@ -19,23 +18,6 @@ def make_app(name: str, help: str) -> typer.Typer:
     return typer.Typer(
         name=name, help=help, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
     )
-
-
-def read_file(path: Path) -> bytes:
-    """The content of a file that somebody named; raises ConfigError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that somebody named, with the folders above it; raises ConfigError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
 def print_refusal(error: FedFreeError) -> None:

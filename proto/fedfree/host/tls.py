@@ -4,9 +4,9 @@ import socket
 import ssl
 from pathlib import Path
 
-from fedfree.cli import read_file
 from fedfree.errors import AccessError, ConfigError
-from fedfree.grpc_channel import Address
+from fedfree.host.channel import Address
+from fedfree.host.files import read_file
 
 _CONNECT_SECONDS = 10.0
 

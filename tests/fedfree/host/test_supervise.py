@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedfree.errors import ConfigError
-from fedfree.flower_process import environment, processes, stop_all
-from fedfree.supervise import HEALTHY_SECONDS, ProcessEndedError, child, exclusive, persist
+from fedfree.host.flower_process import environment, processes, stop_all
+from fedfree.host.supervise import HEALTHY_SECONDS, ProcessEndedError, child, exclusive, persist
 
 
 class Attempts:

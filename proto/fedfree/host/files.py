@@ -1,0 +1,86 @@
+"""Files that matter: read with a clear error, written whole or not at all.
+
+A full disk, a read-only folder and a missing file each become one :class:`fedfree.errors.StorageError`
+that names the path and what the system said.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fedfree.errors import ConfigError, StorageError
+
+PRIVATE = 0o600
+"""Permissions of a file for its owner's eyes alone."""
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file that somebody named; raises StorageError."""
+    with named(f"cannot read {path}"):
+        return path.read_bytes()
+
+
+def write_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file, with the folders above it, so that it is whole and on disk or as it was before.
+
+    It is written beside its place, synced and renamed: whoever reads it meanwhile, or after a loss of power,
+    finds the old content or the new.
+
+    Args:
+        mode: permissions, less what the umask takes.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    with named(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, mode=mode) as partial, partial.open("wb") as file:
+            file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
+    """An empty file beside ``path``, which takes its place, synced, when the block ends without an error."""
+    partial = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        yield partial
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def write_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str] = ()) -> None:
+    """Write files that must not be there yet, the ``private`` ones for their owner's eyes alone.
+
+    Raises:
+        ConfigError: one of them is there; nothing is overwritten.
+        StorageError: the folder cannot be written.
+    """
+    if there := [name for name in files if (folder / name).exists()]:
+        raise ConfigError(f"{folder} has a {there[0]}: choose another folder, nothing is overwritten")
+    for name, content in files.items():
+        write_file(folder / name, content, mode=PRIVATE if name in private else 0o644)
+
+
+def sync(path: Path) -> None:
+    """Put a file's content or a folder's entries on disk, so that they outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Turn an OSError inside the block into a StorageError that begins with ``what``."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror or error}") from error
