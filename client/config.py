@@ -18,7 +18,7 @@ def or_if_colour(setting: bool | None, channels: int) -> bool:
 
 
 class DataConfig(Settings):
-    """Which images of a folder or zip; see ``client.data.load_images``."""
+    """Which images of a folder or zip; see ``client.data.images.load_images``."""
 
     source: Path
     """Image-folder tree, as directory or zip."""
@@ -30,7 +30,7 @@ class DataConfig(Settings):
     """At most this many images of each class; all of them by default."""
 
 
-class PretrainConfig(Settings):
+class TrainingConfig(Settings):
     """How the contributed classifier is trained."""
 
     architecture: Architecture = Architecture()
@@ -125,7 +125,7 @@ class ClientConfig(Settings):
     """Everything one organisation configures."""
 
     data: DataConfig
-    pretrain: PretrainConfig = PretrainConfig()
+    training: TrainingConfig = TrainingConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     evaluate: EvaluateConfig | None = None
     """Without it the organisation receives the meta-learner and reports nothing."""

@@ -10,15 +10,15 @@ from torch import Tensor
 import fedfree
 from fedfree.codec import MetaLearner, Provenance, encode_weights
 from fedfree.host.compute import choose_device, use_cpu
-from server.checkpoint import Checkpoint
 from server.config import ServerConfig
 from server.events import Event, OnEvent, ignore
-from server.learner import Learner
-from server.pool import Pool
-from server.precision import parameter_dtype
-from server.store import Store
-from server.team import ALONE, Team
-from server.verify import verify_received
+from server.learning.learner import Learner
+from server.learning.pool import Pool
+from server.learning.precision import parameter_dtype
+from server.learning.team import ALONE, Team
+from server.storage.checkpoint import Checkpoint
+from server.storage.store import Store
+from server.verify.verify import verify_received
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import typer
 from rich.cells import cell_len
 from rich.console import Console
 
-from client.adapt import evaluate, make_classifier
-from client.classifier import FewShotClassifier, read_classifier, write_classifier
+from client.adapting.adapt import evaluate, make_classifier
+from client.adapting.classifier import FewShotClassifier, read_classifier, write_classifier
+from client.adapting.export import export_onnx
+from client.adapting.predict import Prediction
+from client.adapting.predict import predict as predict_all
 from client.commands.files import read_meta_learner
 from client.commands.options import Data, Seed, Split
 from client.config import ClientConfig
-from client.data import load_images
-from client.export import export_onnx
-from client.predict import Prediction
-from client.predict import predict as predict_all
+from client.data.images import load_images
 from fedfree.errors import FedFreeError
 from fedfree.host.cli import WRONG_INPUT, print_refusal
 

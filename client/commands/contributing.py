@@ -22,10 +22,10 @@ from client.commands.options import (
     training,
 )
 from client.config import ClientConfig, or_if_colour
-from client.contribute import MANIFEST, WEIGHTS, contribute
-from client.ledger import Ledger, ledger_lines, ledger_table
-from client.pack import accuracy_on, read_checkpoint, to_contribution, to_network
-from client.statement import page
+from client.training.ledger import Ledger, ledger_lines, ledger_table
+from client.training.pack import accuracy_on, read_checkpoint, to_contribution, to_network
+from client.training.pretrain import MANIFEST, WEIGHTS, pretrain
+from client.training.statement import page
 from fedfree import PROTOCOL_VERSION
 from fedfree.architectures import Architecture, InputSpec
 from fedfree.codec import Contribution, contribution_id, decode_contribution, encode_contribution, sha256
@@ -35,8 +35,8 @@ from fedfree.host.files import read_file, write_file
 app = typer.Typer()
 
 
-@app.command()
-def pretrain(
+@app.command(name="pretrain")
+def pretrain_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
     split: Split = None,
@@ -71,14 +71,14 @@ def pretrain(
         epsilon=epsilon,
         delta=delta,
     )
-    tables["pretrain"] |= {
+    tables["training"] |= {
         "initial_weights": initial_weights,
         "initial_weights_public": initial_weights_public,
     }
     tables["privacy"]["epsilon_budget"] = epsilon_budget
     source = {"source": data, "split": split}
     values = {**tables, "data": source, "cache": cache, "ledger": ledger, "seed": seed}
-    manifest, weights = contribute(ClientConfig.parse(values, origin="option"))
+    manifest, weights = pretrain(ClientConfig.parse(values, origin="option"))
     write_file(out / MANIFEST, manifest)
     write_file(out / WEIGHTS, weights)
     console = Console(soft_wrap=True)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from client.node import Node, NodeConfig
-from client.node import init as init_node
-from client.node import up as keep_up
+from client.doors.flower_node import Node, NodeConfig
+from client.doors.flower_node import init as init_node
+from client.doors.flower_node import up as keep_up
 from fedfree.host.logs import JsonLines, log_to_stderr
 
 app = typer.Typer()

@@ -45,13 +45,13 @@ def training(
     epsilon: float,
     delta: float,
 ) -> dict[str, dict[str, Any]]:
-    """The tables ``pretrain`` and ``privacy`` of a configuration.
+    """The tables ``training`` and ``privacy`` of a configuration.
 
     Differential privacy has epochs of its own, and brings conv4-group by default.
     """
     is_dp = math.isfinite(epsilon)
     tables: dict[str, dict[str, Any]] = {
-        "pretrain": {
+        "training": {
             "architecture": Architecture.parse(architecture or ("conv4-group" if is_dp else "conv4")),
             "image_size": image_size,
             "horizontal_flip": horizontal_flip,
@@ -59,5 +59,5 @@ def training(
         "privacy": {"epsilon": epsilon, "delta": delta},
     }
     if epochs is not None:
-        tables["privacy" if is_dp else "pretrain"]["epochs"] = epochs
+        tables["privacy" if is_dp else "training"]["epochs"] = epochs
     return tables

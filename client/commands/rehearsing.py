@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client.audit_report import print_audit, privacy_words, shown_progress, write_audit
 from client.commands.options import (
     ArchitectureName,
     Data,
@@ -20,7 +19,8 @@ from client.commands.options import (
     training,
 )
 from client.config import ClientConfig
-from client.rehearse import rehearse as run_rehearsal
+from client.rehearsing.rehearse import rehearse as run_rehearsal
+from client.rehearsing.report import print_audit, privacy_words, shown_progress, write_audit
 
 app = typer.Typer()
 
@@ -51,7 +51,7 @@ def rehearse(
         epsilon=epsilon,
         delta=delta,
     )
-    tables["pretrain"]["threads"] = threads
+    tables["training"]["threads"] = threads
     source = {"source": data, "split": split}
     values = {**tables, "data": source, "cache": out / "shadows", "seed": seed}
     config = ClientConfig.parse(values, origin="option")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.commands.files import manifest_beside
-from client.contribute import MANIFEST, WEIGHTS
+from client.training.pretrain import MANIFEST, WEIGHTS
 from fedfree.codec import decode_contribution
 from fedfree.errors import AccessError, ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.files import read_file
 
 if TYPE_CHECKING:
-    from client.remote import Remote
+    from client.doors.grpc_remote import Remote
 
 app = typer.Typer()
 
@@ -102,7 +102,7 @@ def _read_contribution(model: Path, manifest: Path | None) -> tuple[bytes, bytes
 def _connect(
     door: str, ca: Path | None, token_file: Path | None, cert: Path | None, key: Path | None, insecure: bool
 ) -> Iterator["Remote"]:
-    from client.remote import connect, credentials
+    from client.doors.grpc_remote import connect, credentials
 
     if (cert is None) != (key is None):
         raise ConfigError("--cert and --key belong together: give both or neither")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import fedfree
-from client.attacks import roc
-from client.data import SPLITS, ImageSet, list_classes, list_splits, load_images
-from client.rehearse import (
+from client.data.images import SPLITS, ImageSet, list_classes, list_splits, load_images
+from client.rehearsing.attacks import roc
+from client.rehearsing.rehearse import (
     CANARIES,
     NATURAL,
     Finding,
@@ -48,7 +48,7 @@ from simulations.attacks.memorisation import (
     ssim_distances,
 )
 from simulations.attacks.pictures import pairs_picture, roc_picture
-from simulations.datasets import partition, resolve
+from simulations.federation.datasets import partition, resolve
 
 CHECKED_IMAGES = 200
 """Synthetic images of the first model that the memorisation check looks at: the newest."""
@@ -77,7 +77,7 @@ def audit_organisation(run: Path, config: AuditConfig, *, observe: Observer = ig
         run: folder for models and scores, with which an audit that was killed continues. No ledger is
             kept: nothing of it is released.
     """
-    trainer = trainer_of(config.pretrain(), config.privacy)
+    trainer = trainer_of(config.training(), config.privacy)
     organisation, *companions = load_organisations(config)
     plan, models = plan_and_train(organisation, trainer, config, cache=run / "models", observe=observe)
     student, synthetic = distilled_students(run / "students", plan, models, config, observe)

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from client.config import PretrainConfig, PrivacyConfig
-from client.rehearse import CANARY_FRACTION, MIN_SHADOWS
+from client.config import PrivacyConfig, TrainingConfig
+from client.rehearsing.rehearse import CANARY_FRACTION, MIN_SHADOWS
 from fedfree.architectures import Architecture
 from fedfree.host.compute import Device
 from fedfree.settings import Settings
@@ -67,9 +67,9 @@ class AuditConfig(Settings):
             raise ValueError(f"attacking the meta-learner needs at least {MIN_SHADOWS} federations")
         return value
 
-    def pretrain(self) -> PretrainConfig:
+    def training(self) -> TrainingConfig:
         """How an organisation trains."""
-        return PretrainConfig(
+        return TrainingConfig(
             architecture=self.architecture,
             image_size=self.image_size,
             epochs=self.epochs,

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.adapt import extract_features
-from client.attacks import Floats, membership_scores
-from client.data import to_input
-from client.rehearse import Plan
+from client.adapting.adapt import extract_features
+from client.data.images import to_input
+from client.rehearsing.attacks import Floats, membership_scores
+from client.rehearsing.rehearse import Plan
 from fedfree.adaptation import nearest_mean
 from fedfree.architectures import Classifier, build, use_channels_last
 from fedfree.codec import Contribution, MetaLearner, encode_contribution
@@ -20,12 +20,12 @@ from fedfree.seeding import derive_seed, make_generator
 from server import pipeline
 from server.config import ServerConfig
 from server.events import ignore
-from server.learner import Learner
-from server.memory import to_pixels
-from server.meta_learn import DistillationTask, align
-from server.pool import Member, Pool
-from server.store import Store
-from server.verify import verify_received
+from server.learning.learner import Learner
+from server.learning.memory import to_pixels
+from server.learning.meta_learn import DistillationTask, align
+from server.learning.pool import Member, Pool
+from server.storage.store import Store
+from server.verify.verify import verify_received
 
 STUDENT_BATCH = 64
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client.adapt import extract_features
+from client.adapting.adapt import extract_features
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from client.attacks import Roc
+from client.rehearsing.attacks import Roc
 from simulations.attacks.memorisation import LABEL, Nearness
 
 LOWEST_RATE = 1e-3

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from client.attacks import ONLINE, EpsilonBound, Exposure
 from client.config import ClientConfig
-from client.contribute import MANIFEST, WEIGHTS, cache_key, shuffle_classes
-from client.data import ImageSet, load_images, to_input
-from client.rehearse import (
+from client.data.images import ImageSet, load_images, to_input
+from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure
+from client.rehearsing.rehearse import (
     CANARIES,
     NATURAL,
     Observer,
@@ -28,15 +27,16 @@ from client.rehearse import (
     score_models,
     trainer_of,
 )
+from client.training.pretrain import MANIFEST, WEIGHTS, cache_key, shuffle_classes
 from fedfree.codec import Contribution, decode_contribution
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from simulations.attacks.audit import load_organisations, plan_and_train
 from simulations.attacks.config import AuditConfig
 from simulations.benchmarks.quality import Measured, Run, check_folder, run_all
+from simulations.commands.options import read_config
 from simulations.config import SimulationConfig
-from simulations.datasets import resolve
-from simulations.options import read_config
+from simulations.federation.datasets import resolve
 
 SMALL: Mapping[str, object] = {"clients": 8, "images_per_class": 60, "iterations": 8}
 """What a sweep changes unless told otherwise: sized for four ε and three seeds in 45 minutes on two cores."""
@@ -179,7 +179,7 @@ def audit_models(cache: Path, config: AuditConfig, observe: Observer) -> Audited
         cache: folder for the models. There is no ledger: they are never released.
     """
     organisation, *_ = load_organisations(config)
-    trainer = trainer_of(config.pretrain(), config.privacy)
+    trainer = trainer_of(config.training(), config.privacy)
 
     def told(what: str, done: int, of: int) -> None:
         observe(f"{what}, epsilon {config.privacy.epsilon:g}", done, of)
@@ -204,7 +204,7 @@ def local_accuracies(run: Run) -> list[float]:
 
 def local_accuracy(organisation: ClientConfig) -> float:
     """Fraction right of the images beyond those that the organisation uses; NaN where there are none."""
-    data, size = organisation.data, organisation.pretrain.image_size
+    data, size = organisation.data, organisation.training.image_size
     if data.images_per_class is None:
         return math.nan
     loaded = load_images(

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from client.attacks import Interval
+from client.rehearsing.attacks import Interval
 from simulations.attacks.sweep import SPARE_IMAGES, Level
-from simulations.benchmarks.output import Table
 from simulations.benchmarks.quality_table import provenance
-from simulations.progress import ABSENT, task_label
+from simulations.reporting.progress import ABSENT, task_label
+from simulations.reporting.tables import Table
 
 FLOOR = "random_init"
 

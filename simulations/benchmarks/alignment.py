@@ -23,16 +23,16 @@ from fedfree.architectures import Classifier
 from fedfree.episodes import Accuracy, mean_and_ci95
 from fedfree.host.compute import choose_device, use_cpu
 from server.config import ServerConfig
-from server.learner import Learner
-from server.meta_learn import DistillationTask, recovered_tasks, task_loss
-from server.pool import Pool
-from server.precision import parameter_dtype
-from server.store import Store
-from simulations.benchmarks.output import Table
+from server.learning.learner import Learner
+from server.learning.meta_learn import DistillationTask, recovered_tasks, task_loss
+from server.learning.pool import Pool
+from server.learning.precision import parameter_dtype
+from server.storage.store import Store
 from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.validation import few_shot, load_validation
 from simulations.config import SimulationConfig
-from simulations.federation import server_config
+from simulations.federation.prepare import server_config
+from simulations.reporting.tables import Table
 
 SEQUENTIAL, PARALLEL = "one after the other", "all from the same point"
 SMOOTHING = 10

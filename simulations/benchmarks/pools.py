@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.config import ClientConfig
-from client.contribute import contribute
+from client.training.pretrain import pretrain
 from server.events import ignore
-from server.run_directory import RunDirectory
-from server.store import Store
-from server.verify import verify_received
+from server.storage.run_directory import RunDirectory
+from server.storage.store import Store
+from server.verify.verify import verify_received
 from simulations.config import SimulationConfig
-from simulations.federation import prepare
+from simulations.federation.prepare import prepare
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ def make_pool(run: Path, config: SimulationConfig) -> MadePool:
     store, organisations = RunDirectory(run).store(), {}
     for index in range(config.clients):
         organisation = ClientConfig.read(run / "organisations" / f"{index}.toml")
-        organisations[store.receive(*contribute(organisation))] = organisation
+        organisations[store.receive(*pretrain(organisation))] = organisation
     verify_received(store, ignore)
     return MadePool(store, organisations)

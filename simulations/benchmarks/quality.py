@@ -10,10 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from fedfree.errors import ConfigError
+from simulations.commands.options import run_command
 from simulations.config import SimulationConfig
-from simulations.options import run_command
-from simulations.progress import Score, duration, task_label
-from simulations.simulate import simulate
+from simulations.federation.simulate import simulate
+from simulations.reporting.progress import Score, duration, task_label
 
 GROWTH = (4, 8, 16)
 """Pool sizes of the growth curve, which ends with the whole pool."""

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulations.benchmarks.quality import Measured, growth
-from simulations.progress import BASELINES, REFERENCE, Score, task_label
+from simulations.reporting.progress import BASELINES, REFERENCE, Score, task_label
 
 OURS = "#0f766e"
 OTHERS = {

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from simulations.benchmarks.output import Table
 from simulations.benchmarks.quality import DEFAULT, DOMAINS, Measured, Run, growth
-from simulations.options import run_command
-from simulations.progress import BASELINES, REFERENCE, Score, duration, task_label
+from simulations.commands.options import run_command
+from simulations.reporting.progress import BASELINES, REFERENCE, Score, duration, task_label
+from simulations.reporting.tables import Table
 
 MARGIN = 2.0
 """Points that another kind of pool may be below its reference."""

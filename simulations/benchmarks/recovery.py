@@ -18,20 +18,20 @@ import torch
 from torch import Tensor
 
 from client.config import ClientConfig
-from client.contribute import shuffle_classes
-from client.data import ImageSet, load_configured
-from client.pretrain import Pretrained, pretrain
+from client.data.images import ImageSet, load_configured
+from client.training.fit import Fitted, fit
+from client.training.pretrain import shuffle_classes
 from fedfree.episodes import Accuracy, mean_and_ci95
 from fedfree.seeding import derive_seed, make_generator
-from server import meta_learn
-from server.faculty import Faculty, relational_tasks
-from server.generator import Generator
-from server.invert import Inversion, draw_task, inner_optimizer, one_at_a_time
-from server.learner import Learner
-from server.memory import Corpus
-from server.optimizer import make_adam
-from server.pool import Member, Pool
-from server.precision import autocast
+from server.learning import meta_learn
+from server.learning.generator import Generator
+from server.learning.invert import Inversion, draw_task, inner_optimizer, one_at_a_time
+from server.learning.learner import Learner
+from server.learning.memory import Corpus
+from server.learning.optimizer import make_adam
+from server.learning.pool import Member, Pool
+from server.learning.precision import autocast
+from server.learning.teachers import Faculty, relational_tasks
 from simulations.benchmarks.timing import seconds
 from simulations.benchmarks.validation import few_shot
 from simulations.config import SimulationConfig
@@ -165,15 +165,15 @@ def compare(
     return Comparison(judged("meta-generator", learner.config.invert.steps, ours), scratch)
 
 
-def independent_classifier(organisation: ClientConfig) -> Pretrained:
+def independent_classifier(organisation: ClientConfig) -> Fitted:
     """The organisation's classifier of the same classes, in the same order, from another seed."""
-    images = load_configured(organisation.data, size=organisation.pretrain.image_size)
+    images = load_configured(organisation.data, size=organisation.training.image_size)
     in_order = shuffle_classes(images, organisation.seed)
-    return pretrain(in_order, organisation.pretrain, seed=derive_seed(organisation.seed, "independent"))
+    return fit(in_order, organisation.training, seed=derive_seed(organisation.seed, "independent"))
 
 
 @torch.no_grad()
-def quality(judge: Pretrained, images: Tensor, labels: Tensor) -> float:
+def quality(judge: Fitted, images: Tensor, labels: Tensor) -> float:
     """Fraction of [images, channels, size, size] in [0, 1] that the judge assigns to the labels."""
     inputs = judge.input.normalise(judge.input.resize(images.float().cpu()))
     return float((judge.network(inputs).argmax(1) == labels.cpu()).float().mean())

@@ -23,12 +23,12 @@ from fedfree.host.compute import choose_device, use_cpu
 from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
-from server.learner import Learner
-from server.pool import Pool
-from server.precision import parameter_dtype
-from server.run_directory import RunDirectory
-from server.store import ACCEPTED, RECEIVED, Store
-from simulations.benchmarks.output import Table
+from server.learning.learner import Learner
+from server.learning.pool import Pool
+from server.learning.precision import parameter_dtype
+from server.storage.run_directory import RunDirectory
+from server.storage.store import ACCEPTED, RECEIVED, Store
+from simulations.reporting.tables import Table
 
 ITERATIONS = 5
 ALLOWED = 1.2
@@ -129,7 +129,7 @@ def by_processes(out: Path, server: ServerConfig, counts: Sequence[int]) -> list
 
 def _torchrun(run: Path, processes: int) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, f"--nproc-per-node={processes}", "-m", "server.train", str(run)]
+    command = [*launcher, f"--nproc-per-node={processes}", "-m", "server.run", str(run)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -10,20 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedfree.host.compute import choose_device, use_cpu
-from server import invert
 from server.config import PAPER, ServerConfig
-from server.invert_together import together
-from server.learner import Learner
-from server.pool import Pool
-from server.precision import autocast, parameter_dtype
-from simulations.benchmarks.output import Table
+from server.learning import invert
+from server.learning.invert_together import together
+from server.learning.learner import Learner
+from server.learning.pool import Pool
+from server.learning.precision import autocast, parameter_dtype
 from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.recovery import Attempt, Comparison, compare
 from simulations.benchmarks.timing import alternate, operations, peak, time_shares
 from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
-from simulations.federation import server_config
-from simulations.progress import task_label
+from simulations.federation.prepare import server_config
+from simulations.reporting.progress import task_label
+from simulations.reporting.tables import Table
 
 UNSEEN = 3
 """Models of the pool that the meta-generator does not learn from."""

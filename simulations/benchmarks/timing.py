@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from server.precision import autocast
+from server.learning.precision import autocast
 
 Work = Callable[[], object]
 

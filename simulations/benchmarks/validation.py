@@ -2,13 +2,14 @@
 
 from torch import Tensor
 
-from client.adapt import SHOTS, episode_accuracies, sample_episodes
-from client.data import ImageSet, to_input
+from client.adapting.adapt import SHOTS, episode_accuracies, sample_episodes
+from client.data.images import ImageSet, to_input
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.episodes import EpisodeSpec
 from simulations.config import SimulationConfig
-from simulations.federation import find_domains, load_split
+from simulations.federation.evaluate import load_split
+from simulations.federation.prepare import find_domains
 
 
 def load_validation(config: SimulationConfig) -> ImageSet:

@@ -112,14 +112,16 @@ def test_nothing_is_unpickled() -> None:
         imported = {each for each in imports_of(path) if begins_with(each, "pickle", "dill", "joblib")}
         assert not imported, f"{name} imports {imported}"
         loads = calls_of(path, "torch.load", "np.load")
-        assert not loads or name == "client.pack", f"{name}:{loads[0].lineno} calls {ast.unparse(loads[0])}"
+        assert not loads or name == "client.training.pack", (
+            f"{name}:{loads[0].lineno} calls {ast.unparse(loads[0])}"
+        )
 
 
 def test_an_owner_packs_a_checkpoint_as_plain_tensors_and_at_one_place() -> None:
-    (load,) = calls_of(ALL["client.pack"], "torch.load", "np.load")
+    (load,) = calls_of(ALL["client.training.pack"], "torch.load", "np.load")
     options = {option.arg: ast.unparse(option.value) for option in load.keywords}
     assert options["weights_only"] == "True"
-    importing = {name for name, path in ALL.items() if "client.pack" in imports_of(path)}
+    importing = {name for name, path in ALL.items() if "client.training.pack" in imports_of(path)}
     assert importing == {"client.commands.contributing"}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from client import cli
+from client.commands import main as cli
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import MetaLearner, Provenance, encode_meta_learner, encode_weights

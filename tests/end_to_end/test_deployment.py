@@ -24,19 +24,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import node
-from client.adapt import make_classifier
-from client.config import ClientConfig, DataConfig, PretrainConfig
-from client.contribute import contribute
-from client.data import load_images
-from client.remote import connect, credentials
+from client.adapting.adapt import make_classifier
+from client.config import ClientConfig, DataConfig, TrainingConfig
+from client.data.images import load_images
+from client.doors import flower_node as node
+from client.doors.grpc_remote import connect, credentials
+from client.training.pretrain import pretrain
 from fedfree.architectures import Architecture
 from fedfree.codec import contribution_id, decode_meta_learner
 from fedfree.host.channel import Address
 from fedfree.host.flower_process import free_port, processes
-from server import deployment
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
-from server.tokens import Tokens
+from server.doors import deployment
+from server.doors.tokens import Tokens
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
@@ -90,7 +90,7 @@ def training(data: Path, cache: Path, seed: int, **pretrain: object) -> ClientCo
     tiny = {"image_size": 16, "epochs": 1, "min_steps": 2, "batch_size": 16, "threads": 1}
     return ClientConfig(
         data=DataConfig(source=data),
-        pretrain=PretrainConfig.parse(tiny | pretrain, origin="the test"),
+        training=TrainingConfig.parse(tiny | pretrain, origin="the test"),
         cache=cache,
         seed=seed,
     )
@@ -135,7 +135,7 @@ def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear
         organisation(tmp_path / name, port, server.authority, seed) for seed, name in enumerate(ORGANISATIONS)
     ]
     misled = organisation(tmp_path / "misled", port, stranger_authority, 8)
-    unknown = organisation(tmp_path / "unknown", port, server.authority, 9)
+    unknown = organisation(tmp_path / "unknown", port, server.doors.authority, 9)
     for name, member in zip(ORGANISATIONS, members, strict=True):
         server.enroll(name, member.path / "node.key.pub")
     with ExitStack() as stack:
@@ -189,7 +189,7 @@ class Federation:
         """``fedfree-server serve``, listening."""
         where = ("--store", self.server.path, "--listen", self.door)
         tls = ("--certificate", self.server.certificate, "--key", self.server.key)
-        code = "import sys; from server.cli import main; sys.argv[0] = 'fedfree-server'; main()"
+        code = "import sys; from server.commands.main import main; sys.argv[0] = 'fedfree-server'; main()"
         process = subprocess.Popen(
             [sys.executable, "-c", code, "serve", *map(str, (*where, *tls))],
             env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
@@ -232,7 +232,7 @@ def federation(path: Path) -> Federation:
     data = write_images(path / "images", members)
     config = training(data, path / "cache", members, architecture=Architecture.parse("resnet10"))
     token = Tokens(server.run.tokens).add("clinic")
-    return Federation(server, tuple(nodes), door, token, contribute(config))
+    return Federation(server, tuple(nodes), door, token, pretrain(config))
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -14,15 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from client import contribute as contribution
-from client.config import ClientConfig, DataConfig, EvaluateConfig, PretrainConfig
+from client.config import ClientConfig, DataConfig, EvaluateConfig, TrainingConfig
 from fedfree.codec import decode_meta_learner
 from fedfree.errors import ConfigError, FederationError
 from fedfree.host.flower_process import processes
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
 from server.events import STAGES, Event
-from server.run_directory import RunDirectory
-from simulations.engines import run_flower, run_in_process
+from server.storage.run_directory import RunDirectory
+from simulations.federation.engines import run_flower, run_in_process
 
 ORGANISATIONS = 3
 FAILING = 1
@@ -52,7 +51,7 @@ def _organisation(run: Path, index: int, new_classes: Path) -> ClientConfig:
     images = _write_images(run / "data" / str(index), classes=3, per_class=12, seed=index)
     return ClientConfig(
         data=DataConfig(source=images),
-        pretrain=PretrainConfig(image_size=16, epochs=1, batch_size=16, crop_padding=2, threads=1),
+        training=TrainingConfig(image_size=16, epochs=1, batch_size=16, crop_padding=2, threads=1),
         evaluate=EvaluateConfig(data=DataConfig(source=new_classes), episodes=3, n_query=5),
         share_metrics=index == 0,
         cache=run / "cache",
@@ -137,7 +136,7 @@ def test_starting_again_continues_from_the_store(tmp_path: Path, monkeypatch: py
     run = _prepare(tmp_path / "run")
     _in_process(run)
     before = _result(run)
-    monkeypatch.setattr(contribution, "contribute", lambda _: pytest.fail("asked again"))
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: pytest.fail("asked again"))
     _in_process(run)
     assert _result(run) == before
 
@@ -160,7 +159,7 @@ def test_too_few_contributions_end_the_run_with_the_reason(tmp_path: Path) -> No
 
 
 def test_a_bug_in_the_organisations_code_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contribution, "contribute", lambda _: 1 / 0)
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _in_process(_prepare(tmp_path / "run"))
 
@@ -214,7 +213,7 @@ def test_a_failing_server_under_flower_is_told_with_its_reason(tmp_path: Path) -
 def test_what_flower_started_is_stopped_when_this_process_is_told_to_end(tmp_path: Path) -> None:
     run = _prepare(tmp_path / "run")
     code = (
-        "from pathlib import Path; from simulations.engines import run_flower; "
+        "from pathlib import Path; from simulations.federation.engines import run_flower; "
         f"run_flower(Path({str(run)!r}), organisations={ORGANISATIONS}, on_event=print)"
     )
     quiet = subprocess.DEVNULL

@@ -21,9 +21,9 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from client.cli import main as client_main
-from client.remote import PAUSES_SECONDS, Remote, connect
-from client.remote import credentials as client_tls
+from client.commands.main import main as client_main
+from client.doors.grpc_remote import PAUSES_SECONDS, Remote, connect
+from client.doors.grpc_remote import credentials as client_tls
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import (
@@ -49,15 +49,16 @@ from fedfree.host.channel import CHUNK_BYTES, MAX_MESSAGE_BYTES, Address
 from fedfree.statement import PrivacyStatement
 from fedfree.v1 import contribution_pb2, service_pb2
 from fedfree.v1.service_pb2_grpc import FedFREEStub
-from server import door, pipeline
-from server.cli import main as server_main
+from server import pipeline
+from server.commands.main import main as server_main
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
+from server.doors import grpc_server as door
+from server.doors.grpc_service import Service
+from server.doors.limits import ServiceConfig
+from server.doors.tokens import Tokens
 from server.events import Event, ignore
-from server.limits import ServiceConfig
-from server.run_directory import RunDirectory
-from server.service import Service
-from server.store import RECEIVED, Store
-from server.tokens import Tokens
+from server.storage.run_directory import RunDirectory
+from server.storage.store import RECEIVED, Store
 
 INPUT = InputSpec(channels=1, height=16, width=16)
 Requests = Iterable[service_pb2.ContributeRequest]

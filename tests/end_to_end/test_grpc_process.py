@@ -18,18 +18,18 @@ from typing import Any
 import grpc
 import pytest
 
-from client.remote import connect
+from client.doors.grpc_remote import connect
 from fedfree.codec import contribution_id
 from fedfree.host.channel import CHUNK_BYTES, Address, chunks
 from fedfree.v1 import service_pb2
 from fedfree.v1.contribution_pb2 import Contribution
 from fedfree.v1.service_pb2_grpc import FedFREEServicer, FedFREEStub, add_FedFREEServicer_to_server
-from server.store import RECEIVED, Store
-from server.tokens import Tokens
+from server.doors.tokens import Tokens
+from server.storage.store import RECEIVED, Store
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "PYTHONUNBUFFERED": "1"}
-SERVE = "import sys; from server.cli import main; sys.argv[0] = 'fedfree-server'; main()"
+SERVE = "import sys; from server.commands.main import main; sys.argv[0] = 'fedfree-server'; main()"
 
 
 class Process:

@@ -7,17 +7,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from client.adapt import extract_features
-from client.config import PretrainConfig, PrivacyConfig
-from client.data import ImageSet
-from client.pretrain import initialise, pretrain
-from client.privacy import dp_sgd, os_entropy_generator, plan, take_step, train_privately
+from client.adapting.adapt import extract_features
+from client.config import PrivacyConfig, TrainingConfig
+from client.data.images import ImageSet
+from client.training.fit import fit, initialise
+from client.training.privacy import dp_sgd, os_entropy_generator, plan, take_step, train_privately
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
 from fedfree.statement import DpSgd, PrivacyStatement
 from server.config import ServerConfig
 from server.pipeline import run
-from server.store import Store
+from server.storage.store import Store
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,8 +66,8 @@ def test_the_server_learns_the_same_on_both_devices(tmp_path: Path) -> None:
 
 
 def test_a_model_is_trained_on_the_gpu_and_leaves_it(images: ImageSet) -> None:
-    config = PretrainConfig(image_size=16, device="cuda", rotation_task=True, min_steps=40)
-    trained = pretrain(images, config, seed=0)
+    config = TrainingConfig(image_size=16, device="cuda", rotation_task=True, min_steps=40)
+    trained = fit(images, config, seed=0)
     assert trained.held_out_accuracy == 1.0
     assert trained.network.device.type == "cpu"
 
@@ -76,7 +76,7 @@ def test_private_training_on_the_gpu_spends_what_was_planned(images: ImageSet) -
     privacy = PrivacyConfig(epsilon=8, batch_size=32, epochs=4, delta=1e-3)
     weights = []
     for _ in range(2):
-        untrained = initialise(images, PretrainConfig(architecture=Architecture(norm="group")), seed=0)
+        untrained = initialise(images, TrainingConfig(architecture=Architecture(norm="group")), seed=0)
         planned = plan(len(images), privacy)
         spent = train_privately(untrained, images, privacy, planned, crop_padding=2, device="cuda")
         assert math.isfinite(spent) and spent <= 8
@@ -88,7 +88,7 @@ def test_private_training_on_the_gpu_spends_what_was_planned(images: ImageSet) -
 def test_noise_on_the_gpu_is_of_the_right_size(images: ImageSet) -> None:
     privacy = PrivacyConfig(epsilon=8, batch_size=16, learning_rate=0.5, max_grad_norm=3.0)
     run_planned = DpSgd(noise_multiplier=2.0, sampling_rate=0.25, steps=4)
-    config = PretrainConfig(architecture=Architecture(norm="group"), image_size=16)
+    config = TrainingConfig(architecture=Architecture(norm="group"), image_size=16)
     network = initialise(images, config, seed=0).network.to(GPU)
     before = torch.cat([each.detach().flatten() for each in network.parameters()])
     with dp_sgd(network, images, privacy, run_planned, os_entropy_generator) as (_, optimizer, _):

@@ -20,7 +20,7 @@ from fedfree.statement import PrivacyStatement
 from server import pipeline
 from server.config import CollectConfig, ServerConfig, preset
 from server.events import Event
-from server.store import Store
+from server.storage.store import Store
 
 POOL = (
     ("conv4", 3, InputSpec(channels=1, height=16, width=16, horizontal_flip=False)),

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from server.config import InvertConfig, ServerConfig
-from simulations import cli
 from simulations.attacks import audit as audits
-from simulations.attacks import cli as audit_cli
 from simulations.attacks.config import AuditConfig
 from simulations.attacks.downstream import distil_student
 from simulations.attacks.memorisation import LABEL
+from simulations.commands import main as cli
+from simulations.commands import privacy as audit_cli
 
 
 def write_tree(root: Path, *, classes: int = 4, images: int = 50) -> Path:

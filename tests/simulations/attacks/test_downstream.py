@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from client.config import PretrainConfig
-from client.data import ImageSet, to_input
-from client.rehearse import make_plan, trainer_of
+from client.config import TrainingConfig
+from client.data.images import ImageSet, to_input
+from client.rehearsing.rehearse import make_plan, trainer_of
 from fedfree.codec import Contribution
 from server.config import InvertConfig, ServerConfig
-from server.invert import kl_divergence
+from server.learning.invert import kl_divergence
 from simulations.attacks.downstream import (
     distil_student,
     learn_meta_learner,
@@ -34,7 +34,7 @@ def make_images(seed: int) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def models() -> list[Contribution]:
-    trainer = trainer_of(PretrainConfig(image_size=16, epochs=1, min_steps=40, batch_size=30, threads=1))
+    trainer = trainer_of(TrainingConfig(image_size=16, epochs=1, min_steps=40, batch_size=30, threads=1))
     return [trainer.train(make_images(seed), seed) for seed in range(2)]
 
 

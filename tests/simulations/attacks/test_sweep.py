@@ -10,14 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from client.attacks import EpsilonBound, Exposure, Interval
-from client.config import ClientConfig, DataConfig, PretrainConfig
-from client.contribute import contribute
-from client.data import ImageSet
-from client.rehearse import trainer_of
+from client.config import ClientConfig, DataConfig, TrainingConfig
+from client.data.images import ImageSet
+from client.rehearsing.attacks import EpsilonBound, Exposure, Interval
+from client.rehearsing.rehearse import trainer_of
+from client.training.pretrain import pretrain
 from fedfree.errors import ConfigError
 from server.config import InvertConfig, ServerConfig
-from simulations import cli, federation
 from simulations.attacks.sweep import (
     Audited,
     Level,
@@ -30,7 +29,9 @@ from simulations.attacks.sweep import (
 )
 from simulations.attacks.sweep_table import kept_gain, table, values
 from simulations.benchmarks.quality import Measured, Run
+from simulations.commands import main as cli
 from simulations.config import SimulationConfig
+from simulations.federation import prepare as federation
 
 TINY = """
 clients = 2
@@ -105,8 +106,8 @@ def test_a_sweep_measures_every_epsilon_and_a_second_start_trains_nothing(
     ledgers = {path.relative_to(out) for path in out.rglob("*.sqlite")}
     assert {str(path.parent) for path in ledgers} <= {"8/0/organisations", "inf/0/organisations"}
 
-    for work in ("pretrain", "train_privately"):
-        for module in ("client.contribute", "client.rehearse"):
+    for work in ("fit", "train_privately"):
+        for module in ("client.training.pretrain", "client.rehearsing.rehearse"):
             monkeypatch.setattr(f"{module}.{work}", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr("simulations.benchmarks.quality.simulate", lambda *_, **__: pytest.fail("run again"))
     assert run_command(monkeypatch, *options, *short) == 0
@@ -120,11 +121,11 @@ def test_local_accuracy_is_that_of_unseen_images_whatever_order_the_classes_were
     tree = write_tree(tmp_path / "images", train=30)
     organisation = ClientConfig(
         data=DataConfig(source=tree, split="meta_train", images_per_class=20),
-        pretrain=PretrainConfig(image_size=16, epochs=1, min_steps=30, batch_size=18, threads=1),
+        training=TrainingConfig(image_size=16, epochs=1, min_steps=30, batch_size=18, threads=1),
         cache=tmp_path / "cache" / "models",
         seed=seed,
     )
-    contribute(organisation)
+    pretrain(organisation)
     assert local_accuracy(organisation) > 0.9
 
 
@@ -209,7 +210,7 @@ def test_the_audited_models_begin_and_are_trained_as_the_federations_models(tmp_
     weights = tmp_path / "public.safetensors"
     weights.write_bytes(b"some")
     federation = SimulationConfig(initial_weights=weights, device="cpu")
-    pretrain = audit_config(federation, 16).pretrain()
+    pretrain = audit_config(federation, 16).training()
     assert (pretrain.initial_weights, pretrain.device) == (weights, "cpu")
     before = trainer_of(pretrain).config_hash
     weights.write_bytes(b"others")

@@ -10,12 +10,12 @@ import torch
 
 from fedfree.errors import ConfigError
 from server.config import ServerConfig
-from server.store import ACCEPTED, Store
-from simulations import cli
-from simulations.benchmarks.cli import _counts
+from server.storage.store import ACCEPTED, Store
 from simulations.benchmarks.recovery import Attempt, Comparison
 from simulations.benchmarks.scale import Cost, Scale, fill, iterate, plot
 from simulations.benchmarks.timing import alternate, kind_of, operations, time_shares
+from simulations.commands import main as cli
+from simulations.commands.bench import _counts
 
 MakeTree = Callable[..., Path]
 CPU = torch.device("cpu")

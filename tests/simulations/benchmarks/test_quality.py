@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from fedfree.errors import ConfigError
-from simulations import cli
 from simulations.benchmarks import quality
 from simulations.benchmarks.quality import Measured, Run, available_cases, choose_cases, growth, measure
 from simulations.benchmarks.quality_plots import plots
 from simulations.benchmarks.quality_table import COLUMNS, checks, table, values
+from simulations.commands import main as cli
 from simulations.config import SimulationConfig
 
 MakeTree = Callable[..., Path]

@@ -1,0 +1,178 @@
+"""ADAPT: measure the meta-learner, or turn it into a classifier, on the organisation's own new classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.adapting.calibrate import calibrate
+from client.adapting.classifier import Description, FewShotClassifier
+from client.config import ClientConfig
+from client.data.images import ImageSet, load_configured, to_input
+from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed, nearest_mean
+from fedfree.architectures import Classifier
+from fedfree.codec import MetaLearner, encode_meta_learner, sha256
+from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
+from fedfree.host.compute import choose_device, use_cpu
+from fedfree.seeding import make_generator
+
+SHOTS = (1, 5)
+MAX_REFITS, MAX_READAPTATIONS = 500, 40
+"""Support images left out one at a time: where only the class means are fitted anew, and where the
+network is adapted anew for each."""
+
+
+@dataclass(frozen=True)
+class FewShotAccuracy:
+    """What an organisation may report: aggregates over episodes, nothing of an image."""
+
+    spec: EpisodeSpec
+    accuracy: Accuracy
+
+
+def make_classifier(meta_learner: MetaLearner, images: ImageSet) -> FewShotClassifier:
+    """Adapt a meta-learner to the classes of ``images``, and calibrate its probabilities.
+
+    Args:
+        images: at least one of each class; any size, the meta-learner's own by preference.
+    """
+    network, recipe, n_way = meta_learner.network(), meta_learner.recipe, images.num_classes
+    inputs = to_input(images.images, meta_learner.input)
+    counts = images.labels.bincount(minlength=n_way)
+    with torch.no_grad():
+        adapted = adapt(network, recipe, inputs, images.labels, n_way=n_way)
+        logits, labels = leave_one_out(network, recipe, inputs, images.labels, n_way=n_way)
+    values = {
+        "architecture": meta_learner.architecture,
+        "input": meta_learner.input,
+        "recipe": recipe,
+        "support": dict(zip(images.class_names, counts.tolist(), strict=True)),
+        "calibration": calibrate(logits, labels) if len(labels) else None,
+        "meta_learner": sha256(encode_meta_learner(meta_learner)),
+        "provenance": meta_learner.provenance,
+    }
+    description = Description.parse(values, origin="the classifier")
+    return FewShotClassifier.from_adapted(adapted, description)
+
+
+def leave_one_out(
+    network: Classifier, recipe: Recipe, inputs: Tensor, labels: Tensor, *, n_way: int
+) -> tuple[Tensor, Tensor]:
+    """Logits of support images, each predicted by a classifier adapted without it.
+
+    Images that are their class's only one are not left out. Of many, evenly spaced ones are: at most
+    MAX_REFITS where features need no recomputation, MAX_READAPTATIONS elsewhere.
+
+    Args:
+        inputs: [images, channels, height, width], normalised.
+        labels: [images], int64 in 0 … n_way - 1, in runs of one class each.
+
+    Returns:
+        Logits [left out, n_way], and their labels [left out].
+    """
+    counts = labels.bincount(minlength=n_way)
+    has_company = (counts[labels] >= 2).nonzero().squeeze(1)
+    fixed = recipe.head == "nearest_mean" and recipe.steps == 0
+    left_out = _evenly_spaced(has_company, MAX_REFITS if fixed else MAX_READAPTATIONS)
+    evidence = extract_features(network, inputs, mirror=recipe.mirror) if fixed else inputs
+    logits = [torch.empty(0, n_way)]
+    for index in left_out.tolist():
+        others = torch.arange(len(labels)) != index
+        support, query = evidence[others], evidence[index : index + 1]
+        if fixed:
+            head = nearest_mean(support, labels[others], n_way=n_way, temperature=recipe.temperature)
+            logits.append(head.logits(query))
+        else:
+            adapted = adapt(network, recipe, support, labels[others], n_way=n_way)
+            logits.append(adapted.logits(query).detach())
+    return torch.cat(logits), labels[left_out]
+
+
+def _evenly_spaced(indices: Tensor, count: int) -> Tensor:
+    if len(indices) <= count:
+        return indices
+    return indices[torch.arange(count) * len(indices) // count]
+
+
+def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAccuracy]:
+    """Accuracy on 1-shot and 5-shot episodes of the organisation's new classes; empty without such images."""
+    if config.evaluate is None:
+        return []
+    use_cpu(config.training.threads)
+    images = load_configured(config.evaluate.data, size=meta_learner.input.height)
+    specs = [EpisodeSpec(config.evaluate.n_way, n_shot, config.evaluate.n_query) for n_shot in SHOTS]
+    episodes = [
+        sample_episodes(images.labels, spec, config.evaluate.episodes, seed=config.seed) for spec in specs
+    ]
+    inputs = to_input(images.images, meta_learner.input)
+    network = meta_learner.network().to(choose_device(config.training.device))
+    accuracies = episode_accuracies(network, meta_learner.recipe, inputs, episodes)
+    return [FewShotAccuracy(spec, mean_and_ci95(each)) for spec, each in zip(specs, accuracies, strict=True)]
+
+
+def sample_episodes(labels: Tensor, spec: EpisodeSpec, count: int, *, seed: int) -> list[Episode]:
+    """The same episodes for the same (labels, spec, seed), whatever is measured on them."""
+    generator = make_generator(seed, "episodes", spec.name)
+    return [sample_episode(labels, spec, generator=generator) for _ in range(count)]
+
+
+def episode_accuracies(
+    network: Classifier, recipe: Recipe, inputs: Tensor, sets: Sequence[Sequence[Episode]]
+) -> list[Tensor]:
+    """Fraction of query images classified correctly in each episode: a tensor [episodes] for each set.
+
+    Args:
+        inputs: [images, channels, height, width], normalised, that the episodes index.
+        sets: of episodes, for instance 1-shot and 5-shot.
+    """
+    if recipe.head == "nearest_mean" and recipe.steps == 0:
+        return nearest_mean_accuracies(extract_features(network, inputs, mirror=recipe.mirror), recipe, sets)
+    return [
+        torch.stack([_adapted_accuracy(network, recipe, inputs, episode) for episode in episodes])
+        for episodes in sets
+    ]
+
+
+@torch.no_grad()
+def extract_features(network: Classifier, inputs: Tensor, *, mirror: bool = False) -> Tensor:
+    """Features [images, feature_size] on the CPU; in evaluation mode no image influences another's.
+
+    Args:
+        mirror: as in the recipe.
+    """
+    batches = inputs.contiguous(memory_format=torch.channels_last).split(FEATURE_BATCH)
+    return torch.cat(
+        [embed(network.features, batch.to(network.device), mirror=mirror).cpu() for batch in batches]
+    )
+
+
+def nearest_mean_accuracies(
+    features: Tensor, recipe: Recipe, sets: Sequence[Sequence[Episode]]
+) -> list[Tensor]:
+    """As :func:`episode_accuracies`, for features [images, size] already extracted."""
+    return [
+        torch.stack([_nearest_mean_accuracy(features, recipe, episode) for episode in episodes])
+        for episodes in sets
+    ]
+
+
+def _nearest_mean_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor:
+    n_way = int(episode.support_labels.max()) + 1
+    head = nearest_mean(
+        features[episode.support], episode.support_labels, n_way=n_way, temperature=recipe.temperature
+    )
+    predicted = head.logits(features[episode.query]).argmax(1)
+    return (predicted == episode.query_labels).double().mean()
+
+
+def _adapted_accuracy(network: Classifier, recipe: Recipe, inputs: Tensor, episode: Episode) -> Tensor:
+    n_way = int(episode.support_labels.max()) + 1
+    support, labels, query = (
+        each.to(network.device)
+        for each in (inputs[episode.support], episode.support_labels, inputs[episode.query])
+    )
+    adapted = adapt(network, recipe, support, labels, n_way=n_way)
+    with torch.no_grad():
+        predicted = adapted.logits(query).argmax(1).cpu()
+    return (predicted == episode.query_labels).double().mean()

@@ -1,0 +1,79 @@
+"""PREDICT: classes and their probabilities for an organisation's images, each image on its own."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client.adapting.classifier import FewShotClassifier
+from client.data.images import find_images, load_image
+from fedfree.architectures import InputSpec
+from fedfree.errors import DataError
+
+BATCH = 32
+
+OnUnreadable = Callable[[DataError], None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says about one image."""
+
+    image: Path
+    ranking: tuple[tuple[str, float], ...]
+    """Class names with their probabilities, the likeliest first."""
+
+
+def predict(
+    classifier: FewShotClassifier, paths: Iterable[Path], *, top: int, on_unreadable: OnUnreadable
+) -> Iterator[Prediction]:
+    """Predict every image that can be read, in order; why another cannot goes to ``on_unreadable``.
+
+    Args:
+        paths: images, and folders whose images are taken at whatever depth.
+        top: length of the rankings; all classes where there are fewer.
+    """
+    images = _read_all(paths, classifier.description.input, on_unreadable)
+    while batch := list(islice(images, BATCH)):
+        rankings = rank(classifier, torch.cat([pixels for _, pixels in batch]), top=top)
+        for (path, _), ranking in zip(batch, rankings, strict=True):
+            yield Prediction(path, ranking)
+
+
+@torch.no_grad()
+def rank(classifier: FewShotClassifier, pixels: Tensor, *, top: int) -> list[tuple[tuple[str, float], ...]]:
+    """The ``top`` likeliest classes of each image.
+
+    Args:
+        pixels: [batch, channels, height, width] in [0, 1].
+    """
+    names = classifier.class_names
+    probabilities, classes = classifier(pixels).topk(min(top, len(names)), dim=1)
+    return [
+        tuple((names[label], value) for label, value in zip(labels, values, strict=True))
+        for labels, values in zip(classes.tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def _read_all(
+    paths: Iterable[Path], input: InputSpec, on_unreadable: OnUnreadable
+) -> Iterator[tuple[Path, Tensor]]:
+    """Each readable image with its pixels [1, channels, height, width] in [0, 1]."""
+    for path in _expand(paths, on_unreadable):
+        try:
+            image = load_image(path, size=input.height, channels=input.channels)
+        except DataError as error:
+            on_unreadable(error)
+        else:
+            yield path, input.resize(image[None].float() / 255)
+
+
+def _expand(paths: Iterable[Path], on_unreadable: OnUnreadable) -> Iterator[Path]:
+    for path in paths:
+        try:
+            yield from find_images(path) if path.is_dir() else [path]
+        except DataError as error:
+            on_unreadable(error)

@@ -1,0 +1,84 @@
+"""Flower ClientApp: contribute a model, adapt what comes back.
+
+An organisation's configuration is the file that its node names (``config`` in the node configuration).
+In a simulation it is ``organisations/<partition-id>.toml`` of the run directory.
+"""
+
+import logging
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from client.adapting import adapt as adaptation
+from client.config import ClientConfig
+from client.training.pretrain import pretrain
+from fedfree.codec import decode_meta_learner
+from fedfree.errors import ConfigError, FedFreeError
+from fedfree.flower_records import (
+    CONTRIBUTE,
+    ORGANISATION_FAILED,
+    accuracies_to_records,
+    from_records,
+    to_records,
+)
+
+log = logging.getLogger(__name__)
+
+RAISE_BUGS = "raise-bugs"
+"""Node configuration, set by the in-process engine alone: what is not a FedFreeError propagates."""
+
+
+def redact(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Flower mod: reply with an error that says no more than the exception's class.
+
+    Flower would send an exception's text to the server, with paths and class names; here the full
+    exception goes to the organisation's own log. With RAISE_BUGS in the node configuration, which no
+    server can set, a programming error propagates to the person who runs server and clients in one
+    process, while a FedFreeError is an organisation's failure there too.
+    """
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        if context.node_config.get(RAISE_BUGS) and not isinstance(error, FedFreeError):
+            raise
+        step = "train" if message.metadata.message_type == CONTRIBUTE else "adapt the meta-learner"
+        log.exception("could not %s", step)
+        reason = f"the organisation could not {step}: {type(error).__name__}"
+        return Message(Error(ORGANISATION_FAILED, reason), reply_to=message)
+
+
+app = ClientApp()
+
+
+@app.train("contribute", mods=[redact])
+def contribute(message: Message, context: Context) -> Message:
+    """Train, or take the model trained before, and send it."""
+    manifest, weights = pretrain(read_config(context))
+    return Message(to_records(manifest, weights), reply_to=message)
+
+
+@app.evaluate("adapt", mods=[redact])
+def adapt(message: Message, context: Context) -> Message:
+    """Measure the meta-learner on the organisation's new classes; numbers leave only where it allows it."""
+    config = read_config(context)
+    results = adaptation.evaluate(decode_meta_learner(*from_records(message.content)), config)
+    for result in results:
+        log.info("%s: %s", result.spec.name, result.accuracy)
+    if not config.share_metrics:
+        return Message(RecordDict(), reply_to=message)
+    shared = accuracies_to_records((result.spec, result.accuracy) for result in results)
+    return Message(shared, reply_to=message)
+
+
+def read_config(context: Context) -> ClientConfig:
+    """The configuration of the organisation that this node belongs to; raises ConfigError."""
+    if own := context.node_config.get("config"):
+        return ClientConfig.read(Path(str(own)))
+    run, partition = context.run_config.get("run"), context.node_config.get("partition-id")
+    if not run or partition is None:
+        raise ConfigError(
+            "this node has no configuration: start flower-supernode with --node-config 'config=\"FILE\"'"
+        )
+    return ClientConfig.read(Path(str(run)) / "organisations" / f"{partition}.toml")

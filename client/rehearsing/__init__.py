@@ -1,0 +1,1 @@
+"""Attacks on one's own kind of model, before one is contributed."""

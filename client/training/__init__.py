@@ -1,0 +1,1 @@
+"""From private images to a contribution: training, differential privacy, ledger, statement, cache."""

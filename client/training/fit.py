@@ -1,0 +1,199 @@
+"""Training the classifier that an organisation contributes."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from client.config import TrainingConfig, or_if_colour
+from client.data.images import ImageSet, split_held_out, to_input
+from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
+from fedfree.codec import fill_network, read_tensors
+from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.files import read_file
+from fedfree.seeding import derive_seed, make_generator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A classifier that has seen no private image."""
+
+    network: Classifier
+    input: InputSpec
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained classifier and how well it does on images it was not trained on."""
+
+    network: Classifier
+    input: InputSpec
+    held_out_accuracy: float
+    """Fraction in [0, 1]; stays with the organisation."""
+
+
+def fit(images: ImageSet, config: TrainingConfig, *, seed: int) -> Fitted:
+    """Train a classifier on private images.
+
+    Args:
+        images: uint8 [images, channels, image_size, image_size].
+    """
+    use_cpu(config.threads)
+    untrained = initialise(images, config, seed=seed)
+    device = choose_device(config.device)
+    network, spec = untrained.network.to(device), untrained.input
+    training, held_out = split_held_out(
+        images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
+    )
+    _descend(network, training, spec, config, make_generator(seed, "training"))
+    accuracy = _accuracy(network, held_out, spec)
+    log.info("trained %s on %d images, held-out accuracy %.3f", config.architecture, len(training), accuracy)
+    return Fitted(network.cpu(), spec, accuracy)
+
+
+def initialise(images: ImageSet, config: TrainingConfig, *, seed: int) -> Untrained:
+    """The classifier before training; of the images only their shape and number of classes are looked at.
+
+    Raises:
+        ConfigError: initial weights that cannot be read.
+        ContributionError: initial weights of another architecture.
+    """
+    channels = images.images.shape[1]
+    spec = InputSpec(
+        channels=channels,
+        height=config.image_size,
+        width=config.image_size,
+        horizontal_flip=or_if_colour(config.horizontal_flip, channels),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "initialisation"))
+        network = build(config.architecture, num_classes=images.num_classes, input=spec)
+    if config.initial_weights:
+        _load_initial(network, read_file(config.initial_weights), str(config.architecture))
+    return Untrained(network, spec)
+
+
+def _load_initial(network: Classifier, weights: bytes, what: str) -> None:
+    """Fill a network, but for a head of another number of classes."""
+    tensors = read_tensors(weights, "the initial weights")
+    own = network.state_dict()
+    for name in own:
+        if name.startswith("head.") and name in tensors and tensors[name].shape != own[name].shape:
+            tensors[name] = own[name]
+    fill_network(network, tensors, f"{what}, to begin from,")
+
+
+def _descend(
+    network: Classifier,
+    training: ImageSet,
+    spec: InputSpec,
+    config: TrainingConfig,
+    generator: torch.Generator,
+) -> None:
+    use_channels_last(network.train())
+    device = network.device
+    wanted = or_if_colour(config.rotation_task, spec.channels)
+    turns = _zeros(network.feature_size, 4 * training.num_classes).to(device) if wanted else None
+    optimizer = torch.optim.SGD(
+        [*network.parameters(), *(turns.parameters() if turns else ())],
+        lr=config.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=config.weight_decay,
+    )
+    batches = max(1, len(training) // config.batch_size)
+    epochs = max(config.epochs, math.ceil(config.min_steps / batches))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=config.learning_rate, total_steps=epochs * batches
+    )
+    for _ in range(epochs):
+        order = torch.randperm(len(training), generator=generator)
+        for batch in order.tensor_split(batches):
+            pixels = augment(
+                training.images[batch],
+                padding=config.crop_padding,
+                horizontal_flip=spec.horizontal_flip,
+                generator=generator,
+            )
+            inputs = to_input(pixels.to(device), spec).contiguous(memory_format=torch.channels_last)
+            loss = _loss(network, turns, inputs, training.labels[batch].to(device), generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
+def _zeros(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _loss(
+    network: Classifier,
+    turns: nn.Linear | None,
+    inputs: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Cross-entropy; with ``turns``, also of class and quarter turn of a turned copy of each image.
+
+    The joint labels are those of self-supervised label augmentation (Lee, Hwang and Shin, ICML 2020).
+    """
+    if turns is None:
+        return F.cross_entropy(network(inputs), labels)
+    turned, quarters = turn(inputs, generator=generator)
+    upright, turned = network.features(torch.cat([inputs, turned])).split(len(inputs))
+    joint: Tensor = F.cross_entropy(turns(turned), 4 * labels + quarters)
+    return joint + F.cross_entropy(network.head(upright), labels)
+
+
+def turn(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Each of the square images [batch, channels, side, side] turned by 0 to 3 quarters, and the quarters."""
+    quarters = torch.randint(4, (len(images),), generator=generator).to(images.device)
+    turned = torch.empty_like(images)
+    for quarter in range(4):
+        chosen = quarters == quarter
+        turned[chosen] = images[chosen].rot90(quarter, (2, 3))
+    return turned, quarters
+
+
+@torch.no_grad()
+def _accuracy(network: Classifier, images: ImageSet, spec: InputSpec) -> float:
+    correct = 0
+    for pixels, labels in zip(images.images.split(512), images.labels.split(512), strict=True):
+        predicted = network(to_input(pixels.to(network.device), spec)).argmax(1)
+        correct += int((predicted.cpu() == labels).sum())
+    return correct / len(images)
+
+
+def augment(images: Tensor, *, padding: int, horizontal_flip: bool, generator: torch.Generator) -> Tensor:
+    """Random crop after reflection padding, and a random mirror where allowed, image by image.
+
+    Args:
+        images: [batch, channels, height, width], any dtype.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    batch, _, height, width = images.shape
+    rows = torch.randint(-padding, padding + 1, (batch, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(-padding, padding + 1, (batch, 1), generator=generator) + torch.arange(width)
+    if horizontal_flip:
+        mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    rows, columns = _reflect(rows, height), _reflect(columns, width)
+    images = images.gather(2, rows[:, None, :, None].expand(-1, images.shape[1], -1, width))
+    return images.gather(3, columns[:, None, None, :].expand(-1, images.shape[1], height, -1))
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -1,0 +1,252 @@
+"""DP-SGD through Opacus: the gate, the plan, the noise and the accountant (Abadi et al. 2016).
+
+Nothing here depends on a configured seed but the initial weights, which are drawn before any image is
+seen. Opacus takes seconds to import and is imported only where it is needed.
+"""
+
+import functools
+import itertools
+import logging
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fedfree
+from client.config import PrivacyConfig
+from client.data.images import ImageSet, to_input
+from client.training.fit import Untrained, augment
+from fedfree.architectures import Classifier
+from fedfree.codec import check_parameters_only
+from fedfree.errors import ContributionError, PrivacyError
+from fedfree.host.compute import Device, choose_device
+from fedfree.statement import DpSgd
+
+ACCOUNTANT = "prv"
+IMAGES_AT_ONCE = 128
+"""Images whose gradients a CPU holds in memory together; larger batches are gone through in parts."""
+GPU_GRADIENTS = 2**28
+"""Numbers in the gradients of the images that a GPU holds together."""
+
+_TWISTER_WORDS = 624
+_TWISTER_STATE = slice(24, 24 + 8 * _TWISTER_WORDS)
+"""Where torch keeps the words of its Mersenne twister within the state of a CPU generator."""
+
+
+def os_entropy_generator() -> torch.Generator:
+    """A CPU generator whose whole state comes from the operating system; seeding would use 32 bits of it."""
+    generator = torch.Generator()
+    words = np.frombuffer(os.urandom(4 * _TWISTER_WORDS), np.uint32).astype(np.uint64)
+    state = generator.get_state()
+    state[_TWISTER_STATE] = torch.from_numpy(words.view(np.uint8))
+    return generator.set_state(state)
+
+
+def noise_generator(device: torch.device, entropy: Callable[[], torch.Generator]) -> torch.Generator:
+    """``entropy`` itself on a CPU; on a GPU, whose generators take no more, one keyed with 64 bits of it."""
+    generator = entropy()
+    if device.type == "cpu":
+        return generator
+    high, low = torch.randint(2**32, (2,), generator=generator).tolist()
+    return torch.Generator(device).manual_seed(high << 32 | low)
+
+
+def check_private(network: nn.Module) -> None:
+    """Refuse a network that no DP-SGD can protect; Opacus itself misses norms without trainable parameters.
+
+    Raises:
+        PrivacyError: a layer that couples the images of a batch, or a buffer, by name and with the remedy.
+    """
+    try:
+        check_parameters_only(network, type(network).__name__)
+    except ContributionError as error:
+        raise PrivacyError(str(error)) from error
+
+
+def plan(num_images: int, privacy: PrivacyConfig) -> DpSgd:
+    """The run that spends at most the configured ε; nothing is trained.
+
+    Raises:
+        PrivacyError: δ is not below one over the number of images.
+    """
+    if privacy.delta * num_images >= 1:
+        raise PrivacyError(
+            f"delta {privacy.delta:g} is not below 1/{num_images}, one over the number of images: "
+            "a mechanism could publish one image in full and still keep the promise; use a smaller --delta"
+        )
+    batches = math.ceil(num_images / privacy.batch_size)
+    steps = privacy.epochs * batches
+    return DpSgd(_noise_multiplier(privacy.epsilon, privacy.delta, 1 / batches, steps), 1 / batches, steps)
+
+
+@functools.lru_cache
+def _noise_multiplier(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+    with _opacus():
+        from opacus.accountants.utils import get_noise_multiplier
+
+        return float(
+            get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=sampling_rate,
+                steps=steps,
+                accountant=ACCOUNTANT,
+            )
+        )
+
+
+def composed_epsilon(runs: Sequence[DpSgd], delta: float) -> float:
+    """ε of several runs on the same images together: their privacy losses composed, not their ε added."""
+    steps: Counter[tuple[float, float]] = Counter()
+    for run in runs:
+        steps[run.noise_multiplier, run.sampling_rate] += run.steps
+    return _history_epsilon(tuple((*key, count) for key, count in sorted(steps.items())), delta)
+
+
+@functools.lru_cache
+def _history_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    with _opacus():
+        from opacus.accountants import PRVAccountant
+
+        accountant = PRVAccountant()
+        accountant.history = list(history)
+        return float(accountant.get_epsilon(delta))
+
+
+@functools.cache
+def software() -> str:
+    """The releases that a statement rests on."""
+    with _opacus():
+        import opacus
+
+    return f"fedfree {fedfree.__version__}, opacus {opacus.__version__}, torch {torch.__version__}"
+
+
+def train_privately(
+    untrained: Untrained,
+    images: ImageSet,
+    privacy: PrivacyConfig,
+    run: DpSgd,
+    *,
+    crop_padding: int,
+    device: Device = "cpu",
+    entropy: Callable[[], torch.Generator] = os_entropy_generator,
+) -> float:
+    """Train a network in place by DP-SGD with Poisson sampling, on all images, for the planned steps.
+
+    The guarantee is for the parameters that are left at the end, per image, where neighbours differ by
+    adding or removing one. Any ``entropy`` but the default voids it, and is there for tests alone.
+
+    Returns:
+        ε spent, an upper bound; infinite where the guarantee is void.
+
+    Raises:
+        PrivacyError: the network couples images or holds buffers, or the accountant saw another run.
+    """
+    network, spec = untrained.network.to(choose_device(device)), untrained.input
+    check_private(network)
+    augmentation = entropy()
+    average = [parameter.detach().clone() for parameter in network.parameters()]
+    with dp_sgd(network, images, privacy, run, entropy) as (engine, optimizer, batches):
+        for step, (pixels, labels) in enumerate(itertools.islice(batches, run.steps)):
+            pixels = augment(
+                pixels, padding=crop_padding, horizontal_flip=spec.horizontal_flip, generator=augmentation
+            ).to(network.device)
+            take_step(network, optimizer, to_input(pixels, spec), labels.to(network.device))
+            _follow(average, network, min(privacy.averaging, (1 + step) / (10 + step)))
+    _replace_parameters(network.eval(), average)
+    network.cpu()
+    check_private(network)
+    expected = [(run.noise_multiplier, run.sampling_rate, run.steps)]
+    if engine.accountant.history != expected:
+        raise PrivacyError(f"planned {expected}, but the accountant saw {engine.accountant.history}")
+    with _opacus():
+        spent = float(engine.get_epsilon(privacy.delta))
+    return spent if entropy is os_entropy_generator else math.inf
+
+
+@contextmanager
+def dp_sgd(
+    network: Classifier,
+    images: ImageSet,
+    privacy: PrivacyConfig,
+    run: DpSgd,
+    entropy: Callable[[], torch.Generator],
+) -> Iterator[tuple[Any, Any, Iterator[tuple[Tensor, Tensor]]]]:
+    """Opacus' engine and optimizer, and Poisson batches without end; the network is left without hooks."""
+    with _opacus():
+        from opacus import PrivacyEngine
+
+        engine = PrivacyEngine(accountant=ACCOUNTANT)
+        hooks, optimizer, loader = engine.make_private(
+            module=network.train(),
+            optimizer=torch.optim.SGD(network.parameters(), lr=privacy.learning_rate),
+            data_loader=DataLoader(
+                TensorDataset(images.images, images.labels),
+                batch_size=privacy.batch_size,
+                generator=entropy(),
+            ),
+            noise_multiplier=run.noise_multiplier,
+            max_grad_norm=privacy.max_grad_norm,
+            grad_sample_mode="hooks",
+            wrap_model=False,
+            poisson_sampling=True,
+            noise_generator=noise_generator(network.device, entropy),
+        )
+    try:
+        with warnings.catch_warnings():
+            # Images need no gradient, and the hooks of the first layer say so at every step.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            yield engine, optimizer, itertools.chain.from_iterable(itertools.repeat(loader))
+    finally:
+        hooks.cleanup()
+
+
+def take_step(network: nn.Module, optimizer: Any, inputs: Tensor, labels: Tensor) -> None:
+    """One noisy step of Opacus' optimizer, in parts that fit into memory; also on a batch without images."""
+    at_once = IMAGES_AT_ONCE
+    if inputs.is_cuda:
+        at_once = max(1, GPU_GRADIENTS // sum(parameter.numel() for parameter in network.parameters()))
+    parts = list(zip(inputs.split(at_once), labels.split(at_once), strict=True))
+    for number, (some_inputs, some_labels) in enumerate(parts, start=1):
+        optimizer.signal_skip_step(number < len(parts))
+        F.cross_entropy(network(some_inputs), some_labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _follow(average: list[Tensor], network: nn.Module, decay: float) -> None:
+    for mean, parameter in zip(average, network.parameters(), strict=True):
+        mean.lerp_(parameter, 1 - decay)
+
+
+@torch.no_grad()
+def _replace_parameters(network: nn.Module, values: list[Tensor]) -> None:
+    for parameter, value in zip(network.parameters(), values, strict=True):
+        parameter.copy_(value)
+
+
+@contextmanager
+def _opacus() -> Iterator[None]:
+    """Let Opacus be imported and called without the root log handler and the warnings it brings.
+
+    What it warns of, that the generator is not cryptographic, is in every statement.
+    """
+    level, handlers = logging.root.level, logging.root.handlers[:]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)

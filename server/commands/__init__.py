@@ -1,0 +1,1 @@
+"""The command line ``fedfree-server``, by verb; ``main.py`` puts it together."""

@@ -1,0 +1,60 @@
+"""``init``, ``enroll`` and ``up``: a coordinator in a federation across machines."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedfree.host.logs import JsonLines, log_to_stderr
+from server.config import CollectConfig
+from server.doors.deployment import Deployment, DeploymentConfig
+from server.doors.deployment import init as init_deployment
+from server.doors.metrics import MetricsAddress, served
+from server.events import log_event
+
+app = typer.Typer()
+
+Directory = Annotated[Path, typer.Argument(help="The coordinator's directory.")]
+
+
+@app.command()
+def init(
+    directory: Directory,
+    name: Annotated[list[str], typer.Option(help="Host name or IP address of this server; several times.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")] = "127.0.0.1:8000",
+    organisations: Annotated[int, typer.Option(help="How many are expected.")] = 3,
+    quorum: Annotated[int, typer.Option(help="Fewer contributions end the run.")] = 2,
+    deadline_hours: Annotated[float, typer.Option(help="How long contributions are waited for.")] = 12,
+) -> None:
+    """Make a certificate authority, a server certificate and commented configurations."""
+    config = DeploymentConfig.parse({"listen": listen}, origin="--listen")
+    values = {
+        "organisations": organisations,
+        "quorum": quorum,
+        "timeout_seconds": deadline_hours * 3600,
+    }
+    deployment = init_deployment(directory, name, config, CollectConfig.parse(values, origin="option"))
+    typer.echo(f"wrote {directory}; give {deployment.authority} to every organisation")
+
+
+@app.command()
+def enroll(
+    name: Annotated[str, typer.Argument(help="What the organisation is called here.")],
+    public_key: Annotated[Path, typer.Argument(help="Its node.key.pub.")],
+    directory: Annotated[Path, typer.Option("--in", help="The coordinator's directory.")],
+) -> None:
+    """Let an organisation take part, also in a federation that runs already."""
+    Deployment(directory).enroll(name, public_key)
+    typer.echo(f"{name} may take part")
+
+
+@app.command()
+def up(directory: Directory, metrics: MetricsAddress = None, json_lines: JsonLines = False) -> None:
+    """Run the federation to its end; one that was cut off goes on where it was."""
+    from server.doors.up import up as run_to_the_end
+
+    deployment = Deployment(directory)
+    log_to_stderr(json_lines=json_lines, run=deployment.run.id)
+    with served(deployment.run, metrics):
+        run_to_the_end(deployment, log_event)
+    typer.echo(f"wrote {deployment.run.weights}")

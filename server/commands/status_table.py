@@ -1,0 +1,58 @@
+"""A run's status as an operator reads it at a terminal."""
+
+from rich import box
+from rich.table import Table
+
+from server.doors.status import Learning, RunStatus
+from server.storage.store import ACCEPTED, PLACES, QUARANTINED, Store
+
+_ID_DIGITS = 12
+ABSENT = "—"
+
+
+def status_table(status: RunStatus) -> Table:
+    """How far the run is, one row a fact."""
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    for place in PLACES:
+        table.add_row(place, str(status.contributions[place]))
+    table.add_section()
+    for name, value in _learning_rows(status.learning):
+        table.add_row(name, value)
+    table.add_section()
+    table.add_row("meta-learner", status.meta_learner_sha256.hex()[:_ID_DIGITS] or "not published yet")
+    if status.failure:
+        table.add_row("failed", status.failure)
+    return table
+
+
+def _learning_rows(learning: Learning | None) -> list[tuple[str, str]]:
+    if learning is None:
+        return [("iteration", "learning has not begun")]
+    rows = [("iteration", f"{learning.iteration} of {learning.of}")]
+    if learning.seconds_left:
+        rows.append(("time left", f"{learning.seconds_left / 60:.1f} min"))
+    if learning.images_a_second:
+        rows.append(("images recovered", f"{learning.images:,} ({learning.images_a_second:.1f} a second)"))
+    rows += [(name.replace("_", " "), f"{value:.4g}") for name, value in learning.losses.items()]
+    return rows
+
+
+def contributions_table(store: Store) -> Table:
+    """Every contribution: where it is, who handed it over, what it is, why it was refused."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in ("contribution", "state", "organisation", "architecture", "ε claimed", "reason"):
+        table.add_column(column, overflow="fold")
+    for place in PLACES:
+        for identity in store.ids(place):
+            table.add_row(identity[:_ID_DIGITS], place, *_described(store, place, identity))
+    return table
+
+
+def _described(store: Store, place: str, identity: str) -> tuple[str, str, str, str]:
+    """Only what was accepted is known to be a contribution at all."""
+    organisation = store.organisation(identity) or ABSENT
+    if place != ACCEPTED:
+        return organisation, ABSENT, ABSENT, store.reason(identity) if place == QUARANTINED else ""
+    contribution = store.describe(identity)
+    privacy = contribution.privacy.differential_privacy
+    return organisation, str(contribution.architecture), f"{privacy.epsilon:.2f}" if privacy else ABSENT, ""

@@ -1,0 +1,260 @@
+"""Flower ServerApp: messages in and out, nothing else.
+
+The run directory is named by the run's configuration (``run``), absolute or relative to the working
+directory of the SuperLink's process. Contributions already in its store count, so starting again
+continues a run that was cut short.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedfree.codec import MetaLearner
+from fedfree.errors import ConfigError, ContributionError
+from fedfree.flower_records import (
+    ADAPT,
+    CONTRIBUTE,
+    ORGANISATION_FAILED,
+    accuracies_from_records,
+    from_records,
+    to_records,
+)
+from server import pipeline
+from server.config import CollectConfig
+from server.events import Event, OnEvent, ignore
+from server.storage.run_directory import RunDirectory
+from server.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+ADAPT_TIMEOUT_SECONDS = 3600.0
+"""How long answers to the meta-learner are waited for; it is on disk by then, so nothing is lost."""
+MAX_ASKS = 3
+"""How often a node is asked that goes offline each time."""
+
+_NODE_OFFLINE = 5
+_FLOWER_ERRORS = {
+    0: "the organisation's Flower node failed",
+    1: "the organisation's Flower node could not load the ClientApp",
+    2: "the organisation's ClientApp raised an exception",
+    3: "the message expired before the organisation took it",
+    4: "the organisation's reply expired before it could be fetched",
+    _NODE_OFFLINE: "the organisation went offline",
+    6: "a precondition of the organisation's ClientApp failed",
+    7: "the organisation's Flower node refused the app bundle",
+    8: "the organisation's ClientApp process crashed",
+}
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation of the run directory that ``run`` names."""
+    run = str(context.run_config.get("run", ""))
+    if not run:
+        raise ConfigError(
+            "the run configuration names no run directory: prepare one with `fedfree-sim prepare`"
+        )
+    serve(grid, Path(run))
+
+
+def serve(grid: Grid, path: Path, *, on_event: OnEvent = ignore) -> None:
+    """Collect contributions, learn from them, and hand the meta-learner to everyone who is there.
+
+    Raises:
+        FederationError: too few organisations contributed. This and any other failure also leaves
+            its reason in the run directory, for an engine that runs this in another process.
+    """
+    run = RunDirectory(path)
+    run.error.unlink(missing_ok=True)
+    try:
+        _federate(grid, run, run.recorded(on_event))
+    except Exception as error:
+        run.write_error(error)
+        raise
+
+
+def _federate(grid: Grid, run: RunDirectory, on_event: OnEvent) -> None:
+    config, store = run.config(), run.store()
+    collect(grid, store, config.collect, on_event)
+    outcome = pipeline.run(store, config, checkpoint=run.checkpoint, on_event=on_event)
+    run.write_recovered(outcome.gallery)
+    content = publish(run, outcome.meta_learner, on_event)
+    run.write_adaptation(adapt(grid, content, on_event))
+    run.checkpoint.unlink(missing_ok=True)
+
+
+class Conversation:
+    """One question to every node: who has been asked, and whose reply is awaited.
+
+    A node that goes offline before it answers is asked again when it is back, MAX_ASKS times in all.
+    """
+
+    def __init__(self, grid: Grid, message_type: str, content: RecordDict, *, ttl_seconds: float) -> None:
+        self._grid = grid
+        self._message_type = message_type
+        self._content = content
+        self._ttl_seconds = ttl_seconds
+        self._awaited: dict[str, int] = {}
+        self._asks: Counter[int] = Counter()
+        self._offline: set[int] = set()
+
+    @property
+    def awaited(self) -> set[int]:
+        """Nodes that were asked and have not answered."""
+        return set(self._awaited.values())
+
+    @property
+    def asked(self) -> int:
+        """How many nodes were asked at least once."""
+        return len(self._asks)
+
+    def ask_newcomers(self) -> None:
+        """Ask the online nodes that were never asked, or that are back."""
+        for node in self._grid.get_node_ids():
+            if node not in self._asks or node in self._offline:
+                self._ask(node)
+
+    def _ask(self, node: int) -> None:
+        # One at a time: a Grid may take fewer messages than it is given, without saying which.
+        message = Message(self._content, node, self._message_type, ttl=self._ttl_seconds)
+        for message_id in self._grid.push_messages([message]):
+            self._awaited[message_id] = node
+            self._asks[node] += 1
+            self._offline.discard(node)
+
+    def replies(self) -> Iterator[tuple[int, Message]]:
+        """Node and reply, for every reply that has arrived and is final."""
+        for reply in self._grid.pull_messages(list(self._awaited)):
+            node = self._awaited.pop(reply.metadata.reply_to_message_id, None)
+            if node is None:
+                log.warning("passed over a reply to a message that was not sent")
+            elif _is_offline(reply) and self._asks[node] < MAX_ASKS:
+                self._offline.add(node)
+            else:
+                yield node, reply
+
+
+def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) -> None:
+    """Ask every node for its contribution as it appears, and store each the moment it arrives.
+
+    Returns when as many organisations as expected have contributed or failed, or when time is up;
+    whether that is enough is the pipeline's decision.
+    """
+    known, answered, failed = set(store.all_ids()), set[int](), set[int]()
+    conversation = Conversation(grid, CONTRIBUTE, RecordDict(), ttl_seconds=config.timeout_seconds)
+    deadline = time.monotonic() + config.timeout_seconds
+    on_event(Event("collect", "started", {"done": len(known), "of": config.organisations}))
+
+    def is_settled() -> bool:
+        if max(len(known), len(answered) + len(failed)) >= config.organisations:
+            return True
+        # In a continued run those who contributed before may be gone for good.
+        return not conversation.awaited and len(known) + len(failed) >= config.organisations
+
+    while not is_settled() and time.monotonic() < deadline:
+        known.update(store.all_ids())  # what came through the other door meanwhile
+        conversation.ask_newcomers()
+        heard = False
+        for node, reply in conversation.replies():
+            heard = True
+            try:
+                identity = store.receive(*from_records(_content(reply)))
+            except ContributionError as error:
+                failed.add(node)
+                on_event(Event("collect", "failed", {"node": node, "reason": str(error)}))
+            else:
+                known.add(identity)
+                answered.add(node)
+                counts = {"done": len(known), "of": config.organisations}
+                who: dict[str, int | str] = {"node": node, "contribution": identity}
+                on_event(Event("collect", "progress", {**counts, **who}))
+        _rest(heard)
+    missing = max(0, config.organisations - len(known) - len(failed))
+    summary = {"done": len(known), "failed": len(failed), "missing": missing, "of": config.organisations}
+    on_event(Event("collect", "finished", summary))
+
+
+def publish(run: RunDirectory, meta_learner: MetaLearner, on_event: OnEvent) -> RecordDict:
+    """Write the meta-learner to disk before anybody is sent it, and return it as a message's content."""
+    manifest = run.write_meta_learner(meta_learner)
+    on_event(Event("broadcast", "finished", {"bytes": len(manifest) + len(meta_learner.weights)}))
+    return to_records(manifest, meta_learner.weights)
+
+
+def adapt(grid: Grid, content: RecordDict, on_event: OnEvent) -> list[dict[str, object]]:
+    """Send the meta-learner to every node that is online, late joiners included.
+
+    Returns:
+        What each answered, in the order of node ids, which says nothing of who it is.
+    """
+    conversation = Conversation(grid, ADAPT, content, ttl_seconds=ADAPT_TIMEOUT_SECONDS)
+    deadline = time.monotonic() + ADAPT_TIMEOUT_SECONDS
+    answers: dict[int, dict[str, object]] = {}
+    conversation.ask_newcomers()
+    on_event(Event("adapt", "started", {"done": 0, "of": conversation.asked}))
+    while conversation.awaited and time.monotonic() < deadline:
+        heard = False
+        for node, reply in conversation.replies():
+            heard = True
+            answers[node] = _read_answer(node, reply, on_event)
+            on_event(Event("adapt", "progress", {"done": len(answers), "of": conversation.asked}))
+        _rest(heard)
+        conversation.ask_newcomers()
+    for node in conversation.awaited:
+        answers[node] = {"error": f"no answer within {ADAPT_TIMEOUT_SECONDS:.0f} s"}
+    on_event(Event("adapt", "finished", {"done": len(answers), "of": conversation.asked}))
+    return [{"node": ordinal, **answers[node]} for ordinal, node in enumerate(sorted(answers))]
+
+
+def _read_answer(node: int, reply: Message, on_event: OnEvent) -> dict[str, object]:
+    try:
+        return {"results": _results(_content(reply))}
+    except ContributionError as error:
+        on_event(Event("adapt", "failed", {"node": node, "reason": str(error)}))
+        return {"error": str(error)}
+
+
+def _results(records: RecordDict) -> list[Mapping[str, int | float]]:
+    return [
+        {
+            "n_way": spec.n_way,
+            "n_shot": spec.n_shot,
+            "mean": accuracy.mean,
+            "ci95": accuracy.ci95,
+            "episodes": accuracy.episodes,
+        }
+        for spec, accuracy in accuracies_from_records(records)
+    ]
+
+
+def _content(reply: Message) -> RecordDict:
+    """A reply's records; raises ContributionError with a reason that may be shown."""
+    if reply.has_error():
+        raise ContributionError(_reason(reply.error))
+    if not reply.has_content():
+        raise ContributionError("the organisation's reply is empty")
+    return reply.content
+
+
+def _reason(error: Error) -> str:
+    """Words for an error reply; Flower's own hold whatever the exception said, so they are not repeated."""
+    if error.code == ORGANISATION_FAILED and error.reason:
+        return "".join(character for character in error.reason[:200] if character.isprintable())
+    return _FLOWER_ERRORS.get(error.code, f"the organisation's Flower node sent error {error.code}")
+
+
+def _is_offline(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code == _NODE_OFFLINE
+
+
+def _rest(heard: bool) -> None:
+    if not heard:
+        time.sleep(POLL_SECONDS)

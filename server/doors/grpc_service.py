@@ -1,0 +1,215 @@
+"""gRPC service: contribute, fetch and status for organisations without a Flower node.
+
+It receives, reports and hands out; learning is another process on the same run directory, so what came
+through either door is one pool. Uploads are written to disk as they arrive. Coroutines rather than threads:
+a hundred slow uploads hold no thread, so health and status always answer, and what is not read yet
+waits at the sender, held back by HTTP/2's flow control.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from fedfree.codec import (
+    MAX_MANIFEST_BYTES,
+    MAX_WEIGHTS_BYTES,
+    check_sha256,
+    contribution_id,
+    stated_weights_sha256,
+)
+from fedfree.errors import AccessError, ContributionError
+from fedfree.grpc_status import MAX_DETAIL_CHARACTERS, TOLD, status_of
+from fedfree.host.channel import AUTHORIZATION, BEARER, CHUNK_BYTES
+from fedfree.v1 import service_pb2 as schema
+from fedfree.v1.service_pb2_grpc import FedFREEServicer
+from server.doors.limits import Quota, RateLimit, ServiceConfig
+from server.doors.status import RunStatus
+from server.doors.tokens import Tokens
+from server.events import Event, OnEvent
+from server.storage.published import Published
+from server.storage.run_directory import RunDirectory
+from server.storage.store import ACCEPTED, QUARANTINED, RECEIVED, Store, Upload
+
+log = logging.getLogger(__name__)
+
+_PLACES = {
+    None: schema.ContributionState.PLACE_UNSPECIFIED,
+    RECEIVED: schema.ContributionState.PLACE_RECEIVED,
+    ACCEPTED: schema.ContributionState.PLACE_ACCEPTED,
+    QUARANTINED: schema.ContributionState.PLACE_QUARANTINED,
+}
+_Result = TypeVar("_Result")
+_Requests = AsyncIterator[schema.ContributeRequest]
+
+
+class Service(FedFREEServicer):
+    """The calls of ``fedfree/v1/service.proto`` on a run directory."""
+
+    def __init__(self, run: RunDirectory, config: ServiceConfig, *, on_event: OnEvent) -> None:
+        self._run = run
+        self._config = config
+        self._on_event = on_event
+        self._store = run.store()
+        self._tokens = Tokens(run.tokens)
+        self._rate_limit = RateLimit(config.requests_per_minute)
+        self._quota = Quota(config.max_contributions, _handed_over(self._store))
+        self._turns = asyncio.Semaphore(config.uploads_at_once)
+
+    async def Contribute(self, requests: _Requests, context: Any) -> schema.ContributeResponse:  # noqa: N802
+        """Store a contribution, or say what became of one that is already here."""
+        async with self._caller(context) as organisation:
+            header = await _header(requests)
+            identity = contribution_id(header.manifest)
+            if self._store.place_of(identity) is None:
+                await self._receive(header, requests, organisation)
+                who: dict[str, int | float | str] = {"contribution": identity, "organisation": organisation}
+                self._on_event(Event("collect", "received", who))
+            return schema.ContributeResponse(contribution=self._state(identity))
+
+    async def FetchMetaLearner(  # noqa: N802
+        self, request: schema.FetchMetaLearnerRequest, context: Any
+    ) -> AsyncIterator[schema.FetchMetaLearnerResponse]:
+        """Hand out the meta-learner, from where the caller's copy of the same weights ends."""
+        async with self._caller(context):
+            with closing(await _in_thread(Published.open, self._run)) as published:
+                offset = published.offset(request.weights_sha256, request.offset)
+                header = schema.MetaLearnerHeader(
+                    manifest=published.manifest,
+                    weights_bytes=published.size,
+                    weights_sha256=published.sha256,
+                    offset=offset,
+                )
+                yield schema.FetchMetaLearnerResponse(header=header)
+                while chunk := await _in_thread(published.read, offset, CHUNK_BYTES):
+                    yield schema.FetchMetaLearnerResponse(chunk=chunk)
+                    offset += len(chunk)
+
+    async def GetStatus(  # noqa: N802
+        self, request: schema.GetStatusRequest, context: Any
+    ) -> schema.GetStatusResponse:
+        """How far the run is, and what became of one contribution."""
+        async with self._caller(context):
+            return await _in_thread(self._status, request.contribution_sha256.hex())
+
+    def _status(self, identity: str) -> schema.GetStatusResponse:
+        status = RunStatus.read(self._run)
+        progress = None
+        if (learning := status.learning) is not None:
+            progress = schema.LearningProgress(iteration=learning.iteration, of=learning.of)
+        return schema.GetStatusResponse(
+            **status.contributions,
+            contribution=self._state(identity) if identity else None,
+            progress=progress,
+            meta_learner_sha256=status.meta_learner_sha256,
+        )
+
+    def _state(self, identity: str) -> schema.ContributionState:
+        """The reason of a refusal goes to whoever presents the contribution's id."""
+        place = self._store.place_of(identity)
+        return schema.ContributionState(
+            contribution_sha256=bytes.fromhex(identity),
+            place=_PLACES[place],
+            reason=self._store.reason(identity) if place == QUARANTINED else "",
+        )
+
+    async def _receive(
+        self, header: schema.ContributionHeader, requests: _Requests, organisation: str
+    ) -> None:
+        stated = _check_header(header)
+        with self._quota.one_more(organisation):
+            async with asyncio.timeout(self._config.upload_seconds), self._turns:
+                upload = self._store.upload(header.manifest, organisation=organisation)
+                try:
+                    await _write(upload, requests, header.weights_bytes)
+                    check_sha256(upload.sha256(), stated)
+                    await _in_thread(upload.commit)
+                finally:
+                    await _in_thread(upload.close)
+
+    @asynccontextmanager
+    async def _caller(self, context: Any) -> AsyncIterator[str]:
+        """The organisation that calls; whatever goes wrong while it is served becomes a status."""
+        try:
+            organisation = self._tokens.organisation_of(_token(context))
+            self._rate_limit.take(organisation)
+            yield organisation
+        except TOLD as error:
+            await context.abort(status_of(error), str(error)[:MAX_DETAIL_CHARACTERS])
+        except TimeoutError:
+            limit = f"the upload took longer than {self._config.upload_seconds:g} s"
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, limit)
+        except OSError as error:
+            await _fail(context, grpc.StatusCode.UNAVAILABLE, "the server cannot use its disk", error)
+        except Exception as error:
+            await _fail(context, grpc.StatusCode.INTERNAL, "the server failed", error)
+
+
+async def _fail(context: Any, status: grpc.StatusCode, words: str, error: Exception) -> NoReturn:
+    """The caller is told no more than ``words``; what happened goes to the server's own log."""
+    log.error("%s", words, exc_info=error)
+    await context.abort(status, f"{words}; its log says why")
+    raise error
+
+
+def _handed_over(store: Store) -> Counter[str]:
+    """Contributions in the store by the organisation that handed them over here."""
+    organisations = [store.organisation(identity) for identity in store.all_ids()]
+    return Counter(organisation for organisation in organisations if organisation is not None)
+
+
+def _token(context: Any) -> str:
+    value = dict(context.invocation_metadata()).get(AUTHORIZATION, "")
+    if not isinstance(value, str) or not value.startswith(BEARER):
+        raise AccessError("a token is needed: ask the coordinator for yours")
+    return value.removeprefix(BEARER)
+
+
+async def _header(requests: _Requests) -> schema.ContributionHeader:
+    async for request in requests:
+        if request.WhichOneof("part") == "header":
+            return request.header
+        break
+    raise ContributionError("an upload must begin with a header")
+
+
+def _check_header(header: schema.ContributionHeader) -> str:
+    """Refuse what can be refused before any weights arrive; returns the hash they must have."""
+    if len(header.manifest) > MAX_MANIFEST_BYTES:
+        raise ContributionError(f"a manifest of {len(header.manifest)} bytes exceeds {MAX_MANIFEST_BYTES}")
+    if not 0 < header.weights_bytes <= MAX_WEIGHTS_BYTES:
+        raise ContributionError(
+            f"weights must have between 1 and {MAX_WEIGHTS_BYTES} bytes, announced are {header.weights_bytes}"
+        )
+    return stated_weights_sha256(header.manifest)
+
+
+async def _write(upload: Upload, requests: _Requests, size: int) -> None:
+    """Bring chunks to disk as they arrive; raises ContributionError unless they are ``size`` bytes."""
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise ContributionError("after its header an upload must hold chunks of weights only")
+        if upload.size + len(request.chunk) > size:
+            raise ContributionError(f"the upload exceeds the {size} bytes that its header announced")
+        await _in_thread(upload.write, request.chunk)
+    if upload.size < size:
+        raise ContributionError(f"the upload ended after {upload.size} of {size} bytes")
+
+
+async def _in_thread(work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Run ``work`` beside the event loop, and to its end however often the call is cancelled.
+
+    So no file is closed while a thread writes to it, and none is left open.
+    """
+    future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
+        raise

@@ -1,0 +1,124 @@
+"""How far a run is, read from its directory: what `status`, the metrics and the gRPC door tell alike."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from fedfree.errors import FedFreeError
+from fedfree.v1.meta_learner_pb2 import MetaLearner
+from server.events import Event
+from server.storage.run_directory import RunDirectory, event_from_line
+from server.storage.store import PLACES
+
+_TAIL_BYTES = 1 << 16
+"""Of the events, in which learning is looked for: some hundred iterations."""
+NOT_LOSSES = ("iteration", "of", "gpu_bytes")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Since the server last started to learn, or as far back as the end of the events goes."""
+
+    iteration: int
+    of: int
+    images: int = 0
+    """Recovered in all."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Of the latest iteration, by name."""
+    gpu_bytes: int | None = None
+    """Most that torch held on the GPU; None without one."""
+    seconds_an_iteration: float | None = None
+    """Mean; None before two iterations."""
+    images_a_second: float | None = None
+    """Recovered, in a second of the whole loop."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far."""
+        pace = self.seconds_an_iteration
+        return None if pace is None else pace * (self.of - self.iteration)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What lies in a run directory."""
+
+    contributions: Mapping[str, int]
+    """Place in the store to how many are there; those ``received`` wait to be verified."""
+    learning: Learning | None
+    """None before the first iteration."""
+    meta_learner_sha256: bytes
+    """Of what was published; empty before."""
+    failure: str
+    """Why the run failed, one line; empty otherwise."""
+
+    @classmethod
+    def read(cls, run: RunDirectory) -> Self:
+        """Look at the store, the end of the events, and what was published."""
+        store = run.store()
+        return cls(
+            contributions={place: len(store.ids(place)) for place in PLACES},
+            learning=read_learning(run),
+            meta_learner_sha256=_published_sha256(run),
+            failure=run.error.read_text().strip() if run.error.is_file() else "",
+        )
+
+
+def _published_sha256(run: RunDirectory) -> bytes:
+    if not run.manifest.is_file():
+        return b""
+    return MetaLearner.FromString(run.manifest.read_bytes()).weights_sha256
+
+
+def read_learning(run: RunDirectory) -> Learning | None:
+    """Learning by the end of the events; None before the first iteration."""
+    iterations: list[Event] = []
+    recovered: list[Event] = []
+    for event in _latest(run.events):
+        if (event.stage, event.kind) == ("learn", "started"):
+            break
+        if event.stage == "learn" and event.kind in ("progress", "recovered"):
+            (iterations if event.kind == "progress" else recovered).append(event)
+    if not iterations:
+        return None
+    values = iterations[0].values
+    return Learning(
+        iteration=int(values["iteration"]),
+        of=int(values["of"]),
+        images=int(recovered[0].values["images"]) if recovered else 0,
+        losses={name: float(value) for name, value in values.items() if name not in NOT_LOSSES},
+        gpu_bytes=int(values["gpu_bytes"]) if "gpu_bytes" in values else None,
+        seconds_an_iteration=_inverse(_rate(iterations, "iteration")),
+        images_a_second=_rate(recovered, "images"),
+    )
+
+
+def _rate(newest_first: list[Event], name: str) -> float | None:
+    """By how much a value grew in a second."""
+    if len(newest_first) < 2:
+        return None
+    last, first = newest_first[0], newest_first[-1]
+    seconds = last.time - first.time
+    return (float(last.values[name]) - float(first.values[name])) / seconds if seconds > 0 else None
+
+
+def _inverse(rate: float | None) -> float | None:
+    return 1 / rate if rate else None
+
+
+def _latest(path: Path) -> Iterator[Event]:
+    """Events from the last one back."""
+    for line in reversed(_last_lines(path)):
+        try:
+            yield event_from_line(line)
+        except (ValueError, KeyError, FedFreeError):  # the first is cut off, the last may be half written
+            continue
+
+
+def _last_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()

@@ -1,0 +1,267 @@
+"""FIVE: faster inversion via a meta-generator (FREE, section 3.2).
+
+Each model is a task. The meta-generator's parameters θ are adapted to it in a few steps, the images
+are what the adapted generator draws, and θ moves against the sum of the gradients found there
+(first-order MAML). Here one model is adapted after the other; ``invert_together`` adapts several at once.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedfree.architectures import Classifier, InputSpec
+from server.config import InvertConfig
+from server.learning.generator import Generator
+from server.learning.pool import Member
+from server.learning.precision import widen
+from server.learning.team import ALONE, Team
+
+
+@dataclass(frozen=True)
+class RecoveredTask:
+    """What one model gave back."""
+
+    member: Member
+    images: Tensor
+    """[images, channels, image_size, image_size] in [0, 1], in the meta-learner's shape."""
+    labels: Tensor
+    """[images], int64: the class each image was asked to show."""
+    loss: Tensor
+    """Scalar: L_G after the last step."""
+    agreement: Tensor
+    """Scalar: fraction of the images that the model assigns to the class asked for."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A recovered task with what it asks of the meta-generator."""
+
+    task: RecoveredTask
+    gradients: Sequence[Tensor]
+    """∇L_G at the adapted parameters, in the order of the generator's."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What L_G is made of, besides the model."""
+
+    config: InvertConfig
+    student: Classifier
+    """The meta-learner, whose uncertainty the adversarial term seeks."""
+    student_input: InputSpec
+    adversarial_weight: float
+    """λ_adv; 0 leaves the term out."""
+    compiled: bool = False
+    """Whether models adapted together go through ``torch.compile``."""
+
+
+RecoverEach = Callable[
+    [Generator, Sequence[Member], Objective, Sequence[torch.Generator]], Sequence[Recovery]
+]
+"""Recovers one task from each member, with one random stream each."""
+
+
+def recover(
+    generator: Generator,
+    optimizer: torch.optim.Optimizer,
+    members: Sequence[Member],
+    objective: Objective,
+    *,
+    rng: torch.Generator,
+    recover_each: RecoverEach | None = None,
+    team: Team = ALONE,
+) -> list[RecoveredTask]:
+    """Recover a task from each model and take one step of the meta-generator.
+
+    Args:
+        optimizer: of the meta-generator's parameters (the outer step, rate β).
+        recover_each: :func:`one_at_a_time` by default, or ``invert_together.together``.
+        team: shares the models; every process returns all tasks.
+    """
+    seeds = torch.randint(2**62, (len(members),), generator=rng).tolist()
+    rngs = [torch.Generator().manual_seed(seed) for seed in team.share(seeds)]
+    recoveries = (recover_each or one_at_a_time)(generator, team.share(members), objective, rngs)
+    outer_step(generator, optimizer, recoveries, team)
+    return _everyones([each.task for each in recoveries], members, team)
+
+
+def one_at_a_time(
+    generator: Generator,
+    members: Sequence[Member],
+    objective: Objective,
+    rngs: Sequence[torch.Generator],
+) -> list[Recovery]:
+    """Adapt a copy of the generator to each model and draw its task."""
+    return [
+        _recover_one(generator, Inversion(member, objective), rng)
+        for member, rng in zip(members, rngs, strict=True)
+    ]
+
+
+def _recover_one(generator: Generator, inversion: "Inversion", rng: torch.Generator) -> Recovery:
+    latent, labels = draw_task(generator, inversion.member, inversion.config, rng)
+    adapted, latent = adapt_generator(generator, latent, labels, inversion, rng)
+    images = adapted(latent)
+    loss, logits = inversion.loss(images, labels, rng)
+    gradients = torch.autograd.grad(loss, list(adapted.parameters()))
+    agreement = (logits.argmax(1) == labels).to(loss.dtype).mean()
+    task = RecoveredTask(inversion.member, widen(images.detach()), labels, loss.detach(), agreement)
+    return Recovery(task, gradients)
+
+
+def draw_task(
+    generator: Generator, member: Member, config: InvertConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Latents [images, latent_size] from N(0, I) and labels [images], balanced over the model's classes."""
+    labels = torch.arange(config.images_per_model, device=member.device) % member.num_classes
+    latent = torch.randn(len(labels), generator.latent_size, generator=rng)
+    return latent.to(member.device, next(generator.parameters()).dtype), labels
+
+
+def adapt_generator(
+    generator: Generator,
+    latent: Tensor,
+    labels: Tensor,
+    inversion: "Inversion",
+    rng: torch.Generator,
+) -> tuple[Generator, Tensor]:
+    """A copy of the generator and the latents after the inner steps on one model (θ_i^(k), z^(k))."""
+    adapted = copy.deepcopy(generator)
+    latent = latent.clone().requires_grad_(True)
+    optimizer = inner_optimizer(adapted.parameters(), latent, inversion.config)
+    for _ in range(inversion.config.steps):
+        loss, _ = inversion.loss(adapted(latent), labels, rng)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return adapted, latent.detach()
+
+
+def inner_optimizer(parameters: Iterable[Tensor], latent: Tensor, config: InvertConfig) -> torch.optim.Adam:
+    """Of an adapted generator's parameters and its latents."""
+    return torch.optim.Adam(
+        [
+            {"params": list(parameters), "lr": config.inner_learning_rate},
+            {"params": [latent], "lr": config.latent_learning_rate},
+        ],
+        betas=(0.5, 0.999),
+    )
+
+
+def outer_step(
+    generator: Generator, optimizer: torch.optim.Optimizer, recoveries: Sequence[Recovery], team: Team
+) -> None:
+    """θ ← θ - β Σ_i ∇L_G(θ_i^(k)), over the recoveries of every process."""
+    columns = zip(*(recovery.gradients for recovery in recoveries), strict=True)
+    sums = [torch.stack(gradients).sum(0) for gradients in columns]
+    team.sum(sums)
+    for parameter, gradient in zip(generator.parameters(), sums, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
+def _everyones(tasks: Sequence[RecoveredTask], members: Sequence[Member], team: Team) -> list[RecoveredTask]:
+    """The tasks of every process, in the order of the members."""
+    if team.size == 1:
+        return list(tasks)
+    count = len(members)
+    images, loss, agreement = (
+        team.gather(torch.stack(values), count)
+        for values in zip(*((task.images, task.loss, task.agreement) for task in tasks), strict=True)
+    )
+    labels = torch.arange(images.shape[1], device=images.device)
+    return [
+        RecoveredTask(member, images[i], labels % member.num_classes, loss[i], agreement[i])
+        for i, member in enumerate(members)
+    ]
+
+
+class Inversion:
+    """L_G for one model: cross-entropy, adversarial term and BatchNorm statistics."""
+
+    def __init__(self, member: Member, objective: Objective) -> None:
+        self.member = member
+        self.config = objective.config
+        self._objective = objective
+
+    def loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """L_G and the model's logits for [batch, channels, size, size] images in [0, 1]."""
+        images = augment(images, self.config.crop_padding, self.member.input.horizontal_flip, rng)
+        network, spec = self.member.network, self.member.input
+        with batch_norm_distance(network) as distances:
+            logits = widen(network(spec.normalise(spec.resize(images))))
+        loss = F.cross_entropy(logits, labels)
+        if self.config.batch_norm_weight and distances:
+            loss = loss + self.config.batch_norm_weight * torch.stack(distances).sum()
+        if self._objective.adversarial_weight:
+            student_logits = ask_student(self._objective, images)
+            loss = loss + self._objective.adversarial_weight * adversarial_loss(logits, student_logits)
+        return loss, logits
+
+
+def ask_student(objective: Objective, images: Tensor) -> Tensor:
+    """The meta-learner's logits, [batch, classes], for [batch, channels, size, size] images in [0, 1]."""
+    spec = objective.student_input
+    return widen(objective.student(spec.normalise(spec.resize(images))))
+
+
+def adversarial_loss(logits: Tensor, student_logits: Tensor) -> Tensor:
+    """L_adv = -KL(model ‖ student) over the images on whose class both agree.
+
+    Args:
+        logits: [batch, classes].
+        student_logits: [batch, at least classes]; the first ``classes`` columns are taken.
+    """
+    student_logits = student_logits[:, : logits.shape[1]]
+    agree = (student_logits.argmax(1) == logits.argmax(1)).to(logits.dtype)
+    divergence: Tensor = kl_divergence(logits, student_logits) * agree
+    return -divergence.mean()
+
+
+def kl_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """KL(softmax(logits) ‖ softmax(other_logits)) of each row, [batch]."""
+    log_p, log_q = logits.log_softmax(1), other_logits.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def augment(images: Tensor, padding: int, horizontal_flip: bool, rng: torch.Generator) -> Tensor:
+    """One random shift, and one random mirror where allowed, for the whole batch; differentiable."""
+    if padding:
+        top, left = torch.randint(0, 2 * padding + 1, (2,), generator=rng).tolist()
+        height, width = images.shape[2:]
+        padded = F.pad(images, (padding,) * 4, mode="reflect")
+        images = padded[:, :, top : top + height, left : left + width]
+    if horizontal_flip and torch.rand((), generator=rng) < 0.5:
+        images = images.flip(3)
+    return images
+
+
+def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """Its BatchNorm layers."""
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@contextlib.contextmanager
+def batch_norm_distance(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect ‖μ - running mean‖ + ‖σ² - running variance‖ of each BatchNorm layer (Yin et al. 2020)."""
+    distances: list[Tensor] = []
+
+    def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+        assert module.running_var is not None
+        values = widen(inputs[0])
+        mean = values.mean((0, 2, 3))
+        variance = values.square().mean((0, 2, 3)) - mean.square()
+        distances.append((mean - module.running_mean).norm() + (variance - module.running_var).norm())
+
+    handles = [layer.register_forward_pre_hook(measure) for layer in batch_norms(network)]
+    try:
+        yield distances
+    finally:
+        for handle in handles:
+            handle.remove()

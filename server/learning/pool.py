@@ -1,0 +1,95 @@
+"""The pool: accepted contributions as networks, loaded when they are needed."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedfree.architectures import Architecture, Classifier, InputSpec, use_channels_last
+from fedfree.codec import Contribution
+from fedfree.errors import FederationError
+from server.storage.store import ACCEPTED, Store
+
+CACHED_NETWORKS = 64
+
+
+@dataclass(frozen=True)
+class Member:
+    """One accepted model, frozen, in evaluation mode."""
+
+    id: str
+    number: int
+    """Position in the pool."""
+    architecture: Architecture
+    network: Classifier
+    input: InputSpec
+    num_classes: int
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.network.parameters()).dtype
+
+
+class Pool:
+    """Members by id, all that were accepted or some; the most recently used networks stay in memory."""
+
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        self._store = store
+        self.device = device
+        self.dtype = dtype
+        self._cache: OrderedDict[int, Member] = OrderedDict()
+        self.ids = store.ids(ACCEPTED) if ids is None else list(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def descriptions(self) -> Iterator[Contribution]:
+        """What each member says of itself, without its weights."""
+        return (self._store.describe(identity) for identity in self.ids)
+
+    def member(self, number: int) -> Member:
+        """Load a member, or take it from memory."""
+        if number not in self._cache:
+            self._cache[number] = self._load(number)
+        self._cache.move_to_end(number)
+        while len(self._cache) > CACHED_NETWORKS:
+            self._cache.popitem(last=False)
+        return self._cache[number]
+
+    def _load(self, number: int) -> Member:
+        identity = self.ids[number]
+        contribution, network = self._store.network(identity)
+        network.requires_grad_(False).to(self.device, self.dtype)
+        use_channels_last(network)
+        return Member(
+            identity,
+            number,
+            contribution.architecture,
+            network,
+            contribution.input,
+            contribution.num_classes,
+            self.device,
+        )
+
+    def sample(self, count: int, rng: torch.Generator) -> list[Member]:
+        """``count`` different members (all of them, if there are fewer), uniformly."""
+        order = torch.randperm(len(self.ids), generator=rng)[:count].tolist()
+        return [self.member(number) for number in order]
+
+    def require(self, quorum: int) -> None:
+        """Raise FederationError with fewer than ``quorum`` members."""
+        if len(self) < quorum:
+            raise FederationError(
+                f"{len(self)} accepted contributions, the quorum is {quorum}: wait for more organisations "
+                "or lower collect.quorum"
+            )

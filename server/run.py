@@ -1,0 +1,82 @@
+"""Learning on several devices or cores: ``torchrun --nproc-per-node=K -m server.run RUN``.
+
+Each process takes its share of every meta-batch, of the teachers' questions and of the paths (configure
+``learn.paths = K``); gradients and ends of paths are all-reduced. The result is the one that a single process
+gets from the same run directory, up to the order of additions.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.distributed
+import typer
+
+from fedfree.errors import ConfigError
+from fedfree.host.cli import make_app, run_app
+from server import pipeline
+from server.config import ServerConfig
+from server.events import OnEvent, ignore
+from server.learning.team import ALONE, Team
+from server.storage.run_directory import RunDirectory
+
+app = make_app("server.run", "Learn from the contributions of a run directory, on several processes.")
+
+
+@app.command()
+def train(run: Annotated[Path, typer.Argument(help="Run directory with server.toml and store/.")]) -> None:
+    """Verify, invert, meta-learn, and write the meta-learner into the run directory."""
+    directory = RunDirectory(run)
+    with torchrun_team(directory.config()) as team:
+        learn(directory, team=team)
+
+
+def learn(directory: RunDirectory, *, team: Team = ALONE, on_event: OnEvent = ignore) -> None:
+    """Run the pipeline on a run directory, from its last checkpoint on, and write what comes out there.
+
+    Raises:
+        FederationError: fewer accepted contributions than the quorum.
+    """
+    outcome = pipeline.run(
+        directory.store(),
+        directory.config(),
+        checkpoint=directory.checkpoint,
+        team=team,
+        on_event=directory.recorded(on_event) if team.leads else ignore,
+    )
+    if team.leads:
+        directory.write_recovered(outcome.gallery)
+        directory.write_meta_learner(outcome.meta_learner)
+        directory.checkpoint.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def torchrun_team(config: ServerConfig) -> Iterator[Team]:
+    """The processes that torchrun started, each on its own GPU where there are GPUs.
+
+    Raises:
+        ConfigError: more processes than models in a meta-batch.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > config.invert.models_per_iteration:
+        raise ConfigError(
+            f"{size} processes cannot share a meta-batch of {config.invert.models_per_iteration} models: "
+            "start fewer, or raise invert.models_per_iteration"
+        )
+    if size == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Team(torch.distributed.get_rank(), size)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_app(app)

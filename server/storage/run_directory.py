@@ -1,0 +1,159 @@
+"""The run directory: everything a run needs and leaves, and how engines and apps agree on it.
+
+::
+
+    server.toml                   what the server is configured with
+    organisations/<index>.toml    what each virtual organisation is configured with (simulations only)
+    store/                        contributions, see server.storage.store
+    checkpoint.safetensors        the state of learning, until the run is over
+    meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it
+    recovered.safetensors         one recovered image a model and class, by contribution id
+    id                            a random name, by which logs tell runs apart
+    events.jsonl                  one line an event, with its time
+    adaptation.json               what the organisations answered to the meta-learner
+    tokens.json                   hashes of gRPC callers' tokens, see server.doors.tokens
+    error.txt                     why the run failed, one line; absent otherwise
+"""
+
+import contextlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from fedfree.codec import MetaLearner, encode_meta_learner
+from fedfree.errors import ConfigError, FedFreeError
+from fedfree.host.files import write_file
+from server.config import ServerConfig
+from server.events import Event, OnEvent
+from server.storage.store import Store
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run and what is written there."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.server_toml.is_file():
+            raise ConfigError(
+                f"{self.path.absolute()} is not a prepared run: it has no server.toml; "
+                "prepare one with `fedfree-sim prepare`"
+            )
+
+    @property
+    def id(self) -> str:
+        """A random name, made when somebody first asks for it."""
+        file = self.path / "id"
+        if not file.exists():
+            drawn = self.path / f".id-{uuid.uuid4().hex}"
+            write_file(drawn, drawn.name.removeprefix(".id-")[:12].encode())
+            with contextlib.suppress(FileExistsError):  # another process was first
+                file.hardlink_to(drawn)
+            drawn.unlink()
+        return file.read_text()
+
+    @property
+    def server_toml(self) -> Path:
+        return self.path / "server.toml"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def error(self) -> Path:
+        return self.path / "error.txt"
+
+    @property
+    def adaptation(self) -> Path:
+        return self.path / "adaptation.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def tokens(self) -> Path:
+        return self.path / "tokens.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "meta_learner.safetensors"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "meta_learner.manifest.pb"
+
+    @property
+    def recovered(self) -> Path:
+        return self.path / "recovered.safetensors"
+
+    def config(self) -> ServerConfig:
+        """The server's configuration; raises ConfigError."""
+        return ServerConfig.read(self.server_toml)
+
+    def store(self) -> Store:
+        """The store, created where there is none."""
+        return Store(self.path / "store")
+
+    def write_meta_learner(self, meta_learner: MetaLearner) -> bytes:
+        """Write the result, weights first so that a manifest never stands alone, and return the manifest."""
+        manifest = encode_meta_learner(meta_learner)
+        write_file(self.weights, meta_learner.weights)
+        write_file(self.manifest, manifest)
+        return manifest
+
+    def write_recovered(self, gallery: Mapping[str, Tensor]) -> None:
+        """Write what was recovered, uint8 [classes, channels, size, size] for each contribution id."""
+        images = {identity: each.cpu().contiguous() for identity, each in gallery.items()}
+        write_file(self.recovered, safetensors.torch.save(images))
+
+    def read_recovered(self) -> dict[str, Tensor]:
+        """What :meth:`write_recovered` wrote."""
+        return safetensors.torch.load(self.recovered.read_bytes())
+
+    def read_events(self) -> list[Event]:
+        """Every event so far, of earlier starts of the same run too."""
+        if not self.events.exists():
+            return []
+        return [event_from_line(line) for line in self.events.read_text().splitlines()]
+
+    def write_adaptation(self, replies: Sequence[Mapping[str, object]]) -> None:
+        """Write what the organisations answered."""
+        write_file(self.adaptation, (json.dumps(replies, indent=2) + "\n").encode())
+
+    def write_error(self, error: BaseException) -> None:
+        """Write why the run failed, for an engine that cannot see the exception."""
+        reason = str(error) if isinstance(error, FedFreeError) else repr(error)
+        write_file(self.error, " ".join(reason.split()).encode() + b"\n")
+
+    def recorded(self, on_event: OnEvent) -> OnEvent:
+        """An observer that appends each event to events.jsonl, then hands it on."""
+
+        def record(event: Event) -> None:
+            with self.events.open("a") as file:
+                file.write(event_to_line(event))
+            on_event(event)
+
+        return record
+
+
+def event_to_line(event: Event) -> str:
+    """An event as one line of JSON, with the time in UTC."""
+    time = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="milliseconds")
+    fields = {"time": time, "stage": event.stage, "kind": event.kind, "values": dict(event.values)}
+    return json.dumps(fields) + "\n"
+
+
+def event_from_line(line: str) -> Event:
+    """The event that :func:`event_to_line` wrote."""
+    fields = json.loads(line)
+    time = datetime.fromisoformat(fields["time"]).timestamp()
+    return Event(fields["stage"], fields["kind"], fields["values"], time)

@@ -1,0 +1,1 @@
+"""VERIFY: what is looked at before a contribution joins the pool."""

@@ -1,0 +1,61 @@
+"""What is looked at before a contribution joins the pool: one function a rule."""
+
+import torch
+
+from fedfree.accounting import run_epsilon
+from fedfree.codec import Contribution, sha256
+from fedfree.errors import ContributionError
+from fedfree.seeding import make_generator
+from fedfree.statement import PrivacyStatement
+
+PROBE_IMAGES = 16
+EPSILON_TOLERANCE = 0.02
+"""By how much a claimed ε may lie below the one recomputed here: accountants round differently."""
+
+
+def check_not_a_copy(contribution: Contribution, known: dict[str, str]) -> None:
+    """Refuse weights that are already in the pool."""
+    original = known.get(sha256(contribution.weights))
+    if original is not None:
+        raise ContributionError(f"the same weights as contribution {original[:12]}…")
+
+
+@torch.no_grad()
+def check_behaviour(contribution: Contribution) -> None:
+    """Refuse a network that computes nothing useful: outputs not finite, or the same for every image."""
+    spec = contribution.input
+    noise = torch.rand(
+        PROBE_IMAGES, spec.channels, spec.height, spec.width, generator=make_generator(0, "verify")
+    )
+    logits = contribution.network()(spec.normalise(noise))
+    if not logits.isfinite().all():
+        raise ContributionError("the network's outputs on noise are not finite")
+    if torch.equal(logits, logits[:1].expand_as(logits)):
+        raise ContributionError("the network's outputs do not depend on the image")
+
+
+def check_privacy_claim(privacy: PrivacyStatement) -> dict[str, float]:
+    """Recompute ε from the noise, sampling rate and steps that a statement names.
+
+    What was really done cannot be seen from here, so even an ε that agrees is the client's claim.
+
+    Returns:
+        What to record: nothing where no differential privacy is claimed.
+
+    Raises:
+        ContributionError: the claimed ε is below the recomputed one.
+    """
+    claim = privacy.differential_privacy
+    if claim is None:
+        return {}
+    recomputed = run_epsilon(claim.run, claim.delta)
+    if claim.epsilon < recomputed - EPSILON_TOLERANCE:
+        raise ContributionError(
+            f"claims epsilon {claim.epsilon:.3f} at delta {claim.delta:g}, but its noise multiplier, "
+            f"sampling rate and steps give {recomputed:.3f}"
+        )
+    return {
+        "epsilon_claimed_by_the_client": claim.epsilon,
+        "epsilon_recomputed_from_the_claim": recomputed,
+        "delta": claim.delta,
+    }

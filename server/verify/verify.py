@@ -1,0 +1,28 @@
+"""VERIFY: every contribution that arrived is accepted into the pool, or quarantined with the reason."""
+
+from fedfree.codec import sha256
+from fedfree.errors import ContributionError
+from server.events import Event, OnEvent
+from server.storage.store import ACCEPTED, RECEIVED, Store
+from server.verify.rules import check_behaviour, check_not_a_copy, check_privacy_claim
+
+
+def verify_received(store: Store, on_event: OnEvent) -> None:
+    """Accept or quarantine every contribution that has been received, in the order of their ids."""
+    store.discard_leftovers()
+    received = store.ids(RECEIVED)
+    known = {store.weights_hash(identity): identity for identity in store.ids(ACCEPTED)} if received else {}
+    for identity in received:
+        try:
+            contribution = store.contribution(identity)
+            check_not_a_copy(contribution, known)
+            check_behaviour(contribution)
+            privacy = check_privacy_claim(contribution.privacy)
+        except ContributionError as error:
+            store.quarantine(identity, str(error))
+            on_event(Event("verify", "quarantined", {"contribution": identity, "reason": str(error)}))
+        else:
+            store.accept(identity)
+            known[sha256(contribution.weights)] = identity
+            described = {"contribution": identity, "architecture": str(contribution.architecture)}
+            on_event(Event("verify", "accepted", {**described, **privacy}))

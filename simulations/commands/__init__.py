@@ -1,0 +1,1 @@
+"""The command line ``fedfree-sim``, by verb; ``main.py`` puts it together."""

@@ -1,0 +1,254 @@
+"""Where the images of an experiment come from, and which organisation gets which classes."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.datasets import CIFAR100, Omniglot
+
+from client.data.images import SPLITS, list_classes, load_images
+from fedfree.errors import DataError
+from fedfree.seeding import make_generator
+from simulations.federation import glyphs
+
+GLYPHS_VERSION = 1
+"""Raise it when the same seed renders other images, so that none of an older kind is reused."""
+
+CIFAR_FS_VAL = (
+    "beaver",
+    "beetle",
+    "butterfly",
+    "camel",
+    "cattle",
+    "crab",
+    "crocodile",
+    "flatfish",
+    "lamp",
+    "maple_tree",
+    "motorcycle",
+    "otter",
+    "sea",
+    "shark",
+    "television",
+    "tractor",
+)
+CIFAR_FS_TEST = (
+    "baby",
+    "bed",
+    "bicycle",
+    "chimpanzee",
+    "fox",
+    "leopard",
+    "man",
+    "pickup_truck",
+    "plain",
+    "poppy",
+    "rocket",
+    "rose",
+    "snail",
+    "sweet_pepper",
+    "table",
+    "telephone",
+    "wardrobe",
+    "whale",
+    "woman",
+    "worm",
+)
+"""The split of CIFAR-100 by Bertinetto et al. (ICLR 2019); the other 64 classes are for meta-training."""
+
+OMNIGLOT_VAL = ("Bengali", "Hebrew", "Latin", "Mkhedruli_(Georgian)", "Tifinagh")
+"""Background alphabets to validate on; the other 25 are to train on, the evaluation set to test on."""
+
+Members = Iterator[tuple[str, bytes]]
+"""Paths in an archive with the bytes of the files."""
+
+
+def resolve(name_or_path: str, *, cache: Path, seed: int, images_per_class: int) -> Path:
+    """The zip or folder of a data set, made or downloaded into the cache where it is not there yet.
+
+    Args:
+        name_or_path: ``glyphs``, ``omniglot``, ``cifar-fs``, or an image folder or zip.
+        cache: folder for what is made or downloaded.
+        seed: of the images of ``glyphs``; the others do not depend on it.
+        images_per_class: of ``glyphs``; the others are whole.
+
+    Raises:
+        DataError: no such data set or path, or the download failed.
+    """
+    if name_or_path == "glyphs":
+        return _glyphs(cache, seed, images_per_class)
+    if name_or_path in _DOWNLOADS:
+        return _downloaded(name_or_path, cache)
+    path = Path(name_or_path)
+    if not path.exists():
+        raise DataError(
+            f"no such data set or path: {name_or_path}; use glyphs, omniglot, cifar-fs, "
+            "or the path of an image folder or zip"
+        )
+    return path
+
+
+def partition(
+    classes: Sequence[str],
+    *,
+    organisations: int,
+    classes_each: int,
+    how: Literal["disjoint", "overlapping", "domain"],
+    seed: int,
+) -> list[tuple[str, ...]]:
+    """The classes of each organisation, each tuple sorted.
+
+    Args:
+        how: ``disjoint`` gives no class twice; ``overlapping`` lets each organisation draw from all
+            classes; ``domain`` gives each organisation classes of one domain (a script, an alphabet),
+            domains in turn, without repeats within a domain for as long as its classes last.
+
+    Raises:
+        DataError: too few classes for what is asked.
+    """
+    if organisations < 1 or classes_each < 1:
+        raise DataError(
+            f"expected at least 1 organisation with 1 class, got {organisations} with {classes_each}"
+        )
+    if how == "disjoint":
+        return _disjoint(classes, organisations, classes_each, seed)
+    if how == "overlapping":
+        return _overlapping(classes, organisations, classes_each, seed)
+    return _by_domain(classes, organisations, classes_each, seed)
+
+
+def domain_of(class_name: str) -> str:
+    """``greek`` of ``greek_U+03B1``, ``Early_Aramaic`` of ``Early_Aramaic.character07``.
+
+    The name up to its first slash, or else dot, or else underscore or hyphen.
+    """
+    for separators in ("/", ".", "_-"):
+        ends = [class_name.index(mark) for mark in separators if mark in class_name]
+        if ends:
+            return class_name[: min(ends)]
+    return class_name
+
+
+def picture(source: Path, split: str, path: Path, rows: int = 12, columns: int = 16) -> None:
+    """Write a PNG for people to look at: a class a row, spread over the split, an image a column."""
+    names = list(list_classes(source, split))
+    spread = np.linspace(0, len(names) - 1, min(rows, len(names))).round().astype(int)
+    chosen = [names[place] for place in spread]
+    shown = load_images(source, split=split, classes=chosen, images_per_class=columns, min_classes=1)
+    cells = [shown.images[shown.labels == label].permute(0, 2, 3, 1).numpy() for label in range(len(chosen))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(_mosaic(cells, columns)).save(path)
+
+
+def _mosaic(cells: Sequence[NDArray[np.uint8]], columns: int, gap: int = 2) -> NDArray[np.uint8]:
+    """Rows of images, each [at most columns, side, side, 1 or 3], to one RGB image on a grey ground."""
+    zoom = max(1, 64 // cells[0].shape[1])
+    side = cells[0].shape[1] * zoom
+    canvas = np.full((len(cells) * (side + gap) + gap, columns * (side + gap) + gap, 3), 128, np.uint8)
+    for row, images in enumerate(cells):
+        for column, image in enumerate(images):
+            top, left = gap + row * (side + gap), gap + column * (side + gap)
+            canvas[top : top + side, left : left + side] = image.repeat(zoom, 0).repeat(zoom, 1)
+    return canvas
+
+
+def _glyphs(cache: Path, seed: int, images_per_class: int) -> Path:
+    if images_per_class < 1:
+        raise DataError(f"images_per_class is at least 1, got {images_per_class}")
+    path = cache / f"glyphs-v{GLYPHS_VERSION}-seed{seed}-{images_per_class}.zip"
+    return path if path.exists() else glyphs.write_tree(path, seed=seed, images_per_class=images_per_class)
+
+
+def _downloaded(name: str, cache: Path) -> Path:
+    path = cache / f"{name}.zip"
+    if path.exists():
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            return glyphs.write_zip(path, _DOWNLOADS[name](Path(folder)))
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise DataError(
+            f"cannot download {name} into {cache} ({error}); pass the path of a zip or folder of its images"
+        ) from error
+
+
+def _omniglot_members(folder: Path) -> Members:
+    """Omniglot as ``omniglot/<split>/<Alphabet>.<character>/<image>.png``."""
+    for background in (True, False):
+        root = Path(Omniglot(str(folder), background=background, download=True).target_folder)
+        for image in sorted(root.glob("*/*/*.png")):
+            alphabet, character = image.parts[-3:-1]
+            held_out = "meta_val" if alphabet in OMNIGLOT_VAL else "meta_train"
+            split = held_out if background else "meta_test"
+            yield f"omniglot/{split}/{alphabet}.{character}/{image.name}", image.read_bytes()
+
+
+def _cifar_fs_members(folder: Path) -> Members:
+    """CIFAR-100, its training and test images together, as ``cifar-fs/<split>/<class>/<image>.png``."""
+    for part in ("train", "test"):
+        dataset: Any = CIFAR100(str(folder), train=part == "train", download=True)
+        for index, (pixels, target) in enumerate(zip(dataset.data, dataset.targets, strict=True)):
+            name = dataset.classes[target]
+            yield f"cifar-fs/{_cifar_fs_split(name)}/{name}/{part}_{index:05d}.png", glyphs.encode_png(pixels)
+
+
+def _cifar_fs_split(class_name: str) -> str:
+    train, val, test = SPLITS
+    return val if class_name in CIFAR_FS_VAL else test if class_name in CIFAR_FS_TEST else train
+
+
+_DOWNLOADS: dict[str, Callable[[Path], Members]] = {
+    "omniglot": _omniglot_members,
+    "cifar-fs": _cifar_fs_members,
+}
+
+
+def _disjoint(classes: Sequence[str], organisations: int, each: int, seed: int) -> list[tuple[str, ...]]:
+    if organisations * each > len(classes):
+        raise DataError(
+            f"{organisations} organisations with {each} classes each need {organisations * each} classes, "
+            f"got {len(classes)}; use fewer, or overlapping classes"
+        )
+    shuffled = _shuffled(classes, make_generator(seed, "disjoint"))
+    return [_window(shuffled, turn, each) for turn in range(organisations)]
+
+
+def _overlapping(classes: Sequence[str], organisations: int, each: int, seed: int) -> list[tuple[str, ...]]:
+    if each > len(classes):
+        raise DataError(f"an organisation cannot draw {each} classes from {len(classes)}; use fewer each")
+    generators = (make_generator(seed, "overlapping", index) for index in range(organisations))
+    return [_window(_shuffled(classes, generator), 0, each) for generator in generators]
+
+
+def _by_domain(classes: Sequence[str], organisations: int, each: int, seed: int) -> list[tuple[str, ...]]:
+    domains: dict[str, list[str]] = {}
+    for name in classes:
+        domains.setdefault(domain_of(name), []).append(name)
+    usable = {name: members for name, members in domains.items() if len(members) >= each}
+    if not usable:
+        largest = max((len(members) for members in domains.values()), default=0)
+        raise DataError(
+            f"no domain has {each} classes: the largest of {len(domains)} domains has {largest}; "
+            "use fewer classes each, or disjoint classes"
+        )
+    order = _shuffled(list(usable), make_generator(seed, "domains"))
+    shuffled = {name: _shuffled(usable[name], make_generator(seed, "domain", name)) for name in order}
+    turns = (divmod(index, len(order)) for index in range(organisations))
+    return [_window(shuffled[order[place]], turn, each) for turn, place in turns]
+
+
+def _shuffled(names: Sequence[str], generator: torch.Generator) -> list[str]:
+    """In random order, whatever order they come in."""
+    ordered = sorted(names)
+    return [ordered[place] for place in torch.randperm(len(ordered), generator=generator).tolist()]
+
+
+def _window(names: Sequence[str], turn: int, each: int) -> tuple[str, ...]:
+    """The classes of one turn, starting over at the end."""
+    return tuple(sorted(names[(turn * each + step) % len(names)] for step in range(each)))

@@ -1,0 +1,98 @@
+"""The engines that run a prepared run directory: the same two Flower apps, in one process or under Ray.
+
+Both leave the same files and report the same events. Relative paths in the organisations' configurations
+are relative to the working directory of this process in one, of the project in the other: prepare
+absolute ones.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import client.doors.flower_app
+import server.doors.flower_app
+from fedfree.errors import ConfigError, FederationError
+from fedfree.host.channel import Address
+from fedfree.host.flower_process import environment, free_port
+from fedfree.host.supervise import signals_raise
+from server.doors.superlink import COMPLETED, SuperLink, Tail, follow, reason, superlink
+from server.events import OnEvent
+from server.storage.run_directory import RunDirectory
+from simulations.config import SimulationConfig
+from simulations.federation.grid import InProcessGrid
+
+
+def run_in_process(run: Path, *, organisations: int, on_event: OnEvent) -> None:
+    """Run server and organisations one after the other in this process.
+
+    Raises:
+        FederationError: too few organisations contributed.
+        Exception: whatever a programming error raises, on either side.
+    """
+    _check(run, organisations)
+    grid = InProcessGrid(
+        client.doors.flower_app.app, {"run": str(run.resolve())}, organisations=organisations
+    )
+    server.doors.flower_app.serve(grid, run, on_event=on_event)
+
+
+def run_flower(run: Path, *, organisations: int, on_event: OnEvent) -> None:
+    """Run server and organisations under Flower's simulation runtime, and stop everything it started.
+
+    Raises:
+        FederationError: the run did not complete; the message gives the reason.
+    """
+    directory = _check(run, organisations)
+    directory.error.unlink(missing_ok=True)
+    events = Tail(directory.events)
+    with signals_raise(), _simulation(run.resolve()) as flower:
+        run_id = flower.submit(run.resolve(), *_as_simulation(organisations, directory.config().threads))
+        status, details = follow(flower, run_id, directory, events, on_event)
+    if status != COMPLETED:
+        raise FederationError(reason(directory, details) or f"the Flower run ended as {status}")
+
+
+def run_engine(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> None:
+    """Run the Flower apps; raises FederationError where they did not complete."""
+    engine = run_in_process if config.engine == "in-process" else run_flower
+    engine(run, organisations=config.clients, on_event=on_event)
+
+
+def _check(run: Path, organisations: int) -> RunDirectory:
+    directory = RunDirectory(run)
+    expected = directory.config().collect.organisations
+    if organisations < expected:
+        raise ConfigError(
+            f"{directory.server_toml} expects {expected} organisations, but {organisations} take part"
+        )
+    return directory
+
+
+@contextmanager
+def _simulation(run: Path) -> Iterator[SuperLink]:
+    """A SuperLink that simulates its SuperNodes."""
+    scratch = Path(tempfile.mkdtemp(prefix="fedfree-"))  # Ray's sockets need a short path
+    home = run / ".flwr"
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(scratch)}
+    quiet = {name: value for name, value in environment(home).items() if name != "RAY_ADDRESS"} | ray
+    listen = Address("127.0.0.1", free_port())
+    try:
+        with superlink(home, listen, "--insecure", "--simulation", environment=quiet) as flower:
+            yield flower
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _as_simulation(organisations: int, threads: int) -> tuple[str, str]:
+    """Options of a run whose organisations are simulated: only as many at once as there are CPUs for.
+
+    Two networks that train on the same two cores, two threads each, take longer than one after the other.
+    """
+    cpus = max(threads, min(os.cpu_count() or 1, organisations * threads))
+    return (
+        "--federation-config",
+        f"num-supernodes={organisations} client-resources-num-cpus={threads} init-args-num-cpus={cpus}",
+    )

@@ -1,0 +1,36 @@
+"""One whole federation: prepared, run, evaluated and written down."""
+
+from pathlib import Path
+from typing import Any
+
+from fedfree.host.files import write_file
+from server.events import Event
+from server.storage.run_directory import RunDirectory
+from simulations.config import SimulationConfig
+from simulations.federation.engines import run_engine
+from simulations.federation.evaluate import evaluate
+from simulations.federation.prepare import prepare
+from simulations.reporting import facts
+from simulations.reporting.pictures import synthetic_picture
+from simulations.reporting.progress import Progress
+from simulations.reporting.report import write_report
+from simulations.reporting.result import write_result
+
+
+def simulate(run: Path, config: SimulationConfig, *, command: str) -> dict[str, Any]:
+    """Run a federation into its directory with the progress shown, and return what ``result.json`` holds.
+
+    Args:
+        command: the command line that makes this run, for the report.
+    """
+    commit = facts.commit()
+    with Progress() as progress:
+        progress(Event("prepare", "started"))
+        prepare(run, config)
+        write_file(run / "command.txt", f"{command}\n".encode())
+        run_engine(run, config, on_event=progress)
+        comparisons = evaluate(run, config, on_event=progress)
+    result = write_result(run, config, comparisons, progress.seconds, commit=commit)
+    synthetic_picture(RunDirectory(run).read_recovered(), run / "synthetic.png")
+    write_report(run)
+    return result

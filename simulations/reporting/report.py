@@ -1,0 +1,281 @@
+"""The report of a run: one HTML file that needs nothing else, made from what the run directory holds."""
+
+import base64
+import json
+import math
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.ticker import MaxNLocator
+
+from server.events import Event
+from server.storage.run_directory import event_from_line
+from simulations.reporting.progress import (
+    ABSENT,
+    BASELINES,
+    REFERENCE,
+    Row,
+    Score,
+    comparison,
+    contribution_counts,
+    duration,
+    task_label,
+)
+
+LEARNING = {
+    "inversion_loss": (
+        "Inversion loss",
+        "How far recovered images are from what their model asks for; lower is closer.",
+    ),
+    "inversion_agreement": (
+        "Inversion agreement",
+        "Share of recovered images that their model assigns to the intended class.",
+    ),
+    "distillation_loss": (
+        "Distillation loss",
+        "How far the meta-learner is from the models that teach it; lower is closer.",
+    ),
+    "replay_loss": (
+        "Replay loss",
+        "The meta-learner's loss on episodes whose classes come from different models.",
+    ),
+}
+"""Learning curves: value of a learn event to its title and what it says, in the order shown."""
+
+_WIDTH, _HEIGHT = 340.0, 190.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 330.0, 12.0, 162.0
+"""Of a learning curve's plot area, in the units of its drawing."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a chart; lengths in percent of the chart's width."""
+
+    label: str
+    role: str
+    """``ours``, ``baseline`` or ``reference``: how it is coloured."""
+    text: str
+    length: float
+    whisker_start: float = 0.0
+    whisker_length: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Bars from zero, on one scale."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    ticks: tuple[Tick, ...]
+    chance: float
+    """Place of the accuracy of guessing, in percent of the width; 0 where there is none."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One learning curve, in the units of its drawing."""
+
+    title: str
+    meaning: str
+    summary: str
+    points: tuple[tuple[float, float], ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` into a run directory and return its path.
+
+    Reads ``result.json``, ``events.jsonl``, ``config.toml``, ``synthetic.png`` and, where there is one,
+    ``command.txt``.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": duration, "task_label": task_label}
+    page = environment.get_template("report.html.j2").render(_context(run))
+    path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _context(run: Path) -> dict[str, Any]:
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    config = (run / "config.toml").read_text(encoding="utf-8")
+    command = run / "command.txt"
+    rows = comparison(result)
+    return {
+        "result": result,
+        "dataset": ", ".join(Path(each.strip()).name for each in result["dataset"].split(",")),
+        "domains": {name: comparison(each) for name, each in result.get("domains", {}).items()},
+        "tasks": [task_label(name) for name in result["few_shot"]],
+        "rows": rows,
+        "reference": REFERENCE,
+        "labels": {key: label.partition(" (")[0] for key, label in BASELINES.items()},
+        "transductive": any(measured["transductive"] for measured in result["few_shot"].values()),
+        "absent": ABSENT,
+        "gaps": any(score is None for row in rows for score in row.scores),
+        "best": best_baselines(rows),
+        "charts": bar_charts(result, rows),
+        "queries": _find(tomllib.loads(config), "n_query"),
+        "curves": curves(_events(run / "events.jsonl")),
+        "picture": base64.b64encode((run / "synthetic.png").read_bytes()).decode(),
+        "counts": contribution_counts(result),
+        "accepted": sum(each["state"] == "accepted" for each in result["contributions"]),
+        "privacy": _privacy(result["contributions"]),
+        "organisation_tasks": _organisation_tasks(result.get("organisations") or []),
+        "organisation_episodes": _organisation_episodes(result.get("organisations") or []),
+        "stages": stage_bars(result["seconds"]),
+        "total_seconds": sum(result["seconds"].values()),
+        "command": command.read_text(encoding="utf-8").strip() if command.exists() else "",
+        "config": config,
+        "plot": {"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _RIGHT, "bottom": _BOTTOM},
+    }
+
+
+def _events(path: Path) -> list[Event]:
+    return [event_from_line(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _find(config: Mapping[str, Any], key: str) -> object:
+    """The first value of a key anywhere in the tables of a configuration, or None."""
+    if key in config:
+        return config[key]
+    found = (_find(table, key) for table in config.values() if isinstance(table, dict))
+    return next((value for value in found if value is not None), None)
+
+
+def _privacy(contributions: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """Privacy statuses of the contributions that arrived."""
+    return Counter(each["privacy"] for each in contributions if each["state"] != "failed")
+
+
+def _organisation_tasks(organisations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Kinds of episodes that organisations measured, in the order of their first mention."""
+    return list(dict.fromkeys(_task(each) for one in organisations for each in one["results"]))
+
+
+def _organisation_episodes(organisations: Sequence[Mapping[str, Any]]) -> str:
+    counts = {each["episodes"] for one in organisations for each in one["results"]}
+    return " or ".join(f"{count:,}" for count in sorted(counts))
+
+
+def _task(measured: Mapping[str, Any]) -> str:
+    return f"{measured['n_way']}way{measured['n_shot']}shot"
+
+
+def best_baselines(rows: Sequence[Row]) -> list[tuple[Row, Score] | None]:
+    """For each kind of episode the best baseline that could be broadcast, where any was measured."""
+    ours, *others = [row for row in rows if row.key != REFERENCE]
+    best = []
+    for task in range(len(ours.scores)):
+        measured = [(row, score) for row in others if (score := row.scores[task]) is not None]
+        best.append(max(measured, key=lambda each: each[1].mean, default=None))
+    return best
+
+
+def bar_charts(result: Mapping[str, Any], rows: Sequence[Row]) -> list[BarChart]:
+    """One chart of accuracies for each kind of episode, all on the same scale."""
+    scores = [score for row in rows for score in row.scores if score is not None]
+    ticks = _ticks(0.0, max(score.mean + score.ci95 for score in scores))
+    scale = 100 / ticks[-1]
+    axis = tuple(Tick(value * scale, f"{value:g}") for value in ticks)
+    charts = []
+    for index, name in enumerate(result["few_shot"]):
+        bars = [_accuracy_bar(row, score, scale) for row in rows if (score := row.scores[index]) is not None]
+        charts.append(BarChart(task_label(name), tuple(bars), axis, _chance(name) * scale))
+    return charts
+
+
+def _accuracy_bar(row: Row, score: Score, scale: float) -> Bar:
+    role = {"meta_learner": "ours", REFERENCE: "reference"}.get(row.key, "baseline")
+    low, high = max(0.0, score.mean - score.ci95), score.mean + score.ci95
+    return Bar(row.label, role, score.accuracy, score.mean * scale, low * scale, (high - low) * scale)
+
+
+def _chance(name: str) -> float:
+    """Accuracy of guessing, in percent; 0 where the name of the task does not tell."""
+    ways = name.partition("way")[0]
+    return 100 / int(ways) if ways.isdigit() else 0.0
+
+
+def stage_bars(seconds: Mapping[str, float]) -> list[Bar]:
+    """Time by stage, in the order of the run."""
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [
+        Bar(stage, "baseline", duration(spent), 100 * spent / longest) for stage, spent in seconds.items()
+    ]
+
+
+def curves(events: Iterable[Event]) -> list[Curve]:
+    """What the learn stage reported at every iteration, one curve a value."""
+    series: dict[str, dict[int, float]] = {}
+    last = 0
+    for event in events:
+        if (event.stage, event.kind) != ("learn", "progress") or "iteration" not in event.values:
+            continue
+        iteration = int(event.values["iteration"])
+        if iteration <= last:
+            # The log of a run that was started again holds what was lost of the earlier attempt too.
+            series = {key: _before(iteration, values) for key, values in series.items()}
+        last = iteration
+        for key, value in event.values.items():
+            if key not in ("iteration", "of") and not isinstance(value, str) and math.isfinite(value):
+                series.setdefault(key, {})[iteration] = float(value)
+    order = [key for key in LEARNING if key in series] + [key for key in series if key not in LEARNING]
+    return [_curve(key, series[key]) for key in order]
+
+
+def _before(iteration: int, values: Mapping[int, float]) -> dict[int, float]:
+    return {place: value for place, value in values.items() if place < iteration}
+
+
+def _curve(key: str, values: Mapping[int, float]) -> Curve:
+    title, meaning = LEARNING.get(key, (key.replace("_", " ").capitalize(), ""))
+    iterations, heights = list(values), list(values.values())
+    y_ticks = _ticks(min(heights), max(heights))
+    x_ticks = [tick for tick in _ticks(0, iterations[-1]) if tick <= iterations[-1]]
+    places = tuple(
+        (_along(x, 0, iterations[-1], _LEFT, _RIGHT), _along(y, y_ticks[0], y_ticks[-1], _BOTTOM, _TOP))
+        for x, y in values.items()
+    )
+    return Curve(
+        title,
+        meaning,
+        f"{title} from {heights[0]:.3g} at iteration {iterations[0]} "
+        f"to {heights[-1]:.3g} at iteration {iterations[-1]}",
+        places,
+        tuple(Tick(_along(tick, 0, iterations[-1], _LEFT, _RIGHT), f"{tick:g}") for tick in x_ticks),
+        tuple(Tick(_along(tick, y_ticks[0], y_ticks[-1], _BOTTOM, _TOP), f"{tick:g}") for tick in y_ticks),
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers that enclose a range; at least two."""
+    if low == high:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    values = [float(value) for value in MaxNLocator(nbins=4).tick_values(low, high)]
+    below = [value for value in values if value <= low][-1:]
+    above = [value for value in values if value >= high][:1]
+    return below + [value for value in values if low < value < high] + above
+
+
+def _along(value: float, low: float, high: float, start: float, end: float) -> float:
+    return round(start + (value - low) / (high - low) * (end - start), 1)

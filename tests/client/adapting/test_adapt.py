@@ -1,0 +1,86 @@
+"""A meta-learner becomes a classifier: exactly the shared recipe, from any number of classes and images."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from client.adapting import adapt as adaptation
+from client.adapting.adapt import leave_one_out, make_classifier
+from client.adapting.classifier import read_classifier, write_classifier
+from client.data.images import load_images, to_input
+from fedfree.adaptation import Recipe, adapt
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import MetaLearner
+from fedfree.errors import ContributionError
+
+WriteImages = Callable[[Path, dict[str, int]], Path]
+MakeMetaLearner = Callable[..., MetaLearner]
+
+RECIPES = [Recipe(), Recipe(mirror=True), Recipe(steps=1), Recipe("gradient", steps=2)]
+COUNTS = {"cat": 3, "gnu": 1, "owl": 2}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize("architecture", ["conv4", "resnet10-group"])
+def test_the_stored_classifier_is_the_shared_recipe_on_the_same_images(
+    tmp_path: Path,
+    write_images: WriteImages,
+    make_meta_learner: MakeMetaLearner,
+    recipe: Recipe,
+    architecture: str,
+) -> None:
+    meta_learner = make_meta_learner(recipe, architecture)
+    support = load_images(write_images(tmp_path / "support", COUNTS), size=16)
+    queries = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    write_classifier(make_classifier(meta_learner, support), tmp_path / "classifier.safetensors")
+    stored = read_classifier(tmp_path / "classifier.safetensors")
+
+    inputs = to_input(support.images, meta_learner.input)
+    adapted = adapt(meta_learner.network(), recipe, inputs, support.labels, n_way=3)
+    expected = adapted.logits(to_input(queries, meta_learner.input)).detach()
+    torch.testing.assert_close(stored.logits(queries / 255), expected)
+    calibration = stored.description.calibration
+    assert calibration is not None and calibration.images == 5
+    torch.testing.assert_close(stored(queries / 255), (expected / calibration.temperature).softmax(1))
+    assert stored.description.support == COUNTS
+
+
+def test_a_class_with_one_image_each_leaves_the_recipe_as_it_is(
+    tmp_path: Path, write_images: WriteImages, make_meta_learner: MakeMetaLearner
+) -> None:
+    support = load_images(write_images(tmp_path / "support", {"cat": 1, "gnu": 1}), size=16)
+    classifier = make_classifier(make_meta_learner(), support)
+    assert classifier.description.calibration is None
+    pixels = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(classifier(pixels), classifier.logits(pixels).softmax(1))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_each_image_with_company_is_predicted_by_a_classifier_that_never_saw_it(recipe: Recipe) -> None:
+    torch.manual_seed(0)
+    network = build(Architecture(), num_classes=3, input=InputSpec(1, 16, 16))
+    inputs, labels = torch.rand(6, 1, 16, 16), torch.tensor([0, 0, 1, 2, 2, 2])
+    logits, left_out = leave_one_out(network, recipe, inputs, labels, n_way=3)
+    assert left_out.tolist() == [0, 0, 2, 2, 2]
+    for row, index in zip(logits, [0, 1, 3, 4, 5], strict=True):
+        others = [each for each in range(6) if each != index]
+        adapted = adapt(network, recipe, inputs[others], labels[others], n_way=3)
+        torch.testing.assert_close(row, adapted.logits(inputs[index : index + 1])[0].detach())
+
+
+def test_of_many_images_evenly_spaced_ones_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "MAX_REFITS", 4)
+    network = build(Architecture(), num_classes=2, input=InputSpec(1, 16, 16))
+    labels = torch.tensor([0] * 10 + [1] * 10)
+    logits, left_out = leave_one_out(network, Recipe(), torch.rand(20, 1, 16, 16), labels, n_way=2)
+    assert left_out.tolist() == [0, 0, 1, 1] and logits.shape == (4, 2)
+
+
+def test_a_recipe_that_diverges_makes_no_classifier(
+    tmp_path: Path, write_images: WriteImages, make_meta_learner: MakeMetaLearner
+) -> None:
+    support = load_images(write_images(tmp_path / "support", {"cat": 1, "gnu": 1}), size=16)
+    with pytest.raises(ContributionError, match="holds NaN or infinity"):
+        make_classifier(make_meta_learner(Recipe("gradient", steps=30, learning_rate=99)), support)

@@ -1,0 +1,168 @@
+"""The organisation's commands on images of its own: adapt, then predict, each image on its own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from client.adapting.classifier import read_classifier
+from client.adapting.predict import Prediction, predict
+from client.data.images import load_images, to_input
+from fedfree.adaptation import adapt
+from fedfree.codec import MetaLearner
+
+WriteImages = Callable[[Path, dict[str, int]], Path]
+RunClient = Callable[..., tuple[int, str, str]]
+
+COUNTS = {"cat": 3, "gnu": 1, "owl": 2}
+
+
+@pytest.fixture
+def classifier(
+    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunClient
+) -> Path:
+    path = tmp_path / "classifier.safetensors"
+    support = write_images(tmp_path / "support", COUNTS)
+    status, _, err = run_client(
+        "adapt", "--meta-learner", meta_learner_path, "--support", support, "--out", path
+    )
+    assert (status, err) == (0, "")
+    return path
+
+
+@pytest.fixture
+def queries(tmp_path: Path, write_images: WriteImages) -> Path:
+    return write_images(tmp_path / "queries", {"cat": 2, "gnu": 2, "owl": 2})
+
+
+def refuse(error: Exception) -> None:
+    raise error
+
+
+def all_of(path: Path, *images: Path, top: int = 3) -> list[Prediction]:
+    return list(predict(read_classifier(path), images, top=top, on_unreadable=refuse))
+
+
+def test_adapt_reports_counts_accuracy_and_calibration(
+    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunClient
+) -> None:
+    support, out = write_images(tmp_path / "support", COUNTS), tmp_path / "c.safetensors"
+    command = ("adapt", "--meta-learner", meta_learner_path, "--out", out, "--support")
+    status, printed, _ = run_client(*command, support)
+    lines = printed.splitlines()
+    assert status == 0
+    assert [line.split() for line in lines[:4]] == [
+        ["class", "images"], ["cat", "3"], ["gnu", "1"], ["owl", "2"]
+    ]  # fmt: skip
+    calibration = read_classifier(out).description.calibration
+    assert calibration is not None
+    assert f"leave-one-out accuracy {calibration.accuracy:.1%} (5 of 6 images)" in lines[4]
+    assert f"calibration temperature {calibration.temperature:.2f}" in lines[4]
+
+
+def test_adapt_says_where_nothing_could_be_calibrated(
+    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunClient
+) -> None:
+    support, out = write_images(tmp_path / "single", {"cat": 1, "gnu": 1}), tmp_path / "c.safetensors"
+    status, printed, _ = run_client(
+        "adapt", "--meta-learner", meta_learner_path, "--support", support, "--out", out
+    )
+    assert status == 0 and "not calibrated: no class has two images" in printed
+    _, printed, _ = run_client("predict", "--classifier", out, support)
+    assert "probability (not calibrated)" in printed
+
+
+def test_the_commands_give_what_the_shared_recipe_gives(
+    classifier: Path, queries: Path, tmp_path: Path, make_meta_learner: Callable[..., MetaLearner]
+) -> None:
+    meta_learner = make_meta_learner()
+    support, asked = load_images(tmp_path / "support", size=16), load_images(queries, size=16)
+    inputs = to_input(support.images, meta_learner.input)
+    adapted = adapt(meta_learner.network(), meta_learner.recipe, inputs, support.labels, n_way=3)
+    logits = adapted.logits(to_input(asked.images, meta_learner.input)).detach()
+    expected = (logits / read_classifier(classifier).temperature).softmax(1)
+    predictions = all_of(classifier, queries)
+    assert [each.image.parent.name for each in predictions] == ["cat", "cat", "gnu", "gnu", "owl", "owl"]
+    for prediction, row in zip(predictions, expected, strict=True):
+        named = dict(prediction.ranking)
+        torch.testing.assert_close(torch.tensor([named[name] for name in COUNTS]), row)
+        assert list(named.values()) == sorted(named.values(), reverse=True)
+
+
+def test_an_image_is_predicted_the_same_whatever_else_is_asked(classifier: Path, queries: Path) -> None:
+    together = {each.image: dict(each.ranking) for each in all_of(classifier, queries)}
+    assert len(together) == 6
+    for image, expected in together.items():
+        (alone,) = all_of(classifier, image)
+        assert dict(alone.ranking) == pytest.approx(expected, abs=1e-6)
+
+
+def test_json_gives_an_object_a_line(classifier: Path, queries: Path, run_client: RunClient) -> None:
+    status, printed, _ = run_client("predict", "--classifier", classifier, "--json", "--top", 2, queries)
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert status == 0 and len(lines) == 6
+    for line in lines:
+        assert line["class"] in COUNTS and line["calibrated"] is True
+        assert line["ranking"][0] == {"class": line["class"], "probability": line["probability"]}
+        assert len(line["ranking"]) == 2
+
+
+def test_the_table_is_aligned(classifier: Path, queries: Path, run_client: RunClient) -> None:
+    (queries / "cat" / "ćmą 猫.png").write_bytes((queries / "cat" / "0.png").read_bytes())
+    _, printed, _ = run_client("predict", "--classifier", classifier, queries / "cat", "--top", 9)
+    header, *rows = printed.splitlines()
+    assert header.split() == ["image", "class", "probability"]
+    assert len(rows) == 9
+    plain = [row for row in rows if "猫" not in row]
+    assert {row.index("0.", header.index("class")) for row in plain} == {header.index("probability")}
+    (first, *_) = [row for row in rows if "猫" in row]
+    assert first.index("0.", header.index("class") - 1) == header.index("probability") - 1
+
+
+def test_what_cannot_be_read_is_named_and_the_others_are_predicted(
+    classifier: Path, queries: Path, tmp_path: Path, run_client: RunClient
+) -> None:
+    (queries / "cat" / "0.png").write_bytes(b"no image at all")
+    (tmp_path / "empty").mkdir()
+    paths = (tmp_path / "empty", queries, tmp_path / "nowhere.png")
+    status, printed, err = run_client("predict", "--classifier", classifier, "--json", *paths)
+    assert status == 2 and len(printed.splitlines()) == 5
+    lines = err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+    for line, word in zip(lines, ["empty", "0.png", "nowhere.png"], strict=True):
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("counts", "word"), [({"cat": 3}, "at least 2 classes"), ({}, "no such file or folder")]
+)
+def test_adapt_refuses_a_support_set_in_one_line(
+    tmp_path: Path,
+    meta_learner_path: Path,
+    write_images: WriteImages,
+    run_client: RunClient,
+    counts: dict[str, int],
+    word: str,
+) -> None:
+    support = write_images(tmp_path / "support", counts)
+    status, _, err = run_client("adapt", "--meta-learner", meta_learner_path, "--support", support)
+    assert status == 2 and word in err and len(err.splitlines()) == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(
+    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunClient
+) -> None:
+    support = write_images(tmp_path / "support", COUNTS)
+    command = ("adapt", "--meta-learner", meta_learner_path, "--support", support, "--out")
+    for out in (tmp_path, meta_learner_path / "below"):
+        status, _, err = run_client(*command, out)
+        assert status == 2 and "cannot write" in err and len(err.splitlines()) == 1
+
+
+def test_a_file_that_is_no_classifier_is_refused_in_one_line(
+    queries: Path, meta_learner_path: Path, run_client: RunClient
+) -> None:
+    status, printed, err = run_client("predict", "--classifier", meta_learner_path, queries)
+    assert (status, printed) == (2, "") and "no adapted classifier" in err and len(err.splitlines()) == 1

@@ -1,0 +1,307 @@
+"""Private images: what is read, in what order, and what is refused with which word."""
+
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from client.data.images import (
+    ImageSet,
+    find_images,
+    list_classes,
+    list_splits,
+    load_image,
+    load_images,
+    split_held_out,
+    to_input,
+)
+from fedfree.architectures import InputSpec
+from fedfree.errors import DataError
+
+CIFAR_FS = Path(__file__).parents[4] / "shared" / "data" / "cifar-fs.zip"
+
+
+def png(value: int, *, mode: str = "L", size: tuple[int, int] = (20, 20)) -> bytes:
+    buffer = BytesIO()
+    Image.new(mode, size, value if mode in ("L", "I;16") else (value, 0, 0)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def tree(
+    prefix: str = "", classes: tuple[str, ...] = ("cat", "ant", "bee"), each: int = 3
+) -> dict[str, bytes]:
+    """Paths to PNGs; the pixel value is 10 * class place + image index."""
+    return {
+        f"{prefix}{name}/{index}.png": png(10 * place + index)
+        for place, name in enumerate(classes)
+        for index in range(each)
+    }
+
+
+def make_folder(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def make_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def image_set(counts: tuple[int, ...]) -> ImageSet:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    return ImageSet(images, labels, tuple(f"class{index}" for index in range(len(counts))))
+
+
+@pytest.mark.parametrize("prefix", ["", "wrapping/"])
+def test_a_folder_and_its_zip_give_the_same_images(tmp_path: Path, prefix: str) -> None:
+    files = tree(prefix)
+    from_folder = load_images(make_folder(tmp_path / "folder", files))
+    from_zip = load_images(make_zip(tmp_path / "images.zip", files))
+    assert from_folder.images.equal(from_zip.images)
+    assert from_folder.fingerprint() == from_zip.fingerprint()
+
+
+def test_classes_and_images_come_sorted_by_name(tmp_path: Path) -> None:
+    images = load_images(make_zip(tmp_path / "images.zip", tree()))
+    assert images.class_names == ("ant", "bee", "cat")
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert images.images[:, 0, 0, 0].tolist() == [10, 11, 12, 20, 21, 22, 0, 1, 2]
+    assert images.images.shape == (9, 1, 20, 20)
+
+
+def test_the_first_images_of_the_chosen_classes_are_kept(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, tree())
+    images = load_images(source, classes=["cat", "ant"], images_per_class=2)
+    assert images.class_names == ("ant", "cat")
+    assert images.images[:, 0, 0, 0].tolist() == [10, 11, 0, 1]
+
+
+def test_of_a_zip_only_the_images_asked_for_are_read(tmp_path: Path) -> None:
+    files = tree() | {"broken/0.png": b"nothing", "cat/9.png": b"nothing"}
+    source = make_zip(tmp_path / "images.zip", files)
+    assert len(load_images(source, classes=["ant", "cat"], images_per_class=3)) == 6
+
+
+@pytest.mark.parametrize("wrapping", ["", "some-set/"])
+def test_splits_are_told_apart(tmp_path: Path, wrapping: str) -> None:
+    files = tree(f"{wrapping}meta_train/") | tree(f"{wrapping}meta_test/", ("elk", "fox"), each=2)
+    source = make_zip(tmp_path / "images.zip", files)
+    assert list_splits(source) == ("meta_train", "meta_test")
+    assert list_classes(source, "meta_test") == {"elk": 2, "fox": 2}
+    assert load_images(source, split="meta_test").class_names == ("elk", "fox")
+    with pytest.raises(DataError, match=r"has the splits meta_train, meta_test; say which"):
+        load_images(source)
+    with pytest.raises(DataError, match=r"no split 'meta_val' .*meta_train, meta_test"):
+        load_images(source, split="meta_val")
+
+
+def test_a_plain_folder_has_no_splits(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, tree())
+    assert list_splits(source) == ()
+    with pytest.raises(DataError, match="it has no splits"):
+        list_classes(source, "meta_train")
+
+
+def test_hidden_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
+    extra = {
+        "__MACOSX/cat/0.png": b"",
+        "cat/._0.png": b"",
+        ".git/x/0.png": b"",
+        "readme.txt": b"",
+        "ant/n.csv": b"",
+    }
+    assert len(load_images(make_zip(tmp_path / "images.zip", tree() | extra))) == 9
+
+
+def test_images_are_brought_to_the_size_and_channels_of_the_first(tmp_path: Path) -> None:
+    files = {
+        "a/0.png": png(200, mode="RGB", size=(24, 18)),
+        "a/1.png": png(7),
+        "b/0.png": png(9, size=(64, 64)),
+    }
+    images = load_images(make_folder(tmp_path, files))
+    assert images.images.shape == (3, 3, 18, 18)
+    assert images.images[:, :, 5, 5].tolist() == [[200, 0, 0], [7, 7, 7], [9, 9, 9]]
+    assert load_images(tmp_path, size=16, channels=1).images.shape == (3, 1, 16, 16)
+
+
+def test_shrinking_averages_rather_than_skips(tmp_path: Path) -> None:
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 200
+    buffer = BytesIO()
+    Image.fromarray(stripes).save(buffer, "png")
+    files = {"a/0.png": buffer.getvalue(), "b/0.png": png(0)}
+    shrunk = load_images(make_folder(tmp_path, files), size=16).images[0].float()
+    assert ((shrunk - 100).abs() < 12).all()
+
+
+def test_transparency_becomes_white_paper(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("LA", (20, 20), (0, 0)).save(buffer, "png")
+    images = load_images(make_folder(tmp_path, {"a/0.png": buffer.getvalue(), "b/0.png": png(0)}))
+    assert images.images.shape[1] == 1
+    assert images.images[0].unique().tolist() == [255]
+
+
+def test_sixteen_bit_greyscale_is_scaled(tmp_path: Path) -> None:
+    images = load_images(make_folder(tmp_path, {"a/0.png": png(25600, mode="I;16"), "b/0.png": png(3)}))
+    assert images.images[:, 0, 0, 0].tolist() == [100, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"not an image", "of no known"), (png(3, size=(40, 40))[:60], ""), (b"", "of no known")],
+)
+def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes, why: str) -> None:
+    files = tree() | {"cat/broken.png": content}
+    for source in (make_folder(tmp_path / "folder", files), make_zip(tmp_path / "images.zip", files)):
+        with pytest.raises(DataError, match=rf"cannot read the image cat/broken\.png .*{why}.*replace it"):
+            load_images(source)
+
+
+def test_a_damaged_zip_member_is_named(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "images.zip", tree())
+    content = bytearray(source.read_bytes())
+    content[60] ^= 0xFF
+    source.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read the image cat/0\.png"):
+        load_images(source)
+
+
+@pytest.mark.parametrize("limit", [399, 150])
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match=r"cannot read the image ant/0\.png .*decompression bomb"):
+        load_images(make_folder(tmp_path, tree()))
+
+
+def test_what_cannot_be_a_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such file or folder: .*absent; pass an image folder or a zip"):
+        load_images(tmp_path / "absent")
+    text = tmp_path / "notes.zip"
+    text.write_text("not a zip")
+    with pytest.raises(DataError, match=r"cannot read .*notes\.zip as a zip"):
+        list_splits(text)
+    whole = make_zip(tmp_path / "whole.zip", tree()).read_bytes()
+    (tmp_path / "half.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"cannot read .*half\.zip as a zip"):
+        load_images(tmp_path / "half.zip")
+
+
+def test_no_classes_unknown_classes_and_too_few_classes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no classes in .*empty"):
+        load_images(tmp_path / "empty")
+    source = make_folder(tmp_path / "three", tree())
+    with pytest.raises(DataError, match=r"no class 'dog' in .*ant, bee, cat"):
+        load_images(source, classes=["ant", "dog"])
+    with pytest.raises(DataError, match=r"at least 2 classes .* got 1 \(ant\)"):
+        load_images(source, classes=["ant"])
+    assert load_images(source, classes=["ant"], min_classes=1).num_classes == 1
+
+
+@pytest.mark.parametrize("options", [{"images_per_class": 0}, {"size": 0}, {"channels": 2}])
+def test_meaningless_options_are_refused(tmp_path: Path, options: dict[str, int]) -> None:
+    with pytest.raises(DataError, match=r"got [02]"):
+        load_images(make_folder(tmp_path, tree()), **options)
+
+
+def test_the_fingerprint_sees_pixels_labels_and_shape_but_no_names() -> None:
+    base = image_set((2, 2))
+    same = ImageSet(base.images, base.labels, ("other", "names"))
+    assert base.fingerprint() == same.fingerprint()
+    others = [
+        ImageSet(255 - base.images, base.labels, base.class_names),
+        ImageSet(base.images, 1 - base.labels, base.class_names),
+        ImageSet(base.images.reshape(4, 1, 8, 32), base.labels, base.class_names),
+    ]
+    assert len({base.fingerprint(), *(other.fingerprint() for other in others)}) == 4
+
+
+def test_an_inconsistent_image_set_is_refused() -> None:
+    base = image_set((2, 2))
+    with pytest.raises(DataError, match="expected uint8 images"):
+        ImageSet(base.images.float(), base.labels, base.class_names)
+    with pytest.raises(DataError, match="expected 4 int64 labels"):
+        ImageSet(base.images, base.labels[:3], base.class_names)
+    with pytest.raises(DataError, match="labels run from 0 to 1"):
+        ImageSet(base.images, base.labels, ("one",))
+
+
+def test_held_out_images_are_stratified_and_the_parts_make_the_whole() -> None:
+    images = image_set((20, 10, 2, 1))
+    kept, held = split_held_out(images, fraction=0.2, generator=torch.Generator().manual_seed(0))
+    assert held.labels.bincount(minlength=4).tolist() == [4, 2, 1, 0]
+    values = [*kept.images[:, 0, 0, 0].tolist(), *held.images[:, 0, 0, 0].tolist()]
+    assert sorted(values) == list(range(33))
+    assert kept.class_names == held.class_names == images.class_names
+
+
+def test_the_same_generator_holds_out_the_same_images() -> None:
+    held = [
+        split_held_out(image_set((20, 20)), fraction=0.3, generator=torch.Generator().manual_seed(seed))[1]
+        for seed in (1, 1, 2)
+    ]
+    assert held[0].fingerprint() == held[1].fingerprint() != held[2].fingerprint()
+
+
+def test_every_class_keeps_an_image_and_impossible_fractions_are_refused() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kept, _ = split_held_out(image_set((5, 2)), fraction=0.99, generator=generator)
+    assert kept.labels.tolist() == [0, 1]
+    with pytest.raises(DataError, match="no class has two images"):
+        split_held_out(image_set((1, 1)), fraction=0.5, generator=generator)
+    with pytest.raises(DataError, match="above 0 and below 1, got 1"):
+        split_held_out(image_set((5, 2)), fraction=1, generator=generator)
+
+
+def test_pixels_reach_the_scale_channels_and_size_of_the_network() -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 28, 28)
+    inputs = to_input(images, InputSpec(channels=3, height=32, width=32))
+    assert inputs.shape == (2, 3, 32, 32)
+    assert inputs.dtype == torch.float32
+    torch.testing.assert_close(inputs.mean((1, 2, 3)), torch.tensor([-1.0, 1.0]))
+
+
+def test_cifar_fs_is_read_as_it_lies_in_its_zip() -> None:
+    if not CIFAR_FS.exists():
+        pytest.skip("needs ../shared/data/cifar-fs.zip")
+    assert len(list_classes(CIFAR_FS, "meta_val")) == 16
+    images = load_images(CIFAR_FS, split="meta_train", classes=["apple", "wolf"], images_per_class=5)
+    assert images.images.shape == (10, 3, 32, 32)
+
+
+def test_one_image_is_decoded_as_the_same_image_of_a_folder(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, {"a/0.png": png(200, mode="RGB"), "b/0.png": png(90, size=(30, 20))})
+    for channels in (1, 3):
+        together = load_images(folder, size=16, channels=channels)
+        for path, image in zip(find_images(folder), together.images, strict=True):
+            assert torch.equal(load_image(path, size=16, channels=channels), image)
+
+
+def test_images_are_found_at_any_depth_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    wanted = ["0.png", "a/1.JPG", "a/b/c/d/2.jpeg"]
+    files = [*wanted, ".hidden.png", "a/.cache/3.png", "__MACOSX/0.png", "notes.txt"]
+    folder = make_folder(tmp_path / "images", dict.fromkeys(files, b""))
+    assert find_images(folder) == [folder / name for name in wanted]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image in"):
+        find_images(tmp_path / "empty")
+
+
+def test_an_image_that_cannot_be_read_alone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0\.png in .*of no known image format"):
+        load_image(tmp_path / "0.png", size=16, channels=3)
+    with pytest.raises(DataError, match=r"no such image: .*1\.png"):
+        load_image(tmp_path / "1.png", size=16, channels=3)

@@ -1,0 +1,145 @@
+"""The organisation's Flower app: what it replies, and what it never says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.app.metadata import Metadata
+
+from client.adapting import adapt as adaptation
+from client.adapting.adapt import FewShotAccuracy
+from client.config import ClientConfig, DataConfig
+from client.doors.flower_app import RAISE_BUGS, app
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import MetaLearner, Provenance, encode_meta_learner, encode_weights
+from fedfree.episodes import Accuracy, EpisodeSpec
+from fedfree.errors import DataError
+from fedfree.flower_records import (
+    ADAPT,
+    CONTRIBUTE,
+    ORGANISATION_FAILED,
+    accuracies_from_records,
+    from_records,
+    to_records,
+)
+
+RESULT = FewShotAccuracy(EpisodeSpec(5, 1, 15), Accuracy(41.5, 0.8, 600))
+SECRET = "/hospital/patient-jane-doe.png"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ClientConfig:
+    return ClientConfig(data=DataConfig(source=tmp_path / "images"), cache=tmp_path / "cache")
+
+
+def _context(node_config: dict[str, str | int | bool], run: Path | None = None) -> Context:
+    return Context(1, 7, dict(node_config), RecordDict(), {"run": str(run)} if run else {})
+
+
+def _own(config: ClientConfig, **more: bool) -> Context:
+    """The context of a deployed node, whose configuration is its own file."""
+    path = config.cache.parent / "organisation.toml"
+    path.write_text(config.to_toml())
+    return _context({"config": str(path), **more})
+
+
+def _message(message_type: str, content: RecordDict) -> Message:
+    metadata = Metadata(1, "question", 1, 7, "", "", 0.0, 1e12, message_type)
+    return Message(content, metadata=metadata)  # type: ignore[call-overload]
+
+
+def _meta_learner() -> RecordDict:
+    spec = InputSpec(channels=1, height=16, width=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build(Architecture(), num_classes=5, input=spec)
+    meta_learner = MetaLearner(
+        architecture=Architecture(),
+        num_classes=5,
+        input=spec,
+        recipe=Recipe(),
+        provenance=Provenance((), "00" * 32, 0, "fedfree"),
+        weights=encode_weights(network),
+    )
+    return to_records(encode_meta_learner(meta_learner), meta_learner.weights)
+
+
+def _fail(_: ClientConfig) -> tuple[bytes, bytes]:
+    raise DataError(f"cannot read {SECRET}")
+
+
+def test_contribute_replies_with_the_model(config: ClientConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "client.doors.flower_app.pretrain", lambda given: (given.to_toml().encode(), b"weights")
+    )
+    reply = app(_message(CONTRIBUTE, RecordDict()), _own(config))
+    assert from_records(reply.content) == (config.to_toml().encode(), b"weights")
+    assert reply.metadata.reply_to_message_id == "question"
+
+
+def test_a_simulated_organisation_reads_its_configuration_from_the_run_directory(
+    config: ClientConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda given: (str(given.seed).encode(), b""))
+    (tmp_path / "organisations").mkdir()
+    toml = config.model_copy(update={"seed": 42}).to_toml()
+    (tmp_path / "organisations" / "3.toml").write_text(toml)
+    reply = app(_message(CONTRIBUTE, RecordDict()), _context({"partition-id": 3}, tmp_path))
+    assert from_records(reply.content)[0] == b"42"
+
+
+def test_accuracies_are_sent_where_the_organisation_allows_it(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptation, "evaluate", lambda *_: [RESULT])
+    sharing = config.model_copy(update={"share_metrics": True})
+    reply = app(_message(ADAPT, _meta_learner()), _own(sharing))
+    assert accuracies_from_records(reply.content) == [(RESULT.spec, RESULT.accuracy)]
+
+
+def test_accuracies_stay_at_home_by_default(config: ClientConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "evaluate", lambda *_: [replace(RESULT)])
+    reply = app(_message(ADAPT, _meta_learner()), _own(config))
+    assert reply.has_content()
+    assert len(reply.content) == 0
+
+
+@pytest.mark.parametrize("raise_bugs", [False, True])
+def test_a_failure_is_named_by_its_class_alone(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, raise_bugs: bool
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", _fail)
+    reply = app(_message(CONTRIBUTE, RecordDict()), _own(config, **{RAISE_BUGS: raise_bugs}))
+    assert reply.error.code == ORGANISATION_FAILED
+    assert reply.error.reason == "the organisation could not train: DataError"
+    assert SECRET in caplog.text
+
+
+def test_a_bug_is_redacted_too(config: ClientConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: {}[SECRET])
+    reply = app(_message(CONTRIBUTE, RecordDict()), _own(config))
+    assert reply.error.reason == "the organisation could not train: KeyError"
+
+
+def test_a_bug_propagates_where_server_and_clients_share_a_process(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: {}[SECRET])
+    with pytest.raises(KeyError):
+        app(_message(CONTRIBUTE, RecordDict()), _own(config, **{RAISE_BUGS: True}))
+
+
+@pytest.mark.parametrize(
+    "content", [RecordDict(), to_records(b"no manifest", b"no weights")], ids=["empty", "garbage"]
+)
+def test_a_broken_meta_learner_is_answered_with_an_error(config: ClientConfig, content: RecordDict) -> None:
+    reply = app(_message(ADAPT, content), _own(config))
+    assert reply.error.reason == "the organisation could not adapt the meta-learner: ContributionError"
+
+
+def test_a_node_without_configuration_answers_with_an_error() -> None:
+    reply = app(_message(CONTRIBUTE, RecordDict()), _context({}))
+    assert reply.error.reason == "the organisation could not train: ConfigError"

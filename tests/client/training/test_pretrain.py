@@ -1,0 +1,194 @@
+"""Training and contributing: learned, cached, and without a trace of the class names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from client.config import ClientConfig, DataConfig, PrivacyConfig, TrainingConfig
+from client.data.images import load_images
+from client.training.fit import augment, initialise, turn
+from client.training.pretrain import HELD_OUT, MANIFEST, cache_key, pretrain, shuffle_classes
+from fedfree.architectures import Architecture
+from fedfree.codec import decode_contribution, sha256
+from fedfree.errors import ConfigError, PrivacyError
+from fedfree.statement import PrivacyStatus
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ClientConfig:
+    """Three classes told apart by their shade."""
+    generator = torch.Generator().manual_seed(0)
+    for label, name in enumerate(("melanoma", "nevus", "wart")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(20):
+            shade = torch.randint(0, 60, (16, 16), generator=generator) + 80 * label
+            path = tmp_path / "images" / name / f"{index}.png"
+            Image.fromarray(shade.to(torch.uint8).numpy()).save(path)
+    training = TrainingConfig(image_size=16, epochs=2, min_steps=30, batch_size=16, threads=1)
+    return ClientConfig(
+        data=DataConfig(source=tmp_path / "images"), training=training, cache=tmp_path / "cache"
+    )
+
+
+def test_the_contributed_model_has_learned_its_classes(config: ClientConfig) -> None:
+    contribution = decode_contribution(*pretrain(config))
+    assert contribution.num_classes == 3
+    (cached,) = config.cache.iterdir()
+    assert float((cached / HELD_OUT).read_text()) == 1.0
+
+
+def test_asking_again_costs_no_training_and_gives_the_same_bytes(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pretrain(config)
+    monkeypatch.setattr("client.training.pretrain.fit", lambda *_, **__: pytest.fail("trained again"))
+    assert pretrain(config) == first
+
+
+def test_a_cached_model_that_cannot_be_decoded_is_trained_again(config: ClientConfig) -> None:
+    first = pretrain(config)
+    (cached,) = config.cache.iterdir()
+    (cached / MANIFEST).write_bytes(b"of another release")
+    assert pretrain(config) == first
+    assert [path.name for path in config.cache.iterdir()] == [cached.name]
+
+
+def test_the_same_seed_trains_the_same_model_and_another_does_not(config: ClientConfig) -> None:
+    first = pretrain(config)
+    elsewhere = config.model_copy(update={"cache": config.cache.with_name("elsewhere")})
+    assert pretrain(elsewhere) == first
+    assert pretrain(config.model_copy(update={"seed": 1})) != first
+
+
+def test_other_data_or_another_configuration_is_another_model(config: ClientConfig) -> None:
+    images = load_images(config.data.source, size=16)
+    fewer = load_images(config.data.source, images_per_class=19, size=16)
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 3})})
+    assert len({cache_key(config, images), cache_key(config, fewer), cache_key(longer, images)}) == 3
+
+
+def test_no_class_name_leaves(config: ClientConfig) -> None:
+    sent = b"".join(pretrain(config))
+    assert not any(name in sent for name in (b"melanoma", b"nevus", b"wart"))
+
+
+def test_the_order_of_the_classes_does_not_follow_their_names(config: ClientConfig) -> None:
+    images = load_images(config.data.source, size=16)
+    orders = {shuffle_classes(images, seed).class_names for seed in range(40)}
+    assert len(orders) == 6
+    shuffled = shuffle_classes(images, 0)
+    for name in images.class_names:
+        before, after = images.class_names.index(name), shuffled.class_names.index(name)
+        assert torch.equal(shuffled.labels == after, images.labels == before)
+
+
+def test_group_norm_models_hold_no_running_statistics(config: ClientConfig) -> None:
+    group = config.training.model_copy(update={"architecture": Architecture(norm="group")})
+    contribution = decode_contribution(*pretrain(config.model_copy(update={"training": group})))
+    assert not any("running" in name for name in contribution.network().state_dict())
+
+
+def test_augmentation_crops_and_mirrors_each_image_by_itself() -> None:
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(200, 1, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    plain = augment(images, padding=0, horizontal_flip=False, generator=generator)
+    assert torch.equal(plain, images)
+    mirrored = augment(images, padding=0, horizontal_flip=True, generator=generator)
+    flipped = (mirrored == images.flip(3)).flatten(1).all(1)
+    assert 70 < flipped.sum() < 130
+    assert torch.equal(mirrored[~flipped], images[~flipped])
+    shifted = augment(images, padding=1, horizontal_flip=False, generator=generator)
+    assert len(shifted.flatten(1).unique(dim=0)) == 9
+
+
+def test_turned_copies_are_turned_as_they_are_labelled() -> None:
+    images = torch.rand(40, 3, 5, 5)
+    turned, quarters = turn(images, generator=torch.Generator().manual_seed(0))
+    assert set(quarters.tolist()) == {0, 1, 2, 3}
+    for image, quarter, result in zip(images, quarters.tolist(), turned, strict=True):
+        assert torch.equal(result, torch.rot90(image, quarter, (1, 2)))
+
+
+def test_the_rotation_task_changes_the_features_and_leaves_no_trace_but_them(config: ClientConfig) -> None:
+    turning = config.model_copy(
+        update={"training": config.training.model_copy(update={"rotation_task": True})}
+    )
+    network, other = (decode_contribution(*pretrain(each)).network() for each in (turning, config))
+    assert network.state_dict().keys() == other.state_dict().keys()
+    images = torch.rand(4, 1, 16, 16)
+    assert not torch.allclose(network.features(images), other.features(images))
+
+
+def under_privacy(config: ClientConfig, **privacy: float) -> ClientConfig:
+    group = config.training.model_copy(update={"architecture": Architecture(norm="group")})
+    private = PrivacyConfig(**{"epsilon": 8.0, "batch_size": 30, "epochs": 4, **privacy})  # type: ignore[arg-type]
+    return config.model_copy(update={"training": group, "privacy": private})
+
+
+def test_a_contribution_under_privacy_says_what_was_spent_and_holds_parameters_only(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = under_privacy(config, images_rounded_to=50)
+    sent = pretrain(private)
+    contribution = decode_contribution(*sent)
+    spent = contribution.privacy.differential_privacy
+    assert contribution.privacy.status is PrivacyStatus.DP
+    assert spent is not None
+    assert 7.9 < spent.epsilon <= 8
+    assert (spent.images, spent.run.sampling_rate, spent.run.steps) == (50, 0.5, 8)
+    assert not list(contribution.network().buffers())
+    monkeypatch.setattr("client.training.pretrain.train_privately", lambda *_: pytest.fail("trained again"))
+    assert pretrain(private) == sent
+    budget = under_privacy(config, images_rounded_to=50, epsilon_budget=9.0)
+    assert pretrain(budget) == sent
+    with pytest.raises(PrivacyError, match="more than the budget of 9"):
+        pretrain(budget.model_copy(update={"seed": 1}))
+
+
+def test_an_infinite_epsilon_is_status_none_and_no_budget_holds_it(config: ClientConfig) -> None:
+    infinite = config.model_copy(update={"privacy": PrivacyConfig(epsilon=float("inf"), epochs=3)})
+    contribution = decode_contribution(*pretrain(infinite))
+    assert contribution.privacy.status is PrivacyStatus.NONE
+    assert contribution.architecture.norm == "batch"
+    with pytest.raises(ConfigError, match="no epsilon budget can hold"):
+        PrivacyConfig.parse({"epsilon_budget": 8}, origin="option")
+    with pytest.raises(ConfigError, match="promises nothing"):
+        PrivacyConfig.parse({"epsilon": 1000}, origin="option")
+
+
+def test_batch_norm_under_privacy_is_refused_before_anything_is_reserved(config: ClientConfig) -> None:
+    private = under_privacy(config).model_copy(update={"training": config.training})
+    with pytest.raises(PrivacyError, match="use conv4-group"):
+        pretrain(private)
+    assert not config.ledger_path.exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_reserved(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    private = under_privacy(config)
+    on_gpu = private.training.model_copy(update={"device": "cuda"})
+    with pytest.raises(ConfigError, match="finds no GPU here"):
+        pretrain(private.model_copy(update={"training": on_gpu}))
+    assert not config.ledger_path.exists()
+
+
+def test_training_begins_from_the_weights_that_are_named(config: ClientConfig, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(pretrain(config)[1])
+    named = {"initial_weights": weights, "initial_weights_public": True}
+    begun = config.model_copy(update={"training": config.training.model_copy(update=named)})
+    images = load_images(config.data.source, size=16)
+    expected = decode_contribution(*pretrain(config)).network().state_dict()
+    for name, tensor in initialise(images, begun.training, seed=5).network.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    fewer = load_images(config.data.source, size=16, classes=["nevus", "wart"])
+    other = initialise(fewer, begun.training, seed=5).network
+    assert other.head.get_parameter("bias").shape == (2,)
+    assert torch.equal(other.state_dict()["blocks.0.0.weight"], expected["blocks.0.0.weight"])
+    initial = decode_contribution(*pretrain(begun)).privacy.initial_weights
+    assert initial is not None
+    assert (initial.sha256, initial.public) == (sha256(weights.read_bytes()), True)

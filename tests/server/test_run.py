@@ -1,0 +1,73 @@
+"""Two processes that share a run get what one process gets."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.host.files import write_file
+from fedfree.statement import PrivacyStatement
+from server.config import PAPER, ServerConfig
+from server.storage.run_directory import RunDirectory
+from server.storage.store import Store
+
+INPUT = InputSpec(channels=1, height=16, width=16)
+INVERT = {"models_per_iteration": 3, "images_per_model": 12, "steps": 2, "generator_width": 2}
+LEARN = {"batch_size": 8, "compositions": 7, "relational_tasks": 4, "own_tasks": True}
+REPLAY = {"replay_episodes": 3, "replay_ways": 2, "replay_queries": 2, "outer_rate": 0.5}
+
+
+def prepare(path: Path, models_per_iteration: int = 3) -> None:
+    """A run directory with four models; paths, replay and adversarial term switched on."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        network = build(Architecture(), num_classes=3, input=INPUT)
+        contribution = Contribution(Architecture(), 3, INPUT, PrivacyStatement(), encode_weights(network))
+        Store(path / "store").receive(encode_contribution(contribution), contribution.weights)
+    config = ServerConfig(
+        preset="test",
+        precision="float64",
+        threads=1,
+        device="cpu",
+        iterations=3,
+        recipe=Recipe(head="gradient", steps=2),
+        invert=PAPER.invert.model_copy(
+            update=INVERT | {"batch_norm_weight": 0.1, "models_per_iteration": models_per_iteration}
+        ),
+        learn=PAPER.learn.model_copy(update=LEARN | REPLAY | {"paths": 2}),
+    )
+    write_file(path / "server.toml", config.model_copy(update={"warmup_iterations": 0}).to_toml().encode())
+
+
+def train(path: Path, processes: int) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command = [*launcher, str(processes), "-m", "server.run", str(path)]
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_two_processes_publish_the_meta_learner_of_one(tmp_path: Path) -> None:
+    weights = []
+    for processes in (1, 2):
+        path = tmp_path / str(processes)
+        path.mkdir()
+        prepare(path)
+        outcome = train(path, processes)
+        assert outcome.returncode == 0, outcome.stderr
+        weights.append(safetensors.torch.load_file(RunDirectory(path).weights))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-5)
+    started = build(Architecture(), num_classes=3, input=INPUT).state_dict()
+    assert any(not torch.equal(tensor, started[name]) for name, tensor in weights[0].items())
+
+
+def test_more_processes_than_models_in_a_meta_batch_are_refused(tmp_path: Path) -> None:
+    prepare(tmp_path, models_per_iteration=1)
+    outcome = train(tmp_path, 2)
+    assert outcome.returncode != 0
+    assert "2 processes cannot share a meta-batch of 1 models" in outcome.stderr

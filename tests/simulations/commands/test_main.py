@@ -1,0 +1,186 @@
+"""The command line: wrong input gives one clear line, no traceback, and exit status 2."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from simulations.commands import main as cli
+from simulations.config import SimulationConfig
+
+
+def write_tree(root: Path, *, splits: tuple[str, ...] = (), classes: int = 6, images: int = 8) -> Path:
+    """Images of classes told apart by their shade, in an image-folder tree."""
+    generator = torch.Generator().manual_seed(0)
+    for split in splits or ("",):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(images):
+                noise = torch.randint(0, 60, (16, 16), generator=generator)
+                Image.fromarray((noise + 30 * label).to(torch.uint8).numpy()).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "images", splits=("meta_train", "meta_val", "meta_test"))
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedfree-sim", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def refusal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: object
+) -> str:
+    """The one line of a command that must end with exit status 2."""
+    common = ("--out", tmp_path / "run", "--cache", tmp_path / "cache", "--image-size", 16)
+    assert run_command(monkeypatch, "run", *common, *arguments) == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    lines = [line for line in printed.err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_missing_path_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tmp_path / "nowhere.zip")
+    assert "no such data set or path" in line and "nowhere.zip" in line
+
+
+def test_a_tree_without_splits_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plain = write_tree(tmp_path / "plain")
+    assert "meta_test" in refusal(monkeypatch, capsys, tmp_path, "--dataset", plain)
+
+
+def test_a_folder_with_one_class_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    single = write_tree(tmp_path / "single", splits=("meta_train", "meta_val", "meta_test"), classes=1)
+    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", single, "--ways", 2)
+    assert "got 0 of 1" in line or "got 1 of 1" in line
+
+
+def test_more_ways_than_classes_is_refused_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
+) -> None:
+    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tree, "--ways", 9, "--queries", 2)
+    assert "9-way episodes need 9 classes" in line and "got 6 of 6" in line
+
+
+def test_an_unreadable_image_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
+) -> None:
+    (tree / "meta_test" / "class0" / "0.png").write_bytes(b"no image at all")
+    options = (
+        "--ways",
+        3,
+        "--queries",
+        2,
+        "--classes-each",
+        3,
+        "--clients",
+        2,
+        "--epochs",
+        1,
+        "--min-steps",
+        1,
+    )
+    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tree, *options, "--iterations", 1)
+    assert "0.png" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--engine", "warp", "engine"),
+        ("--preset", "magic", "preset"),
+        ("--partition", "fair", "partition"),
+        ("--architectures", "conv5", "conv5"),
+        ("--clients", "1", "clients"),
+        ("--image-size", "4", "image_size"),
+    ],
+)
+def test_an_unknown_value_of_an_option_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    option: str,
+    value: str,
+    word: str,
+) -> None:
+    line = refusal(monkeypatch, capsys, tmp_path, option, value)
+    assert word in line and value in line
+
+
+def test_an_unknown_option_ends_with_status_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_command(monkeypatch, "run", "--teleport", "yes") == 2
+
+
+def test_a_configuration_file_with_an_unknown_key_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text("colour = 'blue'\n")
+    line = refusal(monkeypatch, capsys, tmp_path, "--config", tmp_path / "config.toml")
+    assert "colour" in line
+
+
+def test_a_directory_with_another_federation_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text(SimulationConfig(seed=5).to_toml())
+    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tree)
+    assert "holds another federation" in line
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.toml"]
+
+
+def test_a_tiny_federation_leaves_everything_it_promises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
+) -> None:
+    sizes = (
+        "--clients",
+        2,
+        "--min-steps",
+        5,
+        "--classes-each",
+        3,
+        "--epochs",
+        1,
+        "--iterations",
+        2,
+        "--episodes",
+        20,
+    )
+    shape = ("--ways", 3, "--queries", 2, "--image-size", 16, "--threads", 1)
+    out = tmp_path / "run"
+    paths = ("--dataset", tree, "--out", out, "--cache", tmp_path / "cache")
+    assert run_command(monkeypatch, "run", *sizes, *shape, *paths) == 0
+    promised = {
+        "meta_learner.safetensors",
+        "meta_learner.manifest.pb",
+        "synthetic.png",
+        "report.html",
+        "events.jsonl",
+        "config.toml",
+        "result.json",
+    }
+    assert promised <= {path.name for path in out.iterdir()}
+    assert "3-way 5-shot" in capsys.readouterr().out
+    again = tmp_path / "again"
+    shutil.copytree(out / "store", again / "store")
+    assert run_command(monkeypatch, "run", *sizes, *shape, "--dataset", tree, "--out", again,
+                       "--cache", tmp_path / "cache") == 0  # fmt: skip
+    for name in ("meta_learner.safetensors", "meta_learner.manifest.pb"):
+        assert (again / name).read_bytes() == (out / name).read_bytes()

@@ -1,0 +1,61 @@
+"""The command line that makes a run anew."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulations.commands import main as cli
+from simulations.commands.options import run_command
+from simulations.config import SimulationConfig
+
+EVERYTHING: dict[str, Any] = {
+    "dataset": "a.zip,b.zip",
+    "clients": 7,
+    "classes_each": 3,
+    "images_per_class": 20,
+    "partition": "disjoint",
+    "architectures": "conv4-64-group,resnet10",
+    "student": "resnet18",
+    "image_size": "16,20",
+    "horizontal_flip": False,
+    "epochs": 2,
+    "min_steps": 9,
+    "rotation_task": True,
+    "initial_weights": Path("public.safetensors"),
+    "privacy": {"epsilon": 8.0, "delta": 1e-6},
+    "preset": "paper",
+    "iterations": 30,
+    "episodes": 50,
+    "n_way": 4,
+    "n_query": 6,
+    "engine": "flower",
+    "device": "cpu",
+    "threads": 1,
+    "seed": 5,
+    "cache": "elsewhere",
+}
+
+
+@pytest.mark.parametrize("values", [{}, {"horizontal_flip": True}, EVERYTHING])
+def test_a_runs_command_gives_its_configuration_back(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    config = SimulationConfig.parse(values, origin="test")
+    seen: list[tuple[Path, SimulationConfig]] = []
+
+    def simulate(run: Path, config: SimulationConfig, *, command: str) -> None:
+        seen.append((run, config))
+        raise SystemExit
+
+    monkeypatch.setattr(cli, "simulate", simulate)
+    monkeypatch.setattr(sys, "argv", shlex.split(run_command(Path("runs/a b"), config)))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert seen == [(Path("runs/a b"), config)]
+
+
+def test_every_setting_is_tried() -> None:
+    assert EVERYTHING.keys() == SimulationConfig.model_fields.keys()

@@ -1,0 +1,45 @@
+"""What a run took, also where it was killed and started again."""
+
+import pytest
+
+from server.events import Event
+from simulations.reporting.result import learning
+
+
+def iteration(number: int, *, start: float, images: int) -> list[Event]:
+    """Two seconds of inversion and three of learning."""
+    return [
+        Event("learn", "recovered", {"images": images}, start + 2),
+        Event("learn", "progress", {"iteration": number, "of": 3}, start + 5),
+    ]
+
+
+def test_learning_counts_inversion_and_whole_iterations() -> None:
+    spent = learning(
+        [
+            Event("verify", "accepted", {}, 90),
+            Event("learn", "started", {}, 100),
+            *iteration(1, start=100, images=40),
+            *iteration(2, start=105, images=80),
+            Event("learn", "finished", {}, 111),
+        ]
+    )
+    assert spent.images == 80
+    assert sum(spent.recovery.values()) == pytest.approx(4)
+    assert sum(spent.iterations.values()) == pytest.approx(10)
+
+
+def test_an_iteration_that_was_done_twice_counts_once_and_the_time_between_starts_not_at_all() -> None:
+    spent = learning(
+        [
+            Event("learn", "started", {}, 100),
+            *iteration(1, start=100, images=40),
+            *iteration(2, start=105, images=80),
+            Event("learn", "started", {}, 5000),
+            *iteration(2, start=5000, images=80),
+            *iteration(3, start=5005, images=120),
+        ]
+    )
+    assert spent.images == 120
+    assert sum(spent.recovery.values()) == pytest.approx(6)
+    assert sum(spent.iterations.values()) == pytest.approx(15)
