@@ -1,14 +1,16 @@
 """What an organisation configures: its images, its training, what it allows to leave."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fedfree.architectures import Architecture
-from fedfree.host.compute import Device
-from fedfree.settings import Settings
+from fedfree.architectures import Architecture, ArchitectureId
+from fedfree.errors import ConfigError
+from fedfree.host.compute import ComputeConfig
+from fedfree.settings import Layer, Listed, Settings, Values, value_at
 from fedfree.statement import MAX_EPSILON
 
 
@@ -21,36 +23,43 @@ class DataConfig(Settings):
     """Which images of a folder or zip; see ``client.data.images.load_images``."""
 
     source: Path
-    """Image-folder tree, as directory or zip."""
+    """Folder or zip of images, a folder a class."""
     split: str | None = None
-    """``meta_train``, ``meta_val`` or ``meta_test`` where the tree has them."""
-    classes: tuple[str, ...] | None = None
+    """``meta_train``, ``meta_val`` or ``meta_test`` where the images have splits."""
+    classes: Annotated[tuple[str, ...], Listed] | None = None
     """Class folders to use; all of them by default."""
     images_per_class: Annotated[int, Field(ge=2)] | None = None
     """At most this many images of each class; all of them by default."""
 
 
-class TrainingConfig(Settings):
+class TrainingConfig(ComputeConfig):
     """How the contributed classifier is trained."""
 
-    architecture: Architecture = Architecture()
+    architecture: ArchitectureId = Architecture()
+    """For instance conv4, conv4-64-group, resnet10; conv4-group by default under differential privacy."""
     image_size: Annotated[int, Field(ge=16, le=512)] = 32
     """Pixels a side; images are resized to it."""
     horizontal_flip: bool | None = None
-    """Whether a mirrored image still shows the same class; without it, colour images only are mirrored."""
+    """Whether a mirrored image still shows the same class; by default of colour images only."""
     epochs: Annotated[int, Field(ge=1)] = 30
+    """Passes over the images.
+
+    Under differential privacy, batches that an image is expected to enter: the number of steps is fixed by it
+    beforehand.
+    """
     min_steps: Annotated[int, Field(ge=1)] = 300
-    """Few images are gone through more often than ``epochs`` says, until this many steps are taken."""
+    """Few images are gone through more often than ``epochs`` says, until so many steps are taken."""
     batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images a step."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     """Peak of a one-cycle schedule; SGD with Nesterov momentum 0.9."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """Of SGD."""
     rotation_task: bool | None = None
-    """Whether a second head, which never leaves, also learns to tell class and quarter turn of turned copies;
-    without it, for colour images only.
+    """Whether the model also learns to tell quarter turns of images; by default of colour images only.
 
-    It doubles the time of training, and makes features that carry over to other classes. Private training
-    leaves it out.
+    A second head, which never leaves, learns class and quarter turn of turned copies. It doubles the time of
+    training, and makes features that carry over to other classes. Private training leaves it out.
     """
     crop_padding: Annotated[int, Field(ge=0)] = 4
     """Pixels by which images are padded before a random crop."""
@@ -59,28 +68,22 @@ class TrainingConfig(Settings):
     initial_weights: Path | None = None
     """safetensors of the same architecture to begin from; a head of other classes is drawn afresh."""
     initial_weights_public: bool = False
-    """Whether you declare them public: learned from nobody's images, or from images everyone may see."""
-    device: Device = "auto"
-    """``cuda``, ``cpu``, or ``auto``: a GPU where there is one; results depend on it in the last bits."""
-    threads: Annotated[int, Field(ge=1)] = 2
-    """CPU threads; results depend on it in the last bits."""
+    """Declare that the initial weights are learned from nobody's images, or from images everyone may see."""
 
 
 class PrivacyConfig(Settings):
     """Training under differential privacy (DP-SGD); noise and sampling ignore every seed."""
 
     epsilon: Annotated[float, Field(gt=0)] = math.inf
-    """Target for one contribution, per image; what was spent is at most this. ``inf``: no privacy at all."""
+    """Train under differential privacy, spending at most this an image; ``inf``: no privacy at all."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """Must be below one over the number of images."""
+    """Of differential privacy: below one over the number of images."""
     epsilon_budget: Annotated[float, Field(gt=0)] | None = None
     """Most that all contributions of an image may spend together; beyond it nothing is trained."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Norm to which each image's gradient is clipped."""
     batch_size: Annotated[int, Field(ge=1)] = 512
     """Expected images a step; each image is drawn by itself, so batches differ in size."""
-    epochs: Annotated[int, Field(ge=1)] = 30
-    """Batches that an image is expected to enter; the number of steps is fixed by it beforehand."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
     """Constant; plain SGD."""
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -111,14 +114,48 @@ class PrivacyConfig(Settings):
         return self.model_copy(update={"epsilon_budget": None}).sha256()
 
 
+PRIVACY_ONLY = frozenset(("max_grad_norm", "batch_size", "learning_rate", "averaging", "images_rounded_to"))
+"""Options of PrivacyConfig that training without differential privacy has no use for."""
+WITHOUT_PRIVACY_ONLY = frozenset(
+    ("min_steps", "batch_size", "learning_rate", "weight_decay", "rotation_task", "held_out_fraction")
+)
+"""Options of TrainingConfig that training under differential privacy has no use for."""
+
+
+def dp_architecture(given: Values) -> Layer:
+    """conv4-group, where differential privacy is asked for and no architecture is named."""
+    epsilon = value_at(given, "privacy.epsilon", math.inf)
+    is_dp = isinstance(epsilon, int | float) and math.isfinite(epsilon)
+    return Layer("differential privacy", {"training": {"architecture": "conv4-group"}} if is_dp else {})
+
+
+def check_training(training: TrainingConfig, privacy: PrivacyConfig) -> None:
+    """Refuse what would have no effect; raises ConfigError."""
+    if not privacy.is_dp and (changed := _changed(privacy, PRIVACY_ONLY)):
+        raise ConfigError(
+            f"privacy.{changed[0]} has no effect without differential privacy: set privacy.epsilon"
+        )
+    if privacy.is_dp and (changed := _changed(training, WITHOUT_PRIVACY_ONLY)):
+        own = changed[0] in PrivacyConfig.model_fields
+        remedy = f"set privacy.{changed[0]}" if own else "leave it out"
+        raise ConfigError(f"training.{changed[0]} has no effect under differential privacy: {remedy}")
+
+
+def _changed(settings: Settings, names: Iterable[str]) -> list[str]:
+    fields = type(settings).model_fields
+    return [name for name in sorted(names) if getattr(settings, name) not in (fields[name].default, False)]
+
+
 class EvaluateConfig(Settings):
     """Labelled images of new classes on which the organisation measures the meta-learner."""
 
     data: DataConfig
     n_way: Annotated[int, Field(ge=2)] = 5
+    """Classes an episode."""
     n_query: Annotated[int, Field(ge=1)] = 15
     """Query images a class and episode."""
     episodes: Annotated[int, Field(ge=2)] = 50
+    """Few-shot tasks to draw from the images."""
 
 
 class ClientConfig(Settings):
@@ -131,11 +168,22 @@ class ClientConfig(Settings):
     """Without it the organisation receives the meta-learner and reports nothing."""
     share_metrics: bool = False
     """Whether mean accuracy and its interval may be sent to the server."""
-    cache: Path
+    cache: Path = Path(".cache/fedfree/models")
     """Folder for trained models."""
     ledger: Path | None = None
-    """SQLite file that remembers every contribution; by default ``ledger.sqlite`` beside the cache folder."""
-    seed: int = 0
+    """The record of what was contributed; by default ``ledger.sqlite`` beside the cache folder."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides everything random but noise and sampling of differential privacy."""
+
+    @classmethod
+    def implied(cls, given: Values) -> Layer:
+        """Differential privacy brings an architecture that it can train."""
+        return dp_architecture(given)
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        check_training(self.training, self.privacy)
+        return self
 
     @property
     def ledger_path(self) -> Path:

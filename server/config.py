@@ -1,14 +1,14 @@
 """What a server run is configured with; presets ``default``, ``large`` and ``paper``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedfree.adaptation import Recipe
-from fedfree.architectures import Architecture
+from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
-from fedfree.host.compute import Device
-from fedfree.settings import Settings
+from fedfree.host.compute import ComputeConfig
+from fedfree.settings import Layer, Settings, Values, value_at
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -23,8 +23,13 @@ class CollectConfig(Settings):
     """How many are expected to contribute."""
     quorum: AtLeastOne = 2
     """Fewer accepted contributions than this end the run."""
-    timeout_seconds: Positive = 12 * 3600.0
+    deadline_hours: Positive = 12.0
     """How long contributions are waited for."""
+
+    @property
+    def timeout_seconds(self) -> float:
+        """The same in seconds."""
+        return 3600 * self.deadline_hours
 
 
 class InvertConfig(Settings):
@@ -37,6 +42,7 @@ class InvertConfig(Settings):
     steps: AtLeastOne = 5
     """k, inner steps by which the generator adapts to one model."""
     latent_size: AtLeastOne = 256
+    """Numbers from which an image is generated."""
     generator_width: AtLeastOne = 16
     """Channels of the generator's last hidden layer; the layers before it have twice as many."""
     inner_learning_rate: Positive = 3e-3
@@ -76,6 +82,7 @@ class MetaLearnConfig(Settings):
     batch_size: Annotated[int, Field(ge=4)] = 256
     """Images in such a batch."""
     relational_temperature: Positive = 0.1
+    """By which pairwise similarities are divided."""
     projection_weight: NotNegative = 1.0
     """Of predicting every teacher's features by a linear map, beside the relational loss."""
     distillation_temperature: Positive = 1.0
@@ -87,37 +94,48 @@ class MetaLearnConfig(Settings):
     replay_episodes: Count = 0
     """Cross-task episodes an iteration; 0 leaves the replay out."""
     replay_ways: Annotated[int, Field(ge=2)] = 5
+    """Classes of a cross-task episode, each of another model."""
     replay_shots: AtLeastOne = 1
+    """Support images a class."""
     replay_queries: AtLeastOne = 15
+    """Query images a class."""
     replay_learning_rate: Positive = 1e-3
     """Of the replay (Adam)."""
 
 
-class ServerConfig(Settings):
+class ServerConfig(ComputeConfig):
     """Everything a run of the server depends on, besides the contributions."""
 
-    preset: str = "default"
-    seed: int = 0
-    device: Device = "auto"
+    preset: Literal["default", "large", "paper"] = "default"
+    """What the other settings of the server begin from.
+
+    ``large`` is better and five times slower; ``paper`` is FREE as published.
+    """
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides everything random."""
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Of inversion and distillation; ``auto`` takes bfloat16 where the hardware multiplies it."""
     compiled: bool = False
     """Whether distillation, and inversion of models together, go through ``torch.compile``; slow to begin."""
-    threads: AtLeastOne = 2
-    """CPU threads; results depend on it in the last bits."""
     collect: CollectConfig = CollectConfig()
-    architecture: Architecture = Architecture()
-    """Of the meta-learner."""
+    architecture: ArchitectureId = Architecture()
+    """Of the meta-learner, for instance conv4 or resnet18."""
     recipe: Recipe = Recipe(mirror=True)
     """How the meta-learner will be adapted; ``mirror`` only where every contribution allows it."""
     iterations: AtLeastOne = 60
-    """Meta-iterations: one meta-batch inverted, one path learned."""
+    """Meta-iterations of the server: one meta-batch inverted, one path learned."""
     checkpoint_iterations: AtLeastOne = 10
     """The state is saved after every so many iterations."""
     warmup_iterations: Count = 0
     """First iterations in which only the generator learns."""
     invert: InvertConfig = InvertConfig()
     learn: MetaLearnConfig = MetaLearnConfig()
+
+    @classmethod
+    def implied(cls, given: Values) -> Layer:
+        """The values of the preset that is named."""
+        name = str(value_at(given, "preset", "default"))
+        return Layer(f"preset {name}", PRESETS.get(name, {}))
 
     @model_validator(mode="after")
     def _leave_something_to_learn(self) -> Self:
@@ -129,43 +147,35 @@ class ServerConfig(Settings):
         return self
 
 
-LARGE = ServerConfig(
-    preset="large",
-    iterations=120,
-    invert=InvertConfig(models_per_iteration=16),
-    learn=MetaLearnConfig(memory_images=160_000, compositions=1000),
-)
-"""``default`` with twice the iterations, and four to five times the images in each."""
-
-PAPER = ServerConfig(
-    preset="paper",
-    recipe=Recipe(head="gradient", steps=10, learning_rate=0.01),
-    iterations=400,
-    warmup_iterations=20,
-    invert=InvertConfig(
-        generator_width=64,
-        inner_learning_rate=1e-3,
-        latent_learning_rate=1e-3,
-        outer_learning_rate=1e-3,
-        batch_norm_weight=0.0,
-        adversarial_weight=1.0,
-    ),
-    learn=MetaLearnConfig(
-        compositions=0,
-        relational_tasks=0,
-        own_tasks=True,
-        inner_learning_rate=1e-3,
-        outer_rate=0.5,
-        replay_episodes=10,
-    ),
-)
-"""FREE as published: its released settings where the paper names none."""
-
-_PRESETS = {each.preset: each for each in (ServerConfig(), LARGE, PAPER)}
-
-
-def preset(name: str) -> ServerConfig:
-    """The configuration behind a preset's name; raises ConfigError."""
-    if name not in _PRESETS:
-        raise ConfigError(f"unknown preset {name!r}: use one of {', '.join(_PRESETS)}")
-    return _PRESETS[name]
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"recipe": {"mirror": True}},
+    "large": {
+        "recipe": {"mirror": True},
+        "iterations": 120,
+        "invert": {"models_per_iteration": 16},
+        "learn": {"memory_images": 160_000, "compositions": 1000},
+    },
+    "paper": {
+        "recipe": {"head": "gradient", "steps": 10, "learning_rate": 0.01, "mirror": False},
+        "iterations": 400,
+        "warmup_iterations": 20,
+        "invert": {
+            "generator_width": 64,
+            "inner_learning_rate": 1e-3,
+            "latent_learning_rate": 1e-3,
+            "outer_learning_rate": 1e-3,
+            "batch_norm_weight": 0.0,
+            "adversarial_weight": 1.0,
+        },
+        "learn": {
+            "compositions": 0,
+            "relational_tasks": 0,
+            "own_tasks": True,
+            "inner_learning_rate": 1e-3,
+            "outer_rate": 0.5,
+            "replay_episodes": 10,
+        },
+    },
+}
+"""What each preset changes: ``large`` has twice the iterations and four to five times the images in each;
+``paper`` has FREE's released settings where the paper names none."""

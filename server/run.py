@@ -16,14 +16,14 @@ import torch.distributed
 import typer
 
 from fedfree.errors import ConfigError
-from fedfree.host.cli import make_app, run_app
+from fedfree.host.cli import App, run_app
 from server import pipeline
 from server.config import ServerConfig
 from server.events import OnEvent, ignore
 from server.learning.team import ALONE, Team
 from server.storage.run_directory import RunDirectory
 
-app = make_app("server.run", "Learn from the contributions of a run directory, on several processes.")
+app = App("server.run", "Learn from the contributions of a run directory, on several processes.")
 
 
 @app.command()

@@ -15,13 +15,13 @@ from client.adapting.export import export_onnx
 from client.adapting.predict import Prediction
 from client.adapting.predict import predict as predict_all
 from client.commands.files import read_meta_learner
-from client.commands.options import Data, Seed, Split
+from client.commands.options import Data, Split
 from client.config import ClientConfig
 from client.data.images import load_images
 from fedfree.errors import FedFreeError
-from fedfree.host.cli import WRONG_INPUT, print_refusal
+from fedfree.host.cli import WRONG_INPUT, App, print_refusal
 
-app = typer.Typer()
+app = App()
 
 
 @app.command(name="evaluate")
@@ -31,7 +31,7 @@ def evaluate_command(
     split: Split = None,
     ways: Annotated[int, typer.Option(help="Classes an episode.")] = 5,
     episodes: Annotated[int, typer.Option(help="Few-shot tasks to draw from the images.")] = 600,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the episodes.")] = 0,
 ) -> None:
     """Measure a meta-learner on your own new classes, from one and from five images each."""
     received = read_meta_learner(meta_learner)

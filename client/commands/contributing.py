@@ -1,26 +1,12 @@
 """``pretrain``, ``pack``, ``inspect``, ``statement``, ``ledger``: what is contributed, and what it spends."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from client.commands.options import (
-    LEDGER,
-    ArchitectureName,
-    Cache,
-    Data,
-    Delta,
-    Epochs,
-    Flip,
-    ImageSize,
-    LedgerFile,
-    Seed,
-    Split,
-    training,
-)
+from client.commands.options import LedgerFile
 from client.config import ClientConfig, or_if_colour
 from client.training.ledger import Ledger, ledger_lines, ledger_table
 from client.training.pack import accuracy_on, read_checkpoint, to_contribution, to_network
@@ -30,55 +16,39 @@ from fedfree import PROTOCOL_VERSION
 from fedfree.architectures import Architecture, InputSpec
 from fedfree.codec import Contribution, contribution_id, decode_contribution, encode_contribution, sha256
 from fedfree.errors import ConfigError
+from fedfree.host.cli import App
 from fedfree.host.files import read_file, write_file
+from fedfree.host.options import Chosen, configured
 
-app = typer.Typer()
+app = App()
+
+
+PRETRAIN_FLAGS = {
+    "data": "data.source",
+    "split": "data.split",
+    "architecture": "training.architecture",
+    "image_size": "training.image_size",
+    "epochs": "training.epochs",
+    "epsilon": "privacy.epsilon",
+    "delta": "privacy.delta",
+    "epsilon_budget": "privacy.epsilon_budget",
+    "initial_weights": "training.initial_weights",
+    "initial_weights_public": "training.initial_weights_public",
+    "threads": "training.threads",
+    "cache": "cache",
+    "ledger": "ledger",
+    "seed": "seed",
+}
 
 
 @app.command(name="pretrain")
+@configured(ClientConfig, PRETRAIN_FLAGS)
 def pretrain_command(
-    data: Data,
+    chosen: Chosen[ClientConfig],
     out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
-    split: Split = None,
-    architecture: ArchitectureName = None,
-    image_size: ImageSize = 32,
-    horizontal_flip: Flip = None,
-    epochs: Epochs = None,
-    epsilon: Annotated[
-        float, typer.Option(help="Train under differential privacy, spending at most this an image.")
-    ] = math.inf,
-    delta: Delta = 1e-5,
-    epsilon_budget: Annotated[
-        float | None,
-        typer.Option(help="Most that all your contributions of an image may spend.", show_default=False),
-    ] = None,
-    initial_weights: Annotated[
-        Path | None, typer.Option(help="safetensors to begin from.", show_default=False)
-    ] = None,
-    initial_weights_public: Annotated[
-        bool, typer.Option("--initial-weights-public", help="Declare that no private image is in them.")
-    ] = False,
-    cache: Cache = Path(".cache/fedfree/models"),
-    ledger: LedgerFile = LEDGER,
-    seed: Seed = 0,
 ) -> None:
     """Train the classifier you would contribute, and write it to a folder. Nothing is sent."""
-    tables = training(
-        architecture=architecture,
-        image_size=image_size,
-        horizontal_flip=horizontal_flip,
-        epochs=epochs,
-        epsilon=epsilon,
-        delta=delta,
-    )
-    tables["training"] |= {
-        "initial_weights": initial_weights,
-        "initial_weights_public": initial_weights_public,
-    }
-    tables["privacy"]["epsilon_budget"] = epsilon_budget
-    source = {"source": data, "split": split}
-    values = {**tables, "data": source, "cache": cache, "ledger": ledger, "seed": seed}
-    manifest, weights = pretrain(ClientConfig.parse(values, origin="option"))
+    manifest, weights = pretrain(chosen.settings)
     write_file(out / MANIFEST, manifest)
     write_file(out / WEIGHTS, weights)
     console = Console(soft_wrap=True)
@@ -101,7 +71,9 @@ def statement(contribution: Annotated[Path, typer.Argument(help="Folder written 
 
 
 @app.command(name="ledger")
-def ledger_command(ledger: LedgerFile = LEDGER) -> None:
+def ledger_command(
+    ledger: LedgerFile = ClientConfig.model_fields["cache"].default.parent / "ledger.sqlite",
+) -> None:
     """Show what was contributed, and what it spends together on the images it shares."""
     if not ledger.is_file():
         raise ConfigError(f"no ledger at {ledger}; name it with --ledger")
@@ -142,7 +114,10 @@ def pack(
     channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey images.")] = 3,
     mean: Annotated[str, typer.Option(help="One a channel, of pixels in 0…1: 0.49,0.46,0.41.")] = "0.5",
     std: Annotated[str, typer.Option(help="One a channel, likewise.")] = "0.5",
-    flip: Flip = None,
+    horizontal_flip: Annotated[
+        bool | None,
+        typer.Option(help="Whether a mirrored image still shows the same class (default: of colour images)."),
+    ] = None,
     check: Annotated[
         Path | None, typer.Option(help="Labelled images, a folder a class, in the order of the outputs.")
     ] = None,
@@ -156,7 +131,7 @@ def pack(
         width=image_size,
         mean=_numbers("--mean", mean, channels),
         std=_numbers("--std", std, channels),
-        horizontal_flip=or_if_colour(flip, channels),
+        horizontal_flip=or_if_colour(horizontal_flip, channels),
     )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     network, notes = to_network(read_checkpoint(model), chosen, num_classes=classes, input=input)

@@ -8,9 +8,10 @@ import typer
 from client.doors.flower_node import Node, NodeConfig
 from client.doors.flower_node import init as init_node
 from client.doors.flower_node import up as keep_up
+from fedfree.host.cli import App
 from fedfree.host.logs import JsonLines, log_to_stderr
 
-app = typer.Typer()
+app = App()
 
 Directory = Annotated[Path, typer.Argument(help="The organisation's directory.")]
 

@@ -1,9 +1,9 @@
 """``fedfree-client``: what one organisation does on its own machine."""
 
 from client.commands import adapting, contributing, deploying, rehearsing, remote
-from fedfree.host.cli import make_app, run_app
+from fedfree.host.cli import App, run_app
 
-app = make_app(
+app = App(
     "fedfree-client",
     "Contribute a classifier of your own images, see exactly what would be sent, measure and use what "
     "comes back.",

@@ -13,12 +13,13 @@ from client.training.pretrain import MANIFEST, WEIGHTS
 from fedfree.codec import decode_contribution
 from fedfree.errors import AccessError, ConfigError
 from fedfree.host.channel import Address
+from fedfree.host.cli import App
 from fedfree.host.files import read_file
 
 if TYPE_CHECKING:
     from client.doors.grpc_remote import Remote
 
-app = typer.Typer()
+app = App()
 
 DOOR = "HOST:PORT of the coordinator's gRPC door."
 CA = Annotated[Path | None, typer.Option("--ca", help="The coordinator's CA, PEM (default: public ones).")]

@@ -147,19 +147,19 @@ def _train_unreleased(
     """DP-SGD at the configured ε, without the ledger."""
     use_cpu(config.threads)
     network = initialise(images, config, seed=seed)
-    run = plan_run(len(images), privacy)
+    run = plan_run(len(images), privacy, epochs=config.epochs)
     train_privately(network, images, privacy, run, crop_padding=config.crop_padding, device=config.device)
     return network
 
 
-def attack_ceiling(plan: Plan, privacy: PrivacyConfig) -> float:
+def attack_ceiling(plan: Plan, privacy: PrivacyConfig, *, epochs: int) -> float:
     """Highest true-positive rate of any attack on a plan's models at 1 % false positives; 1 without privacy.
 
     It follows from the noise, sampling rate and steps with which these models, not a contribution, are made.
     """
     if not privacy.is_dp:
         return 1.0
-    runs = {plan_run(int(count), privacy) for count in plan.members.sum(1)}
+    runs = {plan_run(int(count), privacy, epochs=epochs) for count in plan.members.sum(1)}
     return max(highest_true_positive_rate(run) for run in runs)
 
 

@@ -96,13 +96,13 @@ def audit_words(plan: Plan, findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def privacy_words(plan: Plan, privacy: PrivacyConfig) -> str:
+def privacy_words(plan: Plan, privacy: PrivacyConfig, *, epochs: int) -> str:
     """What the training of the attacked models leaves open to any attack."""
     if not privacy.is_dp:
         return "Trained without differential privacy: nothing limits what a better attack finds."
     return (
         f"Trained by DP-SGD, each model at most ε = {privacy.epsilon:g} at δ = {privacy.delta:g}: no attack "
-        f"finds more than {100 * attack_ceiling(plan, privacy):.1f} % at 1 % false positives."
+        f"finds more than {100 * attack_ceiling(plan, privacy, epochs=epochs):.1f} % at 1 % false positives."
     )
 
 

@@ -120,7 +120,7 @@ def _train_privately_into(
     untrained = initialise(images, config.training, seed=config.seed)
     check_private(untrained.network)
     choose_device(config.training.device)
-    run = plan(len(images), privacy)
+    run = plan(len(images), privacy, epochs=config.training.epochs)
     reservation = uuid.uuid4().hex
     composition = ledger.reserve(
         reservation, files, run, delta=privacy.delta, epsilon_budget=privacy.epsilon_budget

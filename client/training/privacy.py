@@ -72,7 +72,7 @@ def check_private(network: nn.Module) -> None:
         raise PrivacyError(str(error)) from error
 
 
-def plan(num_images: int, privacy: PrivacyConfig) -> DpSgd:
+def plan(num_images: int, privacy: PrivacyConfig, *, epochs: int) -> DpSgd:
     """The run that spends at most the configured ε; nothing is trained.
 
     Raises:
@@ -84,7 +84,7 @@ def plan(num_images: int, privacy: PrivacyConfig) -> DpSgd:
             "a mechanism could publish one image in full and still keep the promise; use a smaller --delta"
         )
     batches = math.ceil(num_images / privacy.batch_size)
-    steps = privacy.epochs * batches
+    steps = epochs * batches
     return DpSgd(_noise_multiplier(privacy.epsilon, privacy.delta, 1 / batches, steps), 1 / batches, steps)
 
 

@@ -1,20 +1,91 @@
-"""What every configuration of FedFREE has in common: frozen, validated, read from and written to TOML."""
+"""What every configuration of FedFREE has in common: declared once, frozen, validated, read from TOML.
 
+An option is a field of a settings class: its name, type, range and default, and a docstring whose first
+paragraph is its help. Command lines (:mod:`fedfree.host.options`), TOML files, the reference in
+docs/configuration.md and the command that makes a run anew all derive from it.
+"""
+
+import ast
+import dataclasses
+import difflib
 import hashlib
+import inspect
+import textwrap
 import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
 from fedfree.errors import ConfigError, FedFreeError
 
+Values = Mapping[str, Any]
+"""Tables inside tables, as TOML has them."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values that came from one place; in a stack of layers the later ones win."""
+
+    origin: str
+    """For people: ``--epochs``, ``preset large``, the name of a file."""
+    values: Values
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One option: a field of a settings class, or of a table inside it."""
+
+    path: str
+    """For instance ``training.epochs``."""
+    annotation: Any
+    default: Any
+    """``REQUIRED`` where there is none."""
+    description: str
+
+    @property
+    def help(self) -> str:
+        """The first sentence of the description, or its first lines up to a blank one."""
+        return " ".join(self.description.split("\n\n")[0].split())
+
+    @property
+    def kinds(self) -> frozenset[type]:
+        """The types a value may have."""
+        return frozenset(_types_in(self.annotation))
+
+
+REQUIRED = PydanticUndefined
+
+
+class InvalidError(ConfigError):
+    """A value that a settings class refuses, with its path."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
+
 
 class Settings(BaseModel):
-    """Base of every configuration; unknown keys are refused."""
+    """Base of every configuration; unknown keys are refused, and the nearest valid one is named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def implied(cls, given: Values) -> Layer:
+        """What the values given bring with them where it was not given itself, such as a preset's own."""
+        return Layer("", {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_implied(cls, given: Any) -> Any:
+        return merge(cls.implied(given).values, given) if isinstance(given, Mapping) else given
 
     @classmethod
     def parse(cls, values: object, *, origin: str) -> Self:
@@ -24,54 +95,207 @@ class Settings(BaseModel):
             ConfigError: one line that names ``origin``, the key and what is wrong with its value.
         """
         try:
-            return cls.model_validate(values)
+            return cls.checked(values)
         except FedFreeError as error:
             raise ConfigError(f"{origin}: {error}") from error
+
+    @classmethod
+    def checked(cls, values: object) -> Self:
+        """Validate plain values; raises InvalidError, or whatever FedFreeError a validator raises."""
+        try:
+            return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "value"
-            raise ConfigError(f"{origin}: {key}: {first['msg']} (got {first['input']!r})") from error
+            path = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise InvalidError(path, no_such_setting(cls, path)) from error
+            message = first["msg"].removeprefix("Value error, ")
+            got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+            raise InvalidError(path or "value", f"{message}{got}") from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a TOML file; raises ConfigError as :meth:`parse` does."""
-        try:
-            values = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
-        return cls.parse(values, origin=str(path))
+        return cls.parse(read_toml(cls, path), origin=str(path))
 
     def to_toml(self) -> str:
         """Every value, defaults included; keys without a value are left out."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return tomli_w.dumps(self.plain())
 
     def to_commented_toml(self) -> str:
         """As :meth:`to_toml`, for a person to edit: each key under what its docstring says."""
-        return _commented(self, self.model_dump(mode="json", exclude_none=True), ())
+        described = {leaf.path: leaf.description for leaf in leaves(type(self))}
+        tables = dict(_tables(type(self)))
+        return _render(self.plain(), (), lambda path: _comment(described.get(path) or tables.get(path)))
+
+    def plain(self) -> dict[str, Any]:
+        """Every value as TOML holds it, defaults included; keys without a value are left out."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     def sha256(self) -> str:
         """Hexadecimal hash of every value, defaults included."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-def _commented(settings: Settings, values: dict[str, Any], table: tuple[str, ...]) -> str:
-    """A table's own keys, then the tables inside it, which TOML wants last."""
-    keys, tables = [], []
-    for name, field in type(settings).model_fields.items():
-        if name not in values:
-            continue
-        comment = _comment(field.description)
-        inner, deeper = getattr(settings, name), (*table, name)
-        if isinstance(inner, Settings):
-            tables.append(f"\n{comment}[{'.'.join(deeper)}]\n{_commented(inner, values[name], deeper)}")
-        elif isinstance(values[name], dict):
-            tables.append(f"\n{comment}[{'.'.join(deeper)}]\n{tomli_w.dumps(values[name])}")
+def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
+    """The values of a TOML file; relative paths in it are relative to its folder. Raises ConfigError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for leaf in leaves(settings):
+        found = value_at(values, leaf.path)
+        if Path in leaf.kinds and isinstance(found, str):
+            values = merge(values, nested(leaf.path, str(path.absolute().parent / Path(found).expanduser())))
+    return values
+
+
+def merge(under: Values, over: Values) -> dict[str, Any]:
+    """Both, table by table; where both have a value, that of ``over``."""
+    merged = dict(under)
+    for name, value in over.items():
+        below = merged.get(name)
+        both_tables = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[name] = merge(below, value) if both_tables else value  # type: ignore[arg-type]
+    return merged
+
+
+def nested(path: str, value: object) -> dict[str, Any]:
+    """``{"training": {"epochs": 3}}`` of ``training.epochs`` and 3."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return typing.cast(dict[str, Any], value)
+
+
+def value_at(values: object, path: str, default: object = None) -> Any:
+    """The value of ``training.epochs`` in tables, in settings, or in a mixture of both."""
+    for name in path.split("."):
+        if isinstance(values, Mapping) and name in values:
+            values = values[name]
+        elif isinstance(values, BaseModel) and name in type(values).model_fields:
+            values = getattr(values, name)
         else:
-            keys.append(comment + tomli_w.dumps({name: values[name]}))
+            return default
+    return values
+
+
+def leaves(settings: type, prefix: str = "") -> Iterator[Leaf]:
+    """Every option of a settings class, those of its tables included, in the order of declaration."""
+    for name, annotation, default, description in _fields(settings):
+        inner = _table_in(annotation)
+        if inner is None:
+            yield Leaf(prefix + name, annotation, default, description)
+        else:
+            for leaf in leaves(inner, f"{prefix}{name}."):
+                local = leaf.path.removeprefix(f"{prefix}{name}.")
+                yield dataclasses.replace(leaf, default=value_at(_as_table(default), local, leaf.default))
+
+
+def no_such_setting(settings: type[Settings], path: str) -> str:
+    """That there is no such option, and which one may have been meant."""
+    known = [leaf.path for leaf in leaves(settings)]
+    last = path.rpartition(".")[2]
+    close = [each for each in known if each.rpartition(".")[2] == last]
+    close += difflib.get_close_matches(path, known, n=1)
+    close += [
+        each for each in known if difflib.get_close_matches(last, [each.rpartition(".")[2]], n=1, cutoff=0.75)
+    ]
+    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(known[:8])}, …"
+    return f"no such setting: {remedy}"
+
+
+def as_list(value: object) -> object:
+    """``a,b`` as well as a list, and a single value as a list of one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")] if value else []
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Listed = BeforeValidator(as_list)
+"""Lets a field that holds several values be written with commas between them."""
+
+
+def _tables(settings: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Path and description of each table."""
+    for name, annotation, _, description in _fields(settings):
+        if (inner := _table_in(annotation)) is not None:
+            yield prefix + name, description or inspect.getdoc(inner) or ""
+            yield from _tables(inner, f"{prefix}{name}.")
+
+
+def _fields(owner: type) -> Iterator[tuple[str, Any, Any, str]]:
+    """Name, type, default and description of each field of a settings class or dataclass."""
+    if issubclass(owner, BaseModel):
+        for name, field in owner.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            yield name, field.annotation, default, field.description or ""
+        return
+    described = _attribute_docstrings(owner)
+    hints = typing.get_type_hints(owner)
+    for each in dataclasses.fields(owner):  # type: ignore[arg-type]
+        default = REQUIRED if each.default is dataclasses.MISSING else each.default
+        yield each.name, hints[each.name], default, described.get(each.name, "")
+
+
+def _attribute_docstrings(owner: type) -> dict[str, str]:
+    """The string after each annotated name in a class body, as pydantic reads it for its own classes."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if is_text:
+                found[before.target.id] = inspect.cleandoc(str(after.value.value))  # type: ignore[attr-defined]
+    return found
+
+
+def _table_in(annotation: Any) -> type | None:
+    """The settings class or dataclass whose values a field holds as a table; None for a plain value."""
+    for each in _types_in(annotation):
+        if issubclass(each, Settings):
+            return each
+        if dataclasses.is_dataclass(each) and not hasattr(each, "parse"):
+            return each
+    return None
+
+
+def _types_in(annotation: Any) -> Iterator[type]:
+    """The classes in ``Annotated``, unions and tuples."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        yield from _types_in(typing.get_args(annotation)[0])
+    elif origin is typing.Literal:
+        yield from {type(value) for value in typing.get_args(annotation)}
+    elif origin in (typing.Union, types.UnionType, tuple, list):
+        for inner in typing.get_args(annotation):
+            yield from _types_in(inner)
+    elif isinstance(annotation, type):
+        yield annotation
+
+
+def _as_table(default: Any) -> Any:
+    return (
+        dataclasses.asdict(default)
+        if dataclasses.is_dataclass(default) and not isinstance(default, type)
+        else default
+    )
+
+
+def _render(values: Values, table: tuple[str, ...], comment: Callable[[str], str]) -> str:
+    """A table's own keys, then the tables inside it, which TOML wants last; each below its comment."""
+    keys, tables = [], []
+    for name, value in values.items():
+        deeper = (*table, name)
+        above = comment(".".join(deeper))
+        if isinstance(value, Mapping):
+            tables.append(f"\n{above}[{'.'.join(deeper)}]\n{_render(value, deeper, comment)}")
+        else:
+            keys.append(above + tomli_w.dumps({name: value}))
     return "".join(keys + tables)
 
 
 def _comment(text: str | None) -> str:
-    return "".join(f"# {line.strip()}\n" for line in (text or "").splitlines())
+    return "".join(f"# {line.strip()}".rstrip() + "\n" for line in (text or "").splitlines())

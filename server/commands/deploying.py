@@ -5,35 +5,35 @@ from typing import Annotated
 
 import typer
 
+from fedfree.host.cli import App
 from fedfree.host.logs import JsonLines, log_to_stderr
+from fedfree.host.options import Chosen, configured
+from fedfree.settings import Layer
 from server.config import CollectConfig
 from server.doors.deployment import Deployment, DeploymentConfig
 from server.doors.deployment import init as init_deployment
 from server.doors.metrics import MetricsAddress, served
 from server.events import log_event
 
-app = typer.Typer()
+app = App()
 
 Directory = Annotated[Path, typer.Argument(help="The coordinator's directory.")]
 
 
+INIT_FLAGS = {name: name for name in CollectConfig.model_fields}
+
+
 @app.command()
+@configured(CollectConfig, INIT_FLAGS, under=Layer("init", {"organisations": 3}))
 def init(
+    chosen: Chosen[CollectConfig],
     directory: Directory,
     name: Annotated[list[str], typer.Option(help="Host name or IP address of this server; several times.")],
-    listen: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")] = "127.0.0.1:8000",
-    organisations: Annotated[int, typer.Option(help="How many are expected.")] = 3,
-    quorum: Annotated[int, typer.Option(help="Fewer contributions end the run.")] = 2,
-    deadline_hours: Annotated[float, typer.Option(help="How long contributions are waited for.")] = 12,
+    listen: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")] = DeploymentConfig().listen,
 ) -> None:
     """Make a certificate authority, a server certificate and commented configurations."""
     config = DeploymentConfig.parse({"listen": listen}, origin="--listen")
-    values = {
-        "organisations": organisations,
-        "quorum": quorum,
-        "timeout_seconds": deadline_hours * 3600,
-    }
-    deployment = init_deployment(directory, name, config, CollectConfig.parse(values, origin="option"))
+    deployment = init_deployment(directory, name, config, chosen.settings)
     typer.echo(f"wrote {directory}; give {deployment.authority} to every organisation")
 
 

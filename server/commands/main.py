@@ -9,13 +9,16 @@ from rich.console import Console
 
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
-from fedfree.host.cli import make_app, run_app
+from fedfree.host.cli import App, run_app
 from fedfree.host.files import read_file, write_file
 from fedfree.host.logs import JsonLines, log_to_stderr
+from fedfree.host.options import Chosen, configured
+from fedfree.settings import value_at
 from server import run as runs
 from server.commands import deploying
 from server.commands.status_table import contributions_table, status_table
-from server.config import ServerConfig, preset
+from server.config import ServerConfig
+from server.doors.limits import ServiceConfig
 from server.doors.metrics import MetricsAddress, served
 from server.doors.status import RunStatus
 from server.doors.tokens import Tokens
@@ -23,12 +26,12 @@ from server.events import log_event
 from server.storage.run_directory import RunDirectory
 from server.storage.store import MANIFEST, WEIGHTS
 
-app = make_app(
+app = App(
     "fedfree-server",
     "Learn a meta-learner from contributed models, and look into the store that holds them.",
 )
 
-token_app = make_app("token", "Who may come through the gRPC door: one token an organisation.")
+token_app = App("token", "Who may come through the gRPC door: one token an organisation.")
 app.add_typer(token_app, name="token")
 app.add_typer(deploying.app)
 
@@ -37,32 +40,32 @@ RunOption = Annotated[Path, typer.Option("--store", help="Run directory.")]
 Organisation = Annotated[str, typer.Argument(help="Name of an organisation.")]
 
 
+LEARN_FLAGS = {
+    "preset": "preset",
+    "iterations": "iterations",
+    "device": "device",
+    "threads": "threads",
+    "seed": "seed",
+}
+
+
 @app.command()
+@configured(ServerConfig, LEARN_FLAGS)
 def learn(
+    chosen: Chosen[ServerConfig],
     run: Run,
     contribution: Annotated[
         list[Path] | None,
         typer.Option(help="Folder with manifest.pb and weights.safetensors; may be given several times."),
     ] = None,
-    preset_name: Annotated[
-        str, typer.Option("--preset", help="default, large (five times slower) or paper.")
-    ] = "default",
-    iterations: Annotated[
-        int | None, typer.Option(min=1, help="Of the server (default: the preset's).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Decides everything random.")] = 0,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
 ) -> None:
-    """Verify contributions, invert them and write the meta-learner, all from files."""
-    values = preset(preset_name).model_dump() | {"device": device, "seed": seed}
-    if iterations is not None:
-        values["iterations"] = iterations
-    config = ServerConfig.parse(values, origin="option")
-    run.mkdir(parents=True, exist_ok=True)
-    write_file(run / "server.toml", config.to_toml().encode())
-    directory = RunDirectory(run)
+    """Verify contributions, invert them and write the meta-learner, all from files.
+
+    A run that has a server.toml is learned as that says.
+    """
+    directory = _prepared(run, chosen)
     store = directory.store()
     for folder in contribution or []:
         store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
@@ -96,8 +99,13 @@ def status(
         console.print(contributions_table(directory.store()))
 
 
+SERVE_FLAGS = {name: name for name in ServiceConfig.model_fields}
+
+
 @app.command()
+@configured(ServiceConfig, SERVE_FLAGS)
 def serve(
+    chosen: Chosen[ServiceConfig],
     store: RunOption,
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "localhost:9443",
     certificate: Annotated[Path | None, typer.Option(help="The server's certificate chain, PEM.")] = None,
@@ -108,56 +116,60 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Without TLS; on addresses of this machine only.")
     ] = False,
-    max_contributions: Annotated[int, typer.Option(help="Taken from one organisation.")] = 8,
-    requests_per_minute: Annotated[int, typer.Option(help="Taken from one organisation.")] = 120,
-    uploads_at_once: Annotated[int, typer.Option(help="Of all; more wait for their turn.")] = 32,
-    upload_seconds: Annotated[float, typer.Option(help="An upload that takes longer is ended.")] = 900,
-    grace_seconds: Annotated[
-        float, typer.Option(help="How long uploads may still take once told to stop.")
-    ] = 30,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
 ) -> None:
     """Receive contributions over gRPC and hand out the meta-learner; `learn` learns, beside it."""
     from server.doors import grpc_server as door
     from server.doors.grpc_service import Service
-    from server.doors.limits import ServiceConfig
 
     if insecure and (certificate or key or client_ca):
         raise ConfigError("--insecure serves without TLS: leave out --certificate, --key and --client-ca")
     address = Address.parse(listen)
-    values = {
-        "max_contributions": max_contributions,
-        "requests_per_minute": requests_per_minute,
-        "uploads_at_once": uploads_at_once,
-        "upload_seconds": upload_seconds,
-        "grace_seconds": grace_seconds,
-    }
-    limits = ServiceConfig.parse(values, origin="option")
     tls = None if insecure else door.credentials(certificate, key, client_ca)
     run = _prepared(store)
     run.store().discard_leftovers()
     if not Tokens(run.tokens).organisations():
         typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
     log_to_stderr(json_lines=json_lines, run=run.id)
-    service = Service(run, limits, on_event=run.recorded(log_event))
+    service = Service(run, chosen.settings, on_event=run.recorded(log_event))
     listening = door.serve(
         service,
         address,
         tls,
-        grace_seconds=limits.grace_seconds,
+        grace_seconds=chosen.settings.grace_seconds,
         on_ready=lambda at: typer.echo(f"listening on {at}"),
     )
     with served(run, metrics):
         asyncio.run(listening)
 
 
-def _prepared(path: Path) -> RunDirectory:
-    """A run directory, with the default configuration where it has none."""
-    path.mkdir(parents=True, exist_ok=True)
-    if not (path / "server.toml").exists():
-        write_file(path / "server.toml", ServerConfig().to_toml().encode())
-    return RunDirectory(path)
+def _prepared(path: Path, chosen: Chosen[ServerConfig] | None = None) -> RunDirectory:
+    """A run directory, with a configuration where it has none; one that is there is never replaced.
+
+    Raises:
+        ConfigError: it says something else than a person asks for now.
+    """
+    file = path / "server.toml"
+    if not file.exists():
+        settings = chosen.settings if chosen else ServerConfig()
+        write_file(file, settings.to_commented_toml().encode())
+    directory = RunDirectory(path)
+    if chosen is not None:
+        _require_alike(directory, chosen)
+    return directory
+
+
+def _require_alike(directory: RunDirectory, chosen: Chosen[ServerConfig]) -> None:
+    """Raise ConfigError where a run's configuration says something else than a person asks for now."""
+    written, asked = directory.config().plain(), chosen.settings.plain()
+    for name in sorted(chosen.given):
+        here, there = value_at(asked, name), value_at(written, name)
+        if here != there:
+            raise ConfigError(
+                f"{chosen.origins[name]} asks for {name} = {here}, and {directory.server_toml} says {there}: "
+                "edit the file, or choose another folder"
+            )
 
 
 @token_app.command(name="add")

@@ -15,11 +15,11 @@ class ServiceConfig(Settings):
     """Limits of the gRPC door."""
 
     max_contributions: AtLeastOne = 8
-    """Of one organisation, uploads under way included, so that none can fill the disk or the queue."""
+    """Taken from one organisation, uploads under way included: none can fill the disk or the queue."""
     requests_per_minute: AtLeastOne = 120
-    """Of one organisation; as many at once after a minute's silence."""
+    """Taken from one organisation; as many at once after a minute's silence."""
     uploads_at_once: AtLeastOne = 32
-    """Of all organisations; more wait for their turn."""
+    """Taken of all organisations; more wait for their turn."""
     upload_seconds: Positive = 900.0
     """An upload that takes longer is ended, the wait for its turn included."""
     grace_seconds: NotNegative = 30.0

@@ -77,7 +77,7 @@ def audit_organisation(run: Path, config: AuditConfig, *, observe: Observer = ig
         run: folder for models and scores, with which an audit that was killed continues. No ledger is
             kept: nothing of it is released.
     """
-    trainer = trainer_of(config.training(), config.privacy)
+    trainer = trainer_of(config.training, config.privacy)
     organisation, *companions = load_organisations(config)
     plan, models = plan_and_train(organisation, trainer, config, cache=run / "models", observe=observe)
     student, synthetic = distilled_students(run / "students", plan, models, config, observe)
@@ -133,7 +133,7 @@ def load_organisations(config: AuditConfig) -> list[ImageSet]:
             split=split,
             classes=classes,
             images_per_class=config.images_per_class,
-            size=config.image_size,
+            size=config.training.image_size,
         )
         for classes in shares
     ]

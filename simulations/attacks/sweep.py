@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from client.config import ClientConfig
+from client.config import PRIVACY_ONLY, WITHOUT_PRIVACY_ONLY, ClientConfig
 from client.data.images import ImageSet, load_images, to_input
 from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure
 from client.rehearsing.rehearse import (
@@ -31,15 +30,21 @@ from client.training.pretrain import MANIFEST, WEIGHTS, cache_key, shuffle_class
 from fedfree.codec import Contribution, decode_contribution
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
+from fedfree.settings import merge
 from simulations.attacks.audit import load_organisations, plan_and_train
 from simulations.attacks.config import AuditConfig
 from simulations.benchmarks.quality import Measured, Run, check_folder, run_all
-from simulations.commands.options import read_config
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import resolve
 
-SMALL: Mapping[str, object] = {"clients": 8, "images_per_class": 60, "iterations": 8}
-"""What a sweep changes unless told otherwise: sized for four ε and three seeds in 45 minutes on two cores."""
+SMALL: Mapping[str, object] = {
+    "clients": 8,
+    "images_per_class": 60,
+    "training": {"architecture": "conv4-group"},
+    "server": {"iterations": 8},
+}
+"""What a sweep begins from: sized for four ε and three seeds in 45 minutes on two cores, and with one
+architecture for all of them, so that ε is all in which they differ."""
 SPARE_IMAGES = 60
 """Images of each private class, at most, on which contributed models are measured; nobody trains on them."""
 LOCAL = "local_accuracy.json"
@@ -79,18 +84,12 @@ def read_epsilons(text: str) -> tuple[float, ...]:
     return tuple(sorted(found))
 
 
-def read_base(file: Path | None, given: Mapping[str, Any], epsilons: Sequence[float]) -> SimulationConfig:
-    """What the federations of a sweep have in common: the options, the file, and SMALL, in this order.
-
-    One architecture for all of them, conv4-group by default, so that ε is all in which they differ.
-    """
-    in_file = SimulationConfig.read(file).model_fields_set if file else set()
-    options = {name: value for name, value in given.items() if value is not None}
-    small = {name: value for name, value in SMALL.items() if name not in in_file}
-    base = read_config(file, {**small, **options, "epsilon": epsilons[0]})
+def check_base(base: SimulationConfig) -> None:
+    """Refuse what a sweep cannot audit; raises ConfigError."""
     if len(base.datasets) > 1:
         raise ConfigError(f"a sweep audits an organisation of one data set, got {base.dataset}")
-    return base
+    if base.privacy.is_dp:
+        raise ConfigError("a sweep decides privacy.epsilon: name them all with --epsilon")
 
 
 def run_federations(
@@ -150,23 +149,24 @@ def find_source(config: SimulationConfig) -> Path:
 
 
 def at_epsilon(base: SimulationConfig, epsilon: float) -> SimulationConfig:
-    """The same at another ε, checked anew."""
-    values = base.model_dump()
-    return SimulationConfig.parse(
-        values | {"privacy": values["privacy"] | {"epsilon": epsilon}}, origin=f"epsilon {epsilon:g}"
+    """The same at another ε, checked anew; what has no effect there is at its default."""
+    table, unused = (
+        ("training", WITHOUT_PRIVACY_ONLY) if math.isfinite(epsilon) else ("privacy", PRIVACY_ONLY)
     )
+    values = merge(base.model_dump(), {"privacy": {"epsilon": epsilon}})
+    values[table] = {name: value for name, value in values[table].items() if name not in unused}
+    return SimulationConfig.parse(values, origin=f"epsilon {epsilon:g}")
 
 
 def audit_config(config: SimulationConfig, shadows: int) -> AuditConfig:
     """An audit of an organisation like those of a federation."""
-    shared = (
-        *("dataset", "images_per_class", "epochs", "min_steps", "rotation_task", "initial_weights"),
-        *("privacy", "device", "threads", "seed", "cache"),
+    shared = ("dataset", "images_per_class", "privacy", "seed", "cache")
+    training = config.training.model_copy(
+        update={"architecture": config.dealt_architectures[0], "image_size": config.dealt_image_sizes[0]}
     )
     return AuditConfig(
         classes=config.classes_each,
-        architecture=config.architectures[0],
-        image_size=config.image_size[0],
+        training=training,
         shadows=shadows,
         **{name: getattr(config, name) for name in shared},
     )
@@ -179,7 +179,7 @@ def audit_models(cache: Path, config: AuditConfig, observe: Observer) -> Audited
         cache: folder for the models. There is no ledger: they are never released.
     """
     organisation, *_ = load_organisations(config)
-    trainer = trainer_of(config.training(), config.privacy)
+    trainer = trainer_of(config.training, config.privacy)
 
     def told(what: str, done: int, of: int) -> None:
         observe(f"{what}, epsilon {config.privacy.epsilon:g}", done, of)
@@ -187,7 +187,9 @@ def audit_models(cache: Path, config: AuditConfig, observe: Observer) -> Audited
     plan, models = plan_and_train(organisation, trainer, config, cache=cache, observe=told)
     finding = examine(plan, score_models(plan, models), delta=config.privacy.delta)
     natural, canaries = (finding.exposures[kind][ONLINE] for kind in (NATURAL, CANARIES))
-    return Audited(natural, canaries, finding.bound, attack_ceiling(plan, config.privacy))
+    return Audited(
+        natural, canaries, finding.bound, attack_ceiling(plan, config.privacy, epochs=config.training.epochs)
+    )
 
 
 def local_accuracies(run: Run) -> list[float]:

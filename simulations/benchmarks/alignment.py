@@ -57,7 +57,7 @@ class Alignment:
 
 def measure(out: Path, config: SimulationConfig) -> list[Alignment]:
     """Learn both ways from one pool with one seed; nothing of meta_test is touched."""
-    use_cpu(config.threads)
+    use_cpu(config.server.threads)
     store = make_pool(out, config).store
     tasks = min(config.clients, server_config(config).invert.models_per_iteration)
     return [

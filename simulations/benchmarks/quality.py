@@ -10,6 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from fedfree.errors import ConfigError
+from fedfree.host.options import given_values
+from fedfree.settings import merge
 from simulations.commands.options import run_command
 from simulations.config import SimulationConfig
 from simulations.federation.simulate import simulate
@@ -21,10 +23,10 @@ GROWTH = (4, 8, 16)
 DEFAULT, DOMAINS = "default", "domains"
 CHANGES: dict[str, dict[str, object]] = {
     DEFAULT: {},
-    "paper": {"preset": "paper"},
-    "large": {"preset": "large"},
+    "paper": {"server": {"preset": "paper"}},
+    "large": {"server": {"preset": "large"}},
     "architectures": {"architectures": "conv4,resnet10,resnet18"},
-    "student-resnet18": {"student": "resnet18"},
+    "student-resnet18": {"server": {"architecture": "resnet18"}},
     "groupnorm": {"architectures": "conv4-group"},
 }
 """Cases of any pool, with what they change."""
@@ -105,21 +107,23 @@ def _mean_score(values: Iterable[Mapping[str, float]]) -> Score:
     return Score(**{name: fmean(value[name] for value in each) for name in names})
 
 
-def available_cases(base: SimulationConfig) -> dict[str, SimulationConfig]:
-    """Every case this pool allows, by name, in the order of the table."""
+def available_cases(base: SimulationConfig) -> dict[str, dict[str, object]]:
+    """What every case that this pool allows changes, by name, in the order of the table."""
     changes = dict(CHANGES)
     for count in GROWTH:
         if len(base.datasets) <= count < base.clients:
             changes[f"models-{count}"] = {"clients": count}
     if len(base.datasets) > 1:
         changes[DOMAINS] = {}
-        for (name, dataset), size in zip(base.datasets.items(), cycle(base.image_size), strict=False):
-            changes[f"domain-{name}"] = {"dataset": dataset, "image_size": size}
-    values = base.model_dump()
-    return {
-        name: SimulationConfig.parse(values | change, origin=f"case {name}")
-        for name, change in changes.items()
-    }
+        for (name, dataset), size in zip(base.datasets.items(), cycle(base.dealt_image_sizes), strict=False):
+            changes[f"domain-{name}"] = {"dataset": dataset, "image_sizes": [size]}
+    return changes
+
+
+def config_of(base: SimulationConfig, name: str) -> SimulationConfig:
+    """The configuration of a case; raises ConfigError where the base allows no such change."""
+    change = available_cases(base)[name]
+    return SimulationConfig.parse(merge(given_values(base), change), origin=f"case {name}")
 
 
 def choose_cases(text: str, available: Iterable[str]) -> list[str]:
@@ -156,14 +160,16 @@ def measure(
     Raises:
         ConfigError: an unknown case, or a run directory of another configuration.
     """
-    available = available_cases(base)
-    folders = {name: _first_alike(name, available) for name in available}
+    changes = available_cases(base)
     planned = {
         name: [
-            (out / folders[name] / str(seed), available[name].model_copy(update={"seed": seed}))
+            (
+                out / _first_alike(name, changes) / str(seed),
+                config_of(base, name).model_copy(update={"seed": seed}),
+            )
             for seed in seeds
         ]
-        for name in choose_cases(cases, available)
+        for name in choose_cases(cases, changes)
     }
     for runs in planned.values():
         for folder, config in runs:
@@ -171,8 +177,14 @@ def measure(
     return [Measured(name, tuple(run_all(name, runs, tell))) for name, runs in planned.items()]
 
 
-def _first_alike(name: str, available: Mapping[str, SimulationConfig]) -> str:
-    return next(other for other, config in available.items() if config == available[name])
+def _seeded(
+    folder: Path, config: SimulationConfig, seeds: Sequence[int]
+) -> list[tuple[Path, SimulationConfig]]:
+    return [(folder / str(seed), config.model_copy(update={"seed": seed})) for seed in seeds]
+
+
+def _first_alike(name: str, changes: Mapping[str, object]) -> str:
+    return next(other for other, change in changes.items() if change == changes[name])
 
 
 def check_folder(folder: Path, config: SimulationConfig) -> None:

@@ -125,8 +125,9 @@ def provenance(measured: Measured) -> str:
 
 def _machine(run: Run) -> str:
     hardware = run.result["hardware"]
-    gpu = hardware["gpu"] if run.config.device != "cpu" else None
-    threads = f"{run.config.threads} thread{'s' if run.config.threads > 1 else ''}"
+    gpu = hardware["gpu"] if run.config.server.device != "cpu" else None
+    count = run.result["hardware"].get("threads") or "all"
+    threads = f"{count} thread{'' if count == 1 else 's'}"
     return f"{hardware['cores']} cores of {hardware['cpu']}, {threads}, {gpu or 'no GPU'}"
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedfree.host.compute import choose_device, use_cpu
-from server.config import PAPER, ServerConfig
+from server.config import ServerConfig
 from server.learning import invert
 from server.learning.invert_together import together
 from server.learning.learner import Learner
@@ -99,7 +99,7 @@ def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[Inner
 
 def _published(server: ServerConfig) -> ServerConfig:
     """FREE's generator, latents, rates and losses, in float32."""
-    return server.model_copy(update={"invert": PAPER.invert, "precision": "float32"})
+    return server.model_copy(update={"invert": ServerConfig(preset="paper").invert, "precision": "float32"})
 
 
 def _recovery(pool: Pool, server: ServerConfig, recover_each: invert.RecoverEach) -> Callable[[], object]:

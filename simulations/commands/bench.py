@@ -2,133 +2,84 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from matplotlib.figure import Figure
 
 from fedfree.errors import ConfigError
-from fedfree.host.cli import make_app
+from fedfree.host.cli import App
+from fedfree.host.options import Chosen, configured
 from simulations.benchmarks import alignment, quality, quality_table, scale, speed
 from simulations.benchmarks.quality_plots import plots
-from simulations.commands.options import (
-    Cache,
-    Clients,
-    Config,
-    Dataset,
-    Device,
-    Episodes,
-    ImageSize,
-    Iterations,
-    Seed,
-    Threads,
-    option,
-    read_config,
-)
+from simulations.commands.options import flags
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
 from simulations.reporting import tables as output
 
-bench = make_app("bench", "Measure, and leave a table with JSON, Markdown and plots.")
+app = App("bench", "Measure, and leave a table with JSON, Markdown and plots.")
+
+POOL = ("dataset", "clients", "image_size", "iterations", "device", "threads", "cache")
+"""Flags that every benchmark of a pool takes."""
+Folder = Annotated[Path, typer.Option("--out", help="Folder of runs and table; continued where it is.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0, 1, … of everything random.")]
 
 
-@bench.command("quality")
+@app.command("quality")
+@configured(SimulationConfig, flags(*POOL, "episodes"))
 def bench_quality(
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for the runs and the table; continued where it exists.")
-    ] = Path("runs/bench-quality"),
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Federations a case, seeds 0, 1, …")] = 3,
+    chosen: Chosen[SimulationConfig],
+    out: Folder = Path("runs/bench-quality"),
+    seeds: Seeds = 3,
     cases: Annotated[
-        str, option(f"Cases or groups ({', '.join(quality.GROUPS)}), separated by commas. (default: pool)")
+        str, typer.Option(help=f"Cases or groups, separated by commas: {', '.join(quality.GROUPS)}.")
     ] = "pool",
-    config: Config = None,
-    dataset: Dataset = None,
-    clients: Clients = None,
-    image_size: ImageSize = None,
-    iterations: Iterations = None,
-    episodes: Episodes = None,
-    device: Device = None,
-    threads: Threads = None,
-    cache: Cache = None,
 ) -> None:
     """Few-shot accuracy of whole federations: a table of cases, each over several seeds."""
-    base = _config(config, locals())
-    measured = quality.measure(out, base, cases=cases, seeds=range(seeds), tell=output.tell)
+    measured = quality.measure(out, chosen.settings, cases=cases, seeds=range(seeds), tell=output.tell)
     values = quality_table.values(measured)
     _leave(out, "quality", quality_table.table(measured), values, plots(measured))
 
 
-@bench.command("speed")
+@app.command("speed")
+@configured(SimulationConfig, flags(*POOL, "seed"))
 def bench_speed(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pool and the table.")] = Path(
-        "runs/bench-speed"
-    ),
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed turns of each configuration.")] = 7,
-    config: Config = None,
-    dataset: Dataset = None,
-    clients: Clients = None,
-    image_size: ImageSize = None,
-    iterations: Iterations = None,
-    device: Device = None,
-    threads: Threads = None,
-    seed: Seed = None,
-    cache: Cache = None,
+    chosen: Chosen[SimulationConfig],
+    out: Folder = Path("runs/bench-speed"),
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns of each configuration.")] = 7,
 ) -> None:
     """Images recovered a second, and the time to recover a task from a model never seen before."""
-    base = _config(config, locals())
-    measured = speed.measure(out, base, repeats=repeats)
+    measured = speed.measure(out, chosen.settings, repeats=repeats)
     _leave(out, "speed", speed.table(measured), speed.values(measured), {"speed": speed.plot(measured)})
 
 
-@bench.command("scale")
+@app.command("scale")
+@configured(SimulationConfig, flags("device", "threads", "seed"))
 def bench_scale(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the stores and the table.")] = Path(
-        "runs/bench-scale"
-    ),
-    models: Annotated[
-        str, option("Pool sizes, separated by commas. (default: 20,1000,10000)")
-    ] = "20,1000,10000",
-    processes: Annotated[str, option("Numbers of processes. (default: 1,2)")] = "1,2",
-    device: Device = None,
-    threads: Threads = None,
-    seed: Seed = None,
+    chosen: Chosen[SimulationConfig],
+    out: Folder = Path("runs/bench-scale"),
+    models: Annotated[str, typer.Option(help="Pool sizes, separated by commas.")] = "20,1000,10000",
+    processes: Annotated[str, typer.Option(help="Numbers of processes, separated by commas.")] = "1,2",
 ) -> None:
     """Time and memory of a meta-iteration as the pool grows, and as processes share it."""
-    server = server_config(_config(None, locals()))
+    server = server_config(chosen.settings)
     measured = scale.measure(out, server, models=_counts(models), processes=_counts(processes))
     _leave(out, "scale", scale.table(measured), scale.values(measured), {"scale": scale.plot(measured)})
 
 
-@bench.command("alignment")
+@app.command("alignment")
+@configured(SimulationConfig, flags(*POOL))
 def bench_alignment(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pools and the table.")] = Path(
-        "runs/bench-alignment"
-    ),
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Pools, seeds 0, 1, …")] = 1,
-    config: Config = None,
-    dataset: Dataset = None,
-    clients: Clients = None,
-    image_size: ImageSize = None,
-    iterations: Iterations = None,
-    device: Device = None,
-    threads: Threads = None,
-    cache: Cache = None,
+    chosen: Chosen[SimulationConfig], out: Folder = Path("runs/bench-alignment"), seeds: Seeds = 1
 ) -> None:
     """Cosine between tasks' gradients with and without the sequential path, and the accuracy it buys."""
-    base = _config(config, locals())
     measured = [
         each
         for seed in range(seeds)
-        for each in alignment.measure(out / str(seed), base.model_copy(update={"seed": seed}))
+        for each in alignment.measure(out / str(seed), chosen.settings.model_copy(update={"seed": seed}))
     ]
     figures = {"alignment": alignment.plot(measured)}
     _leave(out, "alignment", alignment.table(measured), {"rows": alignment.values(measured)}, figures)
-
-
-def _config(file: Path | None, options: dict[str, Any]) -> SimulationConfig:
-    """The simulation that a command's options describe; what else it takes is passed over."""
-    fields = SimulationConfig.model_fields
-    return read_config(file, {name: value for name, value in options.items() if name in fields})
 
 
 def _counts(text: str) -> list[int]:

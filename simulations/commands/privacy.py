@@ -1,18 +1,19 @@
 """``fedfree-sim privacy``: what the models of a simulated organisation give away."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from client.rehearsing.report import plain_table, print_audit, privacy_words, shown_progress, write_audit
-from fedfree.host.cli import make_app
+from fedfree.host.cli import App
+from fedfree.host.options import Chosen, configured
+from fedfree.settings import Layer
 from simulations.attacks import sweep_table
 from simulations.attacks.audit import audit_organisation, draw_pictures
 from simulations.attacks.config import AuditConfig
@@ -21,69 +22,56 @@ from simulations.attacks.sweep import (
     SMALL,
     Level,
     audit_federations,
-    read_base,
+    check_base,
     read_epsilons,
     run_federations,
 )
 from simulations.attacks.sweep_plots import plots
-from simulations.commands.options import (
-    Cache,
-    Config,
-    Dataset,
-    Delta,
-    Device,
-    Episodes,
-    Threads,
-    option,
-)
+from simulations.commands.options import flags
 from simulations.config import SimulationConfig
 from simulations.reporting import tables as output
 
-app = make_app("privacy", "Attack models, students and meta-learners as somebody who receives them could.")
+app = App("privacy", "Attack models, students and meta-learners as somebody who receives them could.")
 
-_DEFAULTS = AuditConfig()
+AUDIT_FLAGS = {
+    "dataset": "dataset",
+    "classes": "classes",
+    "images_per_class": "images_per_class",
+    "shadows": "shadows",
+    "meta_learner": "meta_learner",
+    "architecture": "training.architecture",
+    "image_size": "training.image_size",
+    "epochs": "training.epochs",
+    "epsilon": "privacy.epsilon",
+    "delta": "privacy.delta",
+    "threads": "training.threads",
+    "seed": "seed",
+    "cache": "cache",
+}
+SWEEP_FLAGS = flags(
+    *("dataset", "clients", "images_per_class", "architectures", "iterations", "episodes"),
+    *("device", "threads", "cache"),
+)
 
 
 @app.command()
+@configured(AuditConfig, AUDIT_FLAGS)
 def audit(
+    chosen: Chosen[AuditConfig],
     out: Annotated[Path, typer.Option(help="Folder for everything the audit leaves.")] = Path("runs/audit"),
-    dataset: Annotated[
-        str, typer.Option(help="glyphs, omniglot, cifar-fs, or the path of an image folder or zip.")
-    ] = _DEFAULTS.dataset,
-    classes: Annotated[int, typer.Option(help="Of the organisation.")] = _DEFAULTS.classes,
-    images_per_class: Annotated[int, typer.Option(help="At most.")] = _DEFAULTS.images_per_class,
-    shadows: Annotated[
-        int, typer.Option(help="Models, each trained on a half of the images.")
-    ] = _DEFAULTS.shadows,
-    meta_learner: Annotated[
-        int, typer.Option(help="Run a small federation with so many of them, to attack its meta-learner.")
-    ] = _DEFAULTS.meta_learner,
-    architecture: Annotated[
-        str | None,
-        option("e.g. conv4, conv4-64-group, resnet10 (default: conv4; with --epsilon conv4-group)."),
-    ] = None,
-    image_size: Annotated[int, typer.Option(help="Pixels a side.")] = _DEFAULTS.image_size,
-    epochs: Annotated[int | None, option("Of each model's training. (default: 30)")] = None,
-    min_steps: Annotated[
-        int, typer.Option(help="Of each model's training, however few its images.")
-    ] = _DEFAULTS.min_steps,
-    epsilon: Annotated[
-        float, typer.Option(help="Train under differential privacy, spending at most this an image.")
-    ] = math.inf,
-    delta: Annotated[float, typer.Option(help="Of the differential privacy.")] = 1e-5,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = _DEFAULTS.threads,
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = _DEFAULTS.seed,
-    cache: Annotated[Path, typer.Option(help="Folder for data sets.")] = _DEFAULTS.cache,
 ) -> None:
     """Train, invert and distil one organisation's models, and attack what comes out of each step.
 
     Started again on the same folder, it continues: models, students and federations are kept.
     """
-    config = _audit_config({name: value for name, value in locals().items() if name != "out"})
+    config = chosen.settings
     console = Console()
     with shown_progress(console) as observe:
         found = audit_organisation(out, config, observe=observe)
-    pictures, privacy = draw_pictures(found, out), privacy_words(found.plan, config.privacy)
+    pictures, privacy = (
+        draw_pictures(found, out),
+        privacy_words(found.plan, config.privacy, epochs=config.training.epochs),
+    )
     memorisation = {
         "label": LABEL,
         "synthetic_images": len(found.synthetic),
@@ -109,42 +97,29 @@ def audit(
 
 
 @app.command()
+@configured(SimulationConfig, SWEEP_FLAGS, under=Layer("sweep", SMALL))
 def sweep(
+    chosen: Chosen[SimulationConfig],
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for the runs and the table; continued where it exists.")
+        Path, typer.Option("--out", help="Folder for the runs and the table; continued where it is.")
     ] = Path("runs/sweep"),
     epsilon: Annotated[
         str, typer.Option(help="Separated by commas; inf is without differential privacy.")
     ] = "1,3,8,inf",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Federations an epsilon, seeds 0, 1, …")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Federations an epsilon, seeds 0, 1, …")] = 3,
     shadows: Annotated[
         int, typer.Option(help="Models to audit at each epsilon, each trained on a half of the images.")
-    ] = _DEFAULTS.shadows,
-    config: Config = None,
-    dataset: Dataset = None,
-    clients: Annotated[int | None, option("Organisations. (default: 8)")] = None,
-    images_per_class: Annotated[
-        int | None, option("Private images of each class, at most. (default: 60)")
-    ] = None,
-    architectures: Annotated[
-        str | None, option("Of the models at every epsilon; the first is audited. (default: conv4-group)")
-    ] = None,
-    delta: Delta = None,
-    iterations: Annotated[int | None, option(f"Of the server. (default: {SMALL['iterations']})")] = None,
-    episodes: Episodes = None,
-    device: Device = None,
-    threads: Threads = None,
-    cache: Cache = None,
+    ] = 16,
 ) -> None:
     """Run federations at several epsilons and attack their kind of models: a table and three plots.
 
     Started again on the same folder, it continues: federations and models are kept.
     """
-    fields = SimulationConfig.model_fields.keys() | {"delta"}
-    given = {name: value for name, value in locals().items() if name in fields}
     epsilons = read_epsilons(epsilon)
-    base = read_base(config, given, epsilons)
-    federations = run_federations(out, base, epsilons=epsilons, seeds=range(seeds), tell=output.tell)
+    check_base(chosen.settings)
+    federations = run_federations(
+        out, chosen.settings, epsilons=epsilons, seeds=range(seeds), tell=output.tell
+    )
     with shown_progress(Console()) as observe:
         levels = audit_federations(out, federations, shadows=shadows, observe=observe)
     leave_sweep(out, levels)
@@ -157,16 +132,6 @@ def leave_sweep(out: Path, levels: Sequence[Level]) -> None:
     output.leave(
         out, "sweep", values={"rows": rows}, table=table, plots=plots(levels), written=[out / "sweep.csv"]
     )
-
-
-def _audit_config(options: dict[str, Any]) -> AuditConfig:
-    """What the options come to; differential privacy has its own epochs, and conv4-group by default."""
-    privacy = {name: options.pop(name) for name in ("epsilon", "delta")}
-    given = {name: value for name, value in options.items() if value is not None}
-    if math.isfinite(privacy["epsilon"]):
-        given.setdefault("architecture", "conv4-group")
-        privacy |= {"epochs": given.pop("epochs")} if "epochs" in given else {}
-    return AuditConfig.parse(given | {"privacy": privacy}, origin="option")
 
 
 def downstream_words(config: AuditConfig) -> list[str]:

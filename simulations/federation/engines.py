@@ -16,6 +16,7 @@ import client.doors.flower_app
 import server.doors.flower_app
 from fedfree.errors import ConfigError, FederationError
 from fedfree.host.channel import Address
+from fedfree.host.compute import count_threads
 from fedfree.host.flower_process import environment, free_port
 from fedfree.host.supervise import signals_raise
 from server.doors.superlink import COMPLETED, SuperLink, Tail, follow, reason, superlink
@@ -49,7 +50,9 @@ def run_flower(run: Path, *, organisations: int, on_event: OnEvent) -> None:
     directory.error.unlink(missing_ok=True)
     events = Tail(directory.events)
     with signals_raise(), _simulation(run.resolve()) as flower:
-        run_id = flower.submit(run.resolve(), *_as_simulation(organisations, directory.config().threads))
+        run_id = flower.submit(
+            run.resolve(), *_as_simulation(organisations, count_threads(directory.config().threads))
+        )
         status, details = follow(flower, run_id, directory, events, on_event)
     if status != COMPLETED:
         raise FederationError(reason(directory, details) or f"the Flower run ended as {status}")

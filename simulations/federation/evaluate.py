@@ -47,7 +47,7 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     domains = find_domains(config)
     specs = [EpisodeSpec(config.n_way, n_shot, config.n_query) for n_shot in SHOTS]
     validations = [load_split(domain, "meta_val") for domain in domains]
-    device = choose_device(config.device)
+    device = choose_device(config.server.device)
     competitors = _competitors(meta_learner, contributions, validations, specs[0], config.seed, device)
     comparisons = {}
     done, of = 0, len(domains) * len(competitors)

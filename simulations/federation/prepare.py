@@ -5,16 +5,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from client.adapting.adapt import SHOTS
-from client.config import ClientConfig, DataConfig, EvaluateConfig, TrainingConfig
+from client.config import ClientConfig, DataConfig, EvaluateConfig
 from client.data.images import list_classes, list_splits
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError, DataError
 from fedfree.host.files import write_file
 from fedfree.seeding import derive_seed
-from server.config import ServerConfig, preset
+from fedfree.settings import Settings
+from server.config import ServerConfig
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import partition, resolve
 
@@ -47,7 +47,7 @@ def find_domains(config: SimulationConfig) -> list[Domain]:
         name: resolve(each, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class)
         for name, each in config.datasets.items()
     }
-    sizes = itertools.cycle(config.image_size)
+    sizes = itertools.cycle(config.dealt_image_sizes)
     return [Domain(name, source.resolve(), next(sizes)) for name, source in sources.items()]
 
 
@@ -60,20 +60,31 @@ def prepare(run: Path, config: SimulationConfig) -> None:
         ConfigError: the directory holds another federation.
         DataError: the data set is missing, or has too few classes or images for the configuration.
     """
-    text = config.to_toml().encode()
     existing = run / "config.toml"
-    if existing.exists() and existing.read_bytes() != text:
+    if existing.exists() and existing.read_text(encoding="utf-8") != config.to_toml():
         raise ConfigError(
             f"{run} holds another federation (see {existing}): choose another --out or remove it"
         )
     domains = find_domains(config)
     for domain in domains:
         check_splits(domain.source, config)
-    (run / "organisations").mkdir(parents=True, exist_ok=True)
+    configurations: dict[str, Settings] = {"server.toml": server_config(config)}
     for index, organisation in enumerate(organisation_configs(run, config, domains)):
-        write_file(run / "organisations" / f"{index}.toml", organisation.to_toml().encode())
-    write_file(run / "server.toml", server_config(config).to_toml().encode())
-    write_file(existing, text)
+        configurations[f"organisations/{index}.toml"] = organisation
+    configurations["config.toml"] = config
+    for name, settings in configurations.items():
+        write_once(run / name, settings.to_toml())
+
+
+def write_once(path: Path, text: str) -> None:
+    """Write a configuration where there is none; raises ConfigError where another one is."""
+    if not path.exists():
+        write_file(path, text.encode())
+    elif path.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            f"{path} was changed since the run was prepared, and is left as it is: use another --out, or "
+            "undo the change and give it as an option"
+        )
 
 
 def check_splits(source: Path, config: SimulationConfig) -> None:
@@ -107,7 +118,7 @@ def organisation_configs(
     configs = []
     for index in range(config.clients):
         turn, place = divmod(index, count)
-        architecture = config.architectures[turn % len(config.architectures)]
+        architecture = config.dealt_architectures[turn % len(config.dealt_architectures)]
         ledger = run / "organisations" / f"{index}.ledger.sqlite"
         configs.append(
             _organisation(config, index, domains[place], architecture, *shares[place][turn], ledger)
@@ -146,6 +157,7 @@ def _organisation(
     new_classes: tuple[str, ...],
     ledger: Path,
 ) -> ClientConfig:
+    initial = config.training.initial_weights
     return ClientConfig(
         data=DataConfig(
             source=domain.source,
@@ -153,17 +165,13 @@ def _organisation(
             classes=classes,
             images_per_class=config.images_per_class,
         ),
-        training=TrainingConfig(
-            architecture=architecture,
-            image_size=domain.image_size,
-            horizontal_flip=config.horizontal_flip,
-            epochs=config.epochs,
-            min_steps=config.min_steps,
-            rotation_task=config.rotation_task,
-            initial_weights=config.initial_weights.resolve() if config.initial_weights else None,
-            initial_weights_public=config.initial_weights is not None,
-            device=config.device,
-            threads=config.threads,
+        training=config.training.model_copy(
+            update={
+                "architecture": architecture,
+                "image_size": domain.image_size,
+                "initial_weights": initial.resolve() if initial else None,
+                "initial_weights_public": initial is not None,
+            }
         ),
         privacy=config.privacy,
         evaluate=EvaluateConfig(
@@ -180,14 +188,6 @@ def _organisation(
 
 
 def server_config(config: SimulationConfig) -> ServerConfig:
-    """The preset with what the simulation decides."""
-    changes: dict[str, Any] = {
-        "seed": config.seed,
-        "device": config.device,
-        "threads": config.threads,
-        "collect": {"organisations": config.clients},
-        "architecture": config.student,
-    }
-    if config.iterations is not None:
-        changes["iterations"] = config.iterations
-    return ServerConfig.parse(preset(config.preset).model_dump() | changes, origin="option")
+    """What the server is configured with: as the simulation says, for its organisations and seed."""
+    collect = config.server.collect.model_copy(update={"organisations": config.clients})
+    return config.server.model_copy(update={"collect": collect, "seed": config.seed})

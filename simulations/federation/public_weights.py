@@ -4,50 +4,35 @@ Models trained from them under differential privacy carry over better to other c
 (docs/method.md). They say nothing in a federation whose private images are glyphs themselves.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from client.config import TrainingConfig
 from client.data.images import ImageSet, load_images
 from client.training.fit import fit
-from fedfree.architectures import Architecture
 from fedfree.codec import encode_weights
 from simulations.federation.datasets import resolve
 
-IMAGES_PER_CLASS, EPOCHS, BATCH_SIZE = 60, 6, 128
+IMAGES_PER_CLASS = 60
+GLYPHS: Mapping[str, object] = {
+    "architecture": "conv4-group",
+    "horizontal_flip": False,
+    "rotation_task": False,
+    "epochs": 6,
+    "batch_size": 128,
+}
+"""How a network learns them, unless told otherwise."""
 
 
-def make_public_weights(
-    architecture: Architecture,
-    *,
-    channels: int,
-    image_size: int,
-    device: str,
-    threads: int,
-    seed: int,
-    cache: Path,
-) -> bytes:
+def make_public_weights(config: TrainingConfig, *, channels: int, seed: int, cache: Path) -> bytes:
     """Train a classifier of all glyphs of meta_train, and return its weights as safetensors.
 
     Args:
+        config: architecture and image size are those of the training that begins from the weights.
         channels: 1 or 3, as in the images that are trained on later.
-        image_size: pixels a side, likewise.
-
-    Raises:
-        ConfigError: a size, device or number of threads that cannot be.
     """
-    values = {
-        "architecture": architecture,
-        "image_size": image_size,
-        "horizontal_flip": False,
-        "rotation_task": False,
-        "epochs": EPOCHS,
-        "batch_size": BATCH_SIZE,
-        "device": device,
-        "threads": threads,
-    }
-    config = TrainingConfig.parse(values, origin="option")
     source = resolve("glyphs", cache=cache, seed=seed, images_per_class=IMAGES_PER_CLASS)
-    glyphs = load_images(source, split="meta_train", size=image_size)
+    glyphs = load_images(source, split="meta_train", size=config.image_size)
     return encode_weights(fit(in_both_polarities(glyphs, channels), config, seed=seed).network)
 
 

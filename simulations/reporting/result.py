@@ -12,6 +12,7 @@ import torch
 from fedfree.codec import decode_contribution
 from fedfree.episodes import mean_and_ci95
 from fedfree.errors import ContributionError
+from fedfree.host.compute import count_threads
 from fedfree.host.files import write_file
 from server.events import Event
 from server.storage.run_directory import RunDirectory
@@ -66,13 +67,13 @@ def write_result(
             for stage, value in {**seconds, "learn": sum(spent.iterations.values())}.items()
         },
         "dataset": config.dataset,
-        "preset": config.preset,
+        "preset": config.server.preset,
         "engine": config.engine,
         "seed": config.seed,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "versions": facts.versions(),
-        "hardware": facts.hardware(),
+        "hardware": facts.hardware() | {"threads": count_threads(config.server.threads)},
     }
     write_file(run / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result

@@ -58,7 +58,7 @@ def write_images(folder: Path, seed: int) -> Path:
 
 
 def coordinator(path: Path, listen: Address, *, organisations: int, iterations: int) -> deployment.Deployment:
-    collect = CollectConfig(organisations=organisations, timeout_seconds=DEADLINE_SECONDS)
+    collect = CollectConfig(organisations=organisations, deadline_hours=DEADLINE_SECONDS / 3600)
     settings = deployment.DeploymentConfig(listen=str(listen))
     made = deployment.init(path, [listen.host], settings, collect)
     tiny = ServerConfig(

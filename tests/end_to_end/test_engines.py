@@ -64,7 +64,7 @@ def _server(**collect: float) -> ServerConfig:
         device="cpu",
         threads=1,
         collect=CollectConfig.parse(
-            {"organisations": ORGANISATIONS, "timeout_seconds": 200, **collect}, origin="test"
+            {"organisations": ORGANISATIONS, "deadline_hours": 0.06, **collect}, origin="test"
         ),
         iterations=2,
         invert=InvertConfig(

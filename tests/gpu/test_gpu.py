@@ -73,11 +73,11 @@ def test_a_model_is_trained_on_the_gpu_and_leaves_it(images: ImageSet) -> None:
 
 
 def test_private_training_on_the_gpu_spends_what_was_planned(images: ImageSet) -> None:
-    privacy = PrivacyConfig(epsilon=8, batch_size=32, epochs=4, delta=1e-3)
+    privacy = PrivacyConfig(epsilon=8, batch_size=32, delta=1e-3)
     weights = []
     for _ in range(2):
         untrained = initialise(images, TrainingConfig(architecture=Architecture(norm="group")), seed=0)
-        planned = plan(len(images), privacy)
+        planned = plan(len(images), privacy, epochs=4)
         spent = train_privately(untrained, images, privacy, planned, crop_padding=2, device="cuda")
         assert math.isfinite(spent) and spent <= 8
         weights.append(torch.cat([each.detach().flatten() for each in untrained.network.parameters()]))

@@ -18,7 +18,7 @@ from fedfree.codec import (
 from fedfree.errors import ConfigError, FederationError
 from fedfree.statement import PrivacyStatement
 from server import pipeline
-from server.config import CollectConfig, ServerConfig, preset
+from server.config import CollectConfig, ServerConfig
 from server.events import Event
 from server.storage.store import Store
 
@@ -41,7 +41,7 @@ def make_store(path: Path, pool: Sequence[tuple[str, int, InputSpec]] = POOL) ->
 
 
 def tiny(name: str, **changes: object) -> ServerConfig:
-    config = preset(name)
+    config = ServerConfig.parse({"preset": name}, origin="test")
     invert = config.invert.model_copy(
         update={"models_per_iteration": 3, "images_per_model": 12, "steps": 2, "generator_width": 4}
     )
@@ -63,7 +63,7 @@ def test_one_pipeline_learns_from_a_mixed_pool_with_either_preset(tmp_path: Path
     size = (sent.input.channels, sent.input.height, sent.input.horizontal_flip)
     assert size == (3, 16, False), "most channels, the middle size, no mirror unless all allow it"
     assert sent.num_classes == 4
-    assert sent.recipe == replace(preset(name).recipe, mirror=False), "one model allows no mirror"
+    assert sent.recipe == replace(tiny(name).recipe, mirror=False), "one model allows no mirror"
     assert list(sent.provenance.contributions) == sorted(sent.provenance.contributions)
     assert sorted(len(images) for images in outcome.gallery.values()) == [2, 3, 4]
     progress = [event.values for event in events if (event.stage, event.kind) == ("learn", "progress")]
@@ -136,8 +136,8 @@ def test_fewer_contributions_than_the_quorum_end_the_run(tmp_path: Path) -> None
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'magic': use one of default, large, paper"):
-        preset("magic")
+    with pytest.raises(ConfigError, match="preset: Input should be 'default', 'large' or 'paper'"):
+        ServerConfig.parse({"preset": "magic"}, origin="server.toml")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -12,12 +12,13 @@ from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
 from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
-from server.config import PAPER, ServerConfig
+from server.config import ServerConfig
 from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
 
 INPUT = InputSpec(channels=1, height=16, width=16)
 INVERT = {"models_per_iteration": 3, "images_per_model": 12, "steps": 2, "generator_width": 2}
+PAPER = ServerConfig(preset="paper")
 LEARN = {"batch_size": 8, "compositions": 7, "relational_tasks": 4, "own_tasks": True}
 REPLAY = {"replay_episodes": 3, "replay_ways": 2, "replay_queries": 2, "outer_rate": 0.5}
 
@@ -30,7 +31,6 @@ def prepare(path: Path, models_per_iteration: int = 3) -> None:
         contribution = Contribution(Architecture(), 3, INPUT, PrivacyStatement(), encode_weights(network))
         Store(path / "store").receive(encode_contribution(contribution), contribution.weights)
     config = ServerConfig(
-        preset="test",
         precision="float64",
         threads=1,
         device="cpu",

@@ -1,8 +1,10 @@
 """Architecture id to network, one small file each: nothing is built from what another party sends."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import BeforeValidator, PlainSerializer
 
 from fedfree.architectures.base import (
     MAX_IMAGE_SIZE,
@@ -21,6 +23,7 @@ __all__ = [
     "MAX_IMAGE_SIZE",
     "MIN_IMAGE_SIZE",
     "Architecture",
+    "ArchitectureId",
     "Classifier",
     "InputSpec",
     "TorchvisionClassifier",
@@ -75,6 +78,16 @@ class Architecture:
 
     def __str__(self) -> str:
         return "-".join(str(part) for part in (self.id, self.width, self.norm) if part)
+
+
+def _parsed(value: object) -> object:
+    return Architecture.parse(value) if isinstance(value, str) else value
+
+
+ArchitectureId = Annotated[
+    Architecture, BeforeValidator(_parsed), PlainSerializer(str, return_type=str, when_used="json")
+]
+"""In a configuration, ``conv4-64-group`` rather than a table."""
 
 
 def build(architecture: Architecture, *, num_classes: int, input: InputSpec) -> Classifier:

@@ -3,21 +3,45 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from fedfree.errors import FederationError, FedFreeError
 
 WRONG_INPUT, FAILED = 2, 1
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 
-def make_app(name: str, help: str) -> typer.Typer:
-    """A command line that shows its help without arguments, and leaves exceptions to :func:`run_app`."""
-    return typer.Typer(
-        name=name, help=help, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
-    )
+
+class _PlainCommand(TyperCommand):
+    def get_help(self, ctx: click.Context) -> str:
+        # typer escapes the bracket of a default for rich also where rich does not draw the help.
+        return super().get_help(ctx).replace("\\[", "[")
+
+
+class App(typer.Typer):
+    """A command line that shows plain help, and leaves exceptions to :func:`run_app`."""
+
+    def __init__(self, name: str | None = None, help: str | None = None) -> None:
+        super().__init__(
+            name=name,
+            help=help,
+            no_args_is_help=True,
+            pretty_exceptions_enable=False,
+            add_completion=False,
+            rich_markup_mode=None,  # drawn by rich, help is twice as long
+        )
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Command], Command]:
+        """As ``typer.Typer.command``."""
+        decorate: Callable[[Command], Command] = super().command(name, cls=_PlainCommand, **options)
+        return decorate
 
 
 def print_refusal(error: FedFreeError) -> None:

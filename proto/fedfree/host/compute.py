@@ -1,24 +1,57 @@
 """What both sides compute on: a device, threads, and an allocator that keeps what it has."""
 
 import ctypes
-from typing import Literal
+import os
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from fedfree.errors import ConfigError
+from fedfree.settings import Settings
 
 Device = Literal["auto", "cpu", "cuda"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def use_cpu(threads: int) -> None:
-    """Set torch's CPU threads, and let glibc keep freed memory.
+class ComputeConfig(Settings):
+    """What a program computes on; results depend on it in the last bits."""
+
+    device: Device = "auto"
+    """``cuda``, ``cpu``, or ``auto``: a GPU where there is one."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; by default as many as this process has CPUs, or OMP_NUM_THREADS."""
+
+
+def count_threads(threads: int | None) -> int:
+    """``threads``, or as many as this process may use: by OMP_NUM_THREADS, its affinity, and its quota."""
+    if threads is not None:
+        return threads
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, _quota() or usable))
+
+
+def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """Whole CPUs that a container may use; None without a limit."""
+    try:
+        limit, period = file.read_text().split()
+        return int(limit) // int(period)
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return None
+
+
+def use_cpu(threads: int | None) -> None:
+    """Set torch's CPU threads (see :func:`count_threads`), and let glibc keep freed memory.
 
     By default glibc hands every large freed tensor back to the kernel and takes page faults for the
     next one, which halves the speed of small networks. Elsewhere than on glibc only the threads are set.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count_threads(threads))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)

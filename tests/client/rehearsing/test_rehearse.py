@@ -69,7 +69,7 @@ def test_an_overfit_model_gives_its_canaries_away(tmp_path: Path) -> None:
 
 def test_a_model_of_epsilon_one_does_not_give_its_canaries_away(tmp_path: Path) -> None:
     """The same images and training as those of the overfit model, and enough canaries to be sure of it."""
-    trainer = trainer_of(PRIVATE, PrivacyConfig(epsilon=1, epochs=6))
+    trainer = trainer_of(PRIVATE.model_copy(update={"epochs": 6}), PrivacyConfig(epsilon=1))
     finding = measure(trainer, tmp_path, images=400)
     assert finding.exposures[CANARIES][ONLINE].auc.value < 0.6
 
@@ -182,9 +182,9 @@ def test_a_rehearsal_under_privacy_trains_by_dp_sgd_and_leaves_the_ledger_alone(
 
 def test_privacy_lowers_the_ceiling_of_any_attack() -> None:
     plan = make_plan(make_images(), shadows=4, seed=0)
-    strict, loose = (attack_ceiling(plan, PrivacyConfig(epsilon=each, epochs=2)) for each in (0.5, 8))
+    strict, loose = (attack_ceiling(plan, PrivacyConfig(epsilon=each), epochs=2) for each in (0.5, 8))
     assert 0.01 < strict < 0.01 * math.exp(0.5) + 1e-4
-    assert strict < loose < attack_ceiling(plan, PrivacyConfig()) == 1
+    assert strict < loose < attack_ceiling(plan, PrivacyConfig(), epochs=2) == 1
 
 
 def test_batch_norm_is_refused_in_a_rehearsal_under_privacy(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def quick() -> Iterator[None]:
         return 3.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contribution, "plan", lambda *_: RUN)
+        patch.setattr(contribution, "plan", lambda *_, **__: RUN)
         patch.setattr(contribution, "initialise", lambda *_, **__: copy.deepcopy(UNTRAINED))
         patch.setattr(contribution, "train_privately", train)
         patch.setattr(ledgers, "composed_epsilon", cost)

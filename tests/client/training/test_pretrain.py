@@ -122,8 +122,8 @@ def test_the_rotation_task_changes_the_features_and_leaves_no_trace_but_them(con
 
 
 def under_privacy(config: ClientConfig, **privacy: float) -> ClientConfig:
-    group = config.training.model_copy(update={"architecture": Architecture(norm="group")})
-    private = PrivacyConfig(**{"epsilon": 8.0, "batch_size": 30, "epochs": 4, **privacy})  # type: ignore[arg-type]
+    group = TrainingConfig(architecture=Architecture(norm="group"), image_size=16, epochs=4, threads=1)
+    private = PrivacyConfig(**{"epsilon": 8.0, "batch_size": 30, **privacy})  # type: ignore[arg-type]
     return config.model_copy(update={"training": group, "privacy": private})
 
 
@@ -148,7 +148,7 @@ def test_a_contribution_under_privacy_says_what_was_spent_and_holds_parameters_o
 
 
 def test_an_infinite_epsilon_is_status_none_and_no_budget_holds_it(config: ClientConfig) -> None:
-    infinite = config.model_copy(update={"privacy": PrivacyConfig(epsilon=float("inf"), epochs=3)})
+    infinite = config.model_copy(update={"privacy": PrivacyConfig(epsilon=float("inf"))})
     contribution = decode_contribution(*pretrain(infinite))
     assert contribution.privacy.status is PrivacyStatus.NONE
     assert contribution.architecture.norm == "batch"

@@ -29,7 +29,7 @@ from fedfree.errors import PrivacyError
 from fedfree.statement import DpSgd
 
 CONFIG = TrainingConfig(architecture=Architecture(norm="group"), image_size=16, threads=1)
-PRIVACY = PrivacyConfig(epsilon=8, batch_size=16, epochs=2, averaging=0)
+PRIVACY = PrivacyConfig(epsilon=8, batch_size=16, averaging=0)
 RUN = DpSgd(noise_multiplier=2.0, sampling_rate=0.5, steps=4)
 
 
@@ -87,11 +87,11 @@ def test_group_norm_networks_pass(name: str, untrained: Untrained) -> None:
 
 def test_a_delta_that_allows_publishing_an_image_is_refused() -> None:
     with pytest.raises(PrivacyError, match=r"delta 0.01 is not below 1/100"):
-        plan(100, PRIVACY.model_copy(update={"delta": 0.01}))
+        plan(100, PRIVACY.model_copy(update={"delta": 0.01}), epochs=2)
 
 
 def test_a_plan_spends_little_less_than_its_target_and_never_more() -> None:
-    run = plan(100, PRIVACY.model_copy(update={"batch_size": 30}))
+    run = plan(100, PRIVACY.model_copy(update={"batch_size": 30}), epochs=2)
     assert (run.sampling_rate, run.steps) == (0.25, 8)
     assert 7.97 < composed_epsilon([run], PRIVACY.delta) <= 8
 

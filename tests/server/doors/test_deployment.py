@@ -90,7 +90,7 @@ def test_private_keys_are_for_their_owners_eyes(coordinator: Path) -> None:
 def test_the_commented_configurations_say_what_was_asked_for(coordinator: Path) -> None:
     deployment = Deployment(coordinator)
     config = deployment.run.config()
-    assert (config.collect.organisations, config.collect.timeout_seconds) == (4, 7200)
+    assert (config.collect.organisations, config.collect.deadline_hours) == (4, 2)
     assert config == ServerConfig(collect=config.collect)
     assert deployment.config() == DeploymentConfig()
     assert (

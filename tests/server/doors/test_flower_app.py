@@ -63,7 +63,7 @@ def _collect(
     grid: InProcessGrid, store: Store, *, organisations: int = 3, timeout: float = 60
 ) -> list[Event]:
     events: list[Event] = []
-    config = CollectConfig(organisations=organisations, timeout_seconds=timeout)
+    config = CollectConfig(organisations=organisations, deadline_hours=timeout / 3600)
     collect(grid, store, config, events.append)
     return events
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from client.config import TrainingConfig
 from server.config import InvertConfig, ServerConfig
 from simulations.attacks import audit as audits
 from simulations.attacks.config import AuditConfig
@@ -58,7 +59,7 @@ def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
 ) -> None:
     tree, out = write_tree(tmp_path / "images"), tmp_path / "audit"
     options = ("--dataset", tree, "--classes", 2, "--shadows", 4, "--meta-learner", 4, "--out", out)
-    tiny = ("--image-size", 16, "--epochs", 1, "--min-steps", 1, "--threads", 1)
+    tiny = ("--image-size", 16, "--epochs", 1, "--set", "training.min_steps=1", "--threads", 1)
     assert run_command(monkeypatch, *options, *tiny) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "…" not in printed
@@ -95,15 +96,19 @@ def test_an_audit_under_privacy_trains_with_group_norm_for_its_own_epochs(
     for options in (("--epsilon", 3, "--delta", 1e-4, "--epochs", 7), ("--epochs", 7)):
         run_command(monkeypatch, "--out", tmp_path / "audit", *options)
     private, plain = configs
-    assert str(private.architecture) == "conv4-32-group"
-    assert (private.privacy.epsilon, private.privacy.delta, private.privacy.epochs) == (3, 1e-4, 7)
-    assert str(plain.architecture) == "conv4-32-batch"
-    assert not plain.privacy.is_dp and plain.epochs == 7
+    assert str(private.training.architecture) == "conv4-32-group"
+    assert (private.privacy.epsilon, private.privacy.delta, private.training.epochs) == (3, 1e-4, 7)
+    assert str(plain.training.architecture) == "conv4-32-batch"
+    assert not plain.privacy.is_dp and plain.training.epochs == 7
 
 
 def test_another_organisations_models_are_not_audited(tmp_path: Path) -> None:
     config = AuditConfig(
-        dataset=str(write_tree(tmp_path / "images")), classes=2, meta_learner=4, companions=2, image_size=16
+        dataset=str(write_tree(tmp_path / "images")),
+        classes=2,
+        meta_learner=4,
+        companions=2,
+        training=TrainingConfig(image_size=16),
     )
     audited, *companions = audits.load_organisations(config)
     assert len(companions) == 2

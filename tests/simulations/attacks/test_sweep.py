@@ -18,12 +18,12 @@ from client.training.pretrain import pretrain
 from fedfree.errors import ConfigError
 from server.config import InvertConfig, ServerConfig
 from simulations.attacks.sweep import (
+    SMALL,
     Audited,
     Level,
     at_epsilon,
     audit_config,
     local_accuracy,
-    read_base,
     read_epsilons,
     split_by_rank,
 )
@@ -37,15 +37,11 @@ TINY = """
 clients = 2
 classes_each = 2
 images_per_class = 50
-image_size = 16
-epochs = 1
-min_steps = 2
-iterations = 1
+training = { image_size = 16, epochs = 1, min_steps = 2, threads = 1 }
+server = { iterations = 1, threads = 1 }
 episodes = 2
 n_way = 2
 n_query = 2
-threads = 1
-privacy = { epochs = 1 }
 """
 
 
@@ -153,7 +149,7 @@ def fake_level(epsilon: float, *means: float, found: Interval | None, local: tup
     def score(mean: float) -> dict[str, float]:
         return {"mean": mean, "ci95": 0.5, "gain": 0.0, "gain_ci95": 0.0}
 
-    config = at_epsilon(SimulationConfig(architectures="conv4-group"), epsilon)
+    config = at_epsilon(SimulationConfig.parse({"architectures": "conv4-group"}, origin="test"), epsilon)
     federations = [
         {
             "few_shot": {"5way1shot": score(mean)},
@@ -198,10 +194,10 @@ def test_the_table_holds_means_shares_of_the_gain_and_the_ceiling_of_any_attack(
 
 
 def test_everything_but_epsilon_is_the_same_at_every_epsilon() -> None:
-    base = read_base(None, {"clients": None, "dataset": "a.zip"}, read_epsilons("inf, 8,1"))
-    assert (base.clients, base.images_per_class, base.iterations) == (8, 60, 8)
+    base = SimulationConfig.parse({**SMALL, "dataset": "a.zip"}, origin="test")
+    assert (base.clients, base.images_per_class, base.server.iterations) == (8, 60, 8)
     at_1, at_inf = at_epsilon(base, 1), at_epsilon(base, math.inf)
-    assert [str(each) for each in at_inf.architectures] == ["conv4-32-group"]
+    assert [str(each) for each in at_inf.dealt_architectures] == ["conv4-32-group"]
     assert at_1.privacy.epsilon == 1 and not at_inf.privacy.is_dp
     assert at_1.model_copy(update={"privacy": at_inf.privacy}) == at_inf
 
@@ -209,8 +205,8 @@ def test_everything_but_epsilon_is_the_same_at_every_epsilon() -> None:
 def test_the_audited_models_begin_and_are_trained_as_the_federations_models(tmp_path: Path) -> None:
     weights = tmp_path / "public.safetensors"
     weights.write_bytes(b"some")
-    federation = SimulationConfig(initial_weights=weights, device="cpu")
-    pretrain = audit_config(federation, 16).training()
+    training = TrainingConfig(initial_weights=weights, device="cpu")
+    pretrain = audit_config(SimulationConfig(training=training), 16).training
     assert (pretrain.initial_weights, pretrain.device) == (weights, "cpu")
     before = trainer_of(pretrain).config_hash
     weights.write_bytes(b"others")

@@ -20,12 +20,10 @@ from simulations.commands.bench import _counts
 MakeTree = Callable[..., Path]
 CPU = torch.device("cpu")
 TINY = """
-epochs = 1
-min_steps = 2
 n_query = 2
 episodes = 5
-threads = 1
-image_size = 16
+training = { epochs = 1, min_steps = 2, image_size = 16, threads = 1 }
+server = { threads = 1 }
 """
 
 

@@ -10,7 +10,15 @@ import pytest
 
 from fedfree.errors import ConfigError
 from simulations.benchmarks import quality
-from simulations.benchmarks.quality import Measured, Run, available_cases, choose_cases, growth, measure
+from simulations.benchmarks.quality import (
+    Measured,
+    Run,
+    available_cases,
+    choose_cases,
+    config_of,
+    growth,
+    measure,
+)
 from simulations.benchmarks.quality_plots import plots
 from simulations.benchmarks.quality_table import COLUMNS, checks, table, values
 from simulations.commands import main as cli
@@ -56,7 +64,7 @@ def fake_result(
         "finished": "2026-11-22T10:00:00+00:00",
         "commit": "abc1234",
         "versions": {"torch": "2.15.0"},
-        "hardware": {"cpu": "a CPU", "cores": 2, "gpu": None},
+        "hardware": {"cpu": "a CPU", "cores": 2, "threads": 2, "gpu": None},
     }
 
 
@@ -93,7 +101,7 @@ class FakeSimulate:
 
 def test_a_case_changes_what_its_name_says_and_nothing_else() -> None:
     base = pool()
-    cases = available_cases(base)
+    cases = {name: config_of(base, name) for name in available_cases(base)}
     assert list(cases) == [
         "default",
         "paper",
@@ -106,20 +114,20 @@ def test_a_case_changes_what_its_name_says_and_nothing_else() -> None:
         "models-16",
     ]
     assert cases["default"] == base
-    assert cases["paper"] == pool(preset="paper")
-    assert cases["large"] == pool(preset="large")
+    assert cases["paper"] == pool(server={"preset": "paper"})
+    assert cases["large"] == pool(server={"preset": "large"})
     assert cases["architectures"] == pool(architectures="conv4,resnet10,resnet18")
-    assert cases["student-resnet18"] == pool(student="resnet18")
+    assert cases["student-resnet18"] == pool(server={"architecture": "resnet18"})
     assert cases["groupnorm"] == pool(architectures="conv4-group")
     assert cases["models-8"] == pool(clients=8)
 
 
 def test_several_data_sets_give_the_mix_and_each_alone_with_as_many_models() -> None:
-    base = pool(dataset=THREE, image_size="32,64")
-    cases = available_cases(base)
+    base = pool(dataset=THREE, image_sizes="32,64")
+    cases = {name: config_of(base, name) for name in available_cases(base)}
     assert cases["domains"] == base
-    assert cases["domain-b"] == pool(dataset="data/b.zip", image_size=64)
-    assert cases["domain-c"] == pool(dataset="data/c.zip", image_size=32)
+    assert cases["domain-b"] == pool(dataset="data/b.zip", image_sizes="64")
+    assert cases["domain-c"] == pool(dataset="data/c.zip", image_sizes="32")
 
 
 def test_the_growth_curve_ends_with_the_whole_pool() -> None:
@@ -185,7 +193,7 @@ def test_a_folder_with_another_configuration_is_refused_before_anything_runs(
     fake = FakeSimulate()
     monkeypatch.setattr(quality, "simulate", fake)
     with pytest.raises(ConfigError, match=r"default/0 holds a run of another configuration .* --out"):
-        measure(tmp_path, pool(iterations=9), cases="norms", seeds=range(1), tell=lambda _: None)
+        measure(tmp_path, pool(server={"iterations": 9}), cases="norms", seeds=range(1), tell=lambda _: None)
     assert fake.runs == []
 
 
@@ -290,7 +298,8 @@ def test_a_tiny_bench_leaves_its_table_and_pictures_and_trains_nothing_the_secon
     make_tree: MakeTree,
 ) -> None:
     (tmp_path / "tiny.toml").write_text(
-        "classes_each = 3\nepochs = 1\nmin_steps = 5\nn_way = 3\nn_query = 2\nthreads = 1\n"
+        "classes_each = 3\nn_way = 3\nn_query = 2\nserver = { threads = 1 }\n"
+        "training = { epochs = 1, min_steps = 5, threads = 1 }\n"
     )
     out = tmp_path / "out"
     arguments = (

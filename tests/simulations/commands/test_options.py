@@ -18,28 +18,41 @@ EVERYTHING: dict[str, Any] = {
     "images_per_class": 20,
     "partition": "disjoint",
     "architectures": "conv4-64-group,resnet10",
-    "student": "resnet18",
-    "image_size": "16,20",
-    "horizontal_flip": False,
-    "epochs": 2,
-    "min_steps": 9,
-    "rotation_task": True,
-    "initial_weights": Path("public.safetensors"),
-    "privacy": {"epsilon": 8.0, "delta": 1e-6},
-    "preset": "paper",
-    "iterations": 30,
+    "image_sizes": "16,20",
+    "training": {
+        "device": "cpu",
+        "threads": 1,
+        "architecture": "resnet18-group",
+        "image_size": 20,
+        "horizontal_flip": False,
+        "epochs": 2,
+        "crop_padding": 2,
+        "initial_weights": "public.safetensors",
+    },
+    "privacy": {"epsilon": 8.0, "delta": 1e-6, "learning_rate": 2.0, "epsilon_budget": 20.0},
+    "server": {
+        "device": "cpu",
+        "threads": 2,
+        "preset": "paper",
+        "iterations": 30,
+        "architecture": "resnet18",
+        "recipe": {"steps": 3},
+        "invert": {"together": True, "steps": 4},
+        "learn": {"compositions": 5},
+        "collect": {"deadline_hours": 0.5},
+    },
     "episodes": 50,
     "n_way": 4,
     "n_query": 6,
     "engine": "flower",
-    "device": "cpu",
-    "threads": 1,
     "seed": 5,
     "cache": "elsewhere",
 }
 
 
-@pytest.mark.parametrize("values", [{}, {"horizontal_flip": True}, EVERYTHING])
+@pytest.mark.parametrize(
+    "values", [{}, {"training": {"horizontal_flip": True}}, {"server": {"preset": "large"}}, EVERYTHING]
+)
 def test_a_runs_command_gives_its_configuration_back(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:

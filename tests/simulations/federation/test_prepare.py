@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError
+from fedfree.settings import merge
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
@@ -24,19 +25,18 @@ MakeTree = Callable[..., Path]
 TASKS = ("3way1shot", "3way5shot")
 
 
+SMALLEST = {
+    "classes_each": 3,
+    "training": {"epochs": 1, "min_steps": 5, "threads": 1, "device": "cpu"},
+    "server": {"iterations": 1, "threads": 1, "device": "cpu"},
+    "episodes": 6,
+    "n_way": 3,
+    "n_query": 2,
+}
+
+
 def tiny(**changes: object) -> SimulationConfig:
-    smallest = {
-        "classes_each": 3,
-        "epochs": 1,
-        "min_steps": 5,
-        "iterations": 1,
-        "episodes": 6,
-        "n_way": 3,
-        "n_query": 2,
-        "threads": 1,
-        "device": "cpu",
-    }
-    return SimulationConfig.parse(smallest | changes, origin="test")
+    return SimulationConfig.parse(merge(SMALLEST, changes), origin="test")
 
 
 def listed(*paths: Path) -> str:
@@ -47,7 +47,7 @@ def test_organisations_of_one_data_set_get_architectures_in_turn_and_their_own_d
     make_tree: MakeTree,
 ) -> None:
     source = make_tree("only")
-    config = tiny(dataset=str(source), clients=5, architectures="conv4,resnet10", image_size=16)
+    config = tiny(dataset=str(source), clients=5, architectures="conv4,resnet10", image_sizes="16")
     configs = organisation_configs(Path("run"), config, find_domains(config))
     assert [each.training.architecture.id for each in configs] == [
         "conv4",
@@ -69,7 +69,7 @@ def test_organisations_of_one_data_set_get_architectures_in_turn_and_their_own_d
 def test_data_sets_are_dealt_in_turn_and_each_gets_every_architecture(make_tree: MakeTree) -> None:
     sources = [make_tree("a"), make_tree("b", side=20), make_tree("c")]
     config = tiny(
-        dataset=listed(*sources), clients=12, architectures="conv4,resnet10", image_size="16,20", seed=3
+        dataset=listed(*sources), clients=12, architectures="conv4,resnet10", image_sizes="16,20", seed=3
     )
     configs = organisation_configs(Path("run"), config, find_domains(config))
     assert [each.data.source for each in configs] == sources * 4
@@ -85,8 +85,8 @@ def test_an_organisation_of_a_mix_holds_the_classes_it_would_hold_in_its_data_se
     make_tree: MakeTree,
 ) -> None:
     first, second = make_tree("a"), make_tree("b")
-    mixed = tiny(dataset=listed(first, second), clients=6, image_size=16)
-    alone = tiny(dataset=str(second), clients=3, image_size=16)
+    mixed = tiny(dataset=listed(first, second), clients=6, image_sizes="16")
+    alone = tiny(dataset=str(second), clients=3, image_sizes="16")
     configs = organisation_configs(Path("run"), mixed, find_domains(mixed))
     assert [each.data for each in configs[1::2]] == [
         each.data for each in organisation_configs(Path("run"), alone, find_domains(alone))
@@ -94,7 +94,7 @@ def test_an_organisation_of_a_mix_holds_the_classes_it_would_hold_in_its_data_se
 
 
 def test_the_student_is_the_servers_architecture() -> None:
-    assert server_config(tiny(student="resnet18")).architecture == Architecture("resnet18")
+    assert server_config(tiny(server={"architecture": "resnet18"})).architecture == Architecture("resnet18")
     assert server_config(tiny()).architecture == Architecture("conv4")
 
 
@@ -104,8 +104,8 @@ def test_the_student_is_the_servers_architecture() -> None:
         ({"dataset": "a/x.zip,b/x.zip"}, "different names"),
         ({"dataset": "a.zip,,b.zip"}, "separated by commas"),
         ({"dataset": "a.zip,b.zip,c.zip", "clients": 2}, "2 clients are too few for 3 data sets"),
-        ({"dataset": "a.zip,b.zip", "image_size": "16,32,64"}, "each of 2 data sets, got 3"),
-        ({"image_size": "16,x"}, "image_size"),
+        ({"dataset": "a.zip,b.zip", "image_sizes": "16,32,64"}, "each of 2 data sets, got 3"),
+        ({"image_sizes": "16,x"}, "image_sizes"),
     ],
 )
 def test_data_sets_that_cannot_be_dealt_are_refused(changes: dict[str, object], words: str) -> None:
@@ -115,7 +115,11 @@ def test_data_sets_that_cannot_be_dealt_are_refused(changes: dict[str, object], 
 
 def test_a_configuration_is_read_back_from_its_file(tmp_path: Path) -> None:
     config = tiny(
-        dataset="a.zip,b.zip", image_size="16,20", student="resnet18", architectures="conv4,resnet10"
+        dataset="a.zip,b.zip",
+        image_sizes="16,20",
+        server={"architecture": "resnet18"},
+        architectures="conv4,resnet10",
+        cache=str(tmp_path / "cache"),
     )
     (tmp_path / "config.toml").write_text(config.to_toml())
     assert SimulationConfig.read(tmp_path / "config.toml") == config
@@ -126,7 +130,7 @@ def test_a_federation_of_grey_and_coloured_images_of_two_sizes_is_measured_on_ea
 ) -> None:
     grey, coloured = make_tree("grey"), make_tree("coloured", side=20, colour=True)
     config = tiny(
-        dataset=listed(grey, coloured), clients=4, image_size="16,20", cache=str(tmp_path / "cache")
+        dataset=listed(grey, coloured), clients=4, image_sizes="16,20", cache=str(tmp_path / "cache")
     )
     run = tmp_path / "run"
     result = simulate(run, config, command="fedfree-sim run")

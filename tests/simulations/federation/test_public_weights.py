@@ -11,9 +11,8 @@ from client.data.images import ImageSet
 from client.training.fit import initialise
 from fedfree.architectures import Architecture
 from fedfree.codec import read_tensors
-from fedfree.errors import ConfigError
 from simulations.federation import public_weights
-from simulations.federation.public_weights import in_both_polarities, make_public_weights
+from simulations.federation.public_weights import GLYPHS, in_both_polarities, make_public_weights
 
 ARCHITECTURE = Architecture(norm="group")
 
@@ -22,14 +21,12 @@ ARCHITECTURE = Architecture(norm="group")
 def few_glyphs(make_tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     tree = make_tree("glyphs")
     monkeypatch.setattr(public_weights, "resolve", lambda *_, **__: tree)
-    monkeypatch.setattr(public_weights, "BATCH_SIZE", 4)
-    monkeypatch.setattr(public_weights, "EPOCHS", 1)
 
 
-def make(device: str = "cpu") -> bytes:
-    return make_public_weights(
-        ARCHITECTURE, channels=3, image_size=16, device=device, threads=1, seed=0, cache=Path("unused")
-    )
+def make() -> bytes:
+    values = {**GLYPHS, "image_size": 16, "batch_size": 4, "epochs": 1, "threads": 1, "device": "cpu"}
+    config = TrainingConfig.parse(values, origin="test")
+    return make_public_weights(config, channels=3, seed=0, cache=Path("unused"))
 
 
 def test_training_on_colour_images_of_other_classes_begins_from_them(tmp_path: Path) -> None:
@@ -50,8 +47,3 @@ def test_half_of_the_glyphs_are_inverted_and_all_channels_are_equal() -> None:
     both = in_both_polarities(glyphs, 3)
     assert both.images[:, :, 0, 0].tolist() == [[245] * 3, [10] * 3, [245] * 3, [10] * 3]
     assert int(glyphs.images.max()) == 10
-
-
-def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="device"):
-        make(device="tpu")

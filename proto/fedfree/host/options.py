@@ -1,0 +1,316 @@
+"""Command-line options out of settings classes: a few as flags, all the others as ``--set KEY=VALUE``.
+
+Nothing is declared here. A command says which settings class it takes, and which of its options people use so
+often that they are worth a flag; type, default, range and help come from the class.
+"""
+
+import functools
+import inspect
+import shlex
+import tomllib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import tomli_w
+import typer
+
+from fedfree.errors import ConfigError, FedFreeError
+from fedfree.settings import (
+    REQUIRED,
+    InvalidError,
+    Layer,
+    Leaf,
+    Settings,
+    Values,
+    leaves,
+    merge,
+    nested,
+    no_such_setting,
+    read_toml,
+    value_at,
+)
+
+Chosen_ = TypeVar("Chosen_", bound=Settings)
+_Parameters = ParamSpec("_Parameters")
+Flags = Mapping[str, str | tuple[str, ...]]
+"""From a flag's name, as a Python identifier, to the option that it sets, or to several."""
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[Chosen_]):
+    """Settings, and where each value came from."""
+
+    settings: Chosen_
+    origins: Mapping[str, str]
+    """Path to ``default``, ``preset large``, the name of a file, or the option of the command line."""
+    given: frozenset[str]
+    """Paths that a person set, on the command line or in a file."""
+
+    def to_toml(self) -> str:
+        """Every value with where it came from, as TOML."""
+        lines = []
+        for line, path in _toml_lines(self.settings.plain(), ()):
+            origin = self.origins.get(path, "")
+            lines.append(f"{line}  # {origin}" if origin else line)
+        return "\n".join(lines) + "\n"
+
+
+def configured(
+    settings: type[Chosen_], flags: Flags, *, under: Layer | None = None
+) -> Callable[[Callable[Concatenate[Chosen[Chosen_], _Parameters], Any]], Callable[..., Any]]:
+    """Give a command the options of a settings class, and hand it what they come to as its first argument.
+
+    Later wins: ``under``, the file named by ``--config``, ``--set``, flags.
+
+    Args:
+        under: values that this command begins from instead of the defaults.
+    """
+
+    def decorate(command: Callable[Concatenate[Chosen[Chosen_], _Parameters], Any]) -> Callable[..., Any]:
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+        @functools.wraps(command)
+        def with_options(**given: Any) -> Any:
+            flagged = {name: given.pop(name) for name in flags}
+            file, assignments = given.pop("config_file"), given.pop("assignments")
+            layers = [under] if under else []
+            layers += [_file_layer(settings, file)] if file else []
+            layers += [*_assigned(settings, assignments or []), *_flagged(flags, flagged)]
+            chosen = choose(settings, layers, begun=1 if under else 0)
+            return command(chosen, **given)  # type: ignore[call-arg]
+
+        parameters = [*own, *_parameters(settings, flags, under)]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+        return with_options
+
+    return decorate
+
+
+def choose(settings: type[Chosen_], layers: Sequence[Layer], *, begun: int = 0) -> Chosen[Chosen_]:
+    """What layers come to, one over the other.
+
+    Args:
+        begun: how many of the layers are what a command begins from, not what a person gave.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is refused, by the name of its layer.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, layer.values)
+    paths = [leaf.path for leaf in leaves(settings)]
+    origins = {path: _origin(settings, values, layers, path) for path in paths}
+    try:
+        made = settings.checked(values)
+    except InvalidError as error:
+        raise ConfigError(_refusal(error, layers)) from error
+    except FedFreeError as error:
+        raise ConfigError(str(error)) from error
+    given = {
+        path for path in paths if any(value_at(each.values, path) is not None for each in layers[begun:])
+    }
+    return Chosen(made, origins, frozenset(given))
+
+
+def _refusal(error: InvalidError, layers: Sequence[Layer]) -> str:
+    """The name under which a person gave the value, and what is wrong with it."""
+    for layer in reversed(layers):
+        if value_at(layer.values, error.path) is not None:
+            is_named = layer.origin.startswith("--") and not layer.origin.startswith("--set")
+            return f"{layer.origin if is_named else f'{layer.origin}: {error.path}'}: {error.message}"
+    return str(error)
+
+
+def command_line(
+    program: Sequence[str], settings: Settings, flags: Flags, *, begin_from: Values | None = None
+) -> str:
+    """The command that makes these settings anew: flags where there are any, ``--set`` for the rest.
+
+    Args:
+        program: the words before the options.
+        begin_from: values that the command begins from instead of the defaults.
+    """
+    of_flag = {path: name for name, paths in flags.items() for path in _as_tuple(paths)}
+    named: dict[str, object] = {}
+    assigned: list[str] = []
+    for path, value in changed_values(settings, begin_from or {}).items():
+        name = of_flag.get(path)
+        alike = name and all(value_at(settings.plain(), each) == value for each in _as_tuple(flags[name]))
+        if name and alike:
+            named[name] = value
+        else:
+            assigned += ["--set", f"{path}={_as_toml(value)}"]
+    words = [word for name, value in named.items() for word in _flag_words(name, value)]
+    return shlex.join([*program, *words, *assigned])
+
+
+def changed_values(settings: Settings, begin_from: Values) -> dict[str, object]:
+    """Path to value, of every option that neither ``begin_from`` nor a value before it brings along."""
+    plain, changed = settings.plain(), dict[str, object]()
+    values: dict[str, Any] = dict(begin_from)
+    required = {leaf.path for leaf in leaves(type(settings)) if leaf.default is REQUIRED}
+    for path in sorted(required):
+        values = merge(values, nested(path, value_at(plain, path)))
+        changed[path] = value_at(plain, path)
+    # A value may imply others (a preset does), so each is compared with what those before it came to.
+    for path in (leaf.path for leaf in leaves(type(settings))):
+        before = type(settings).checked(values).plain()
+        value = value_at(plain, path)
+        if value is not None and value != value_at(before, path):
+            values = merge(values, nested(path, value))
+            changed[path] = value
+    return changed
+
+
+def given_values(settings: Settings) -> dict[str, Any]:
+    """The fewest values, as tables, that come to these settings."""
+    values: dict[str, Any] = {}
+    for path, value in changed_values(settings, {}).items():
+        values = merge(values, nested(path, value))
+    return values
+
+
+def _origin(settings: type[Settings], values: Values, layers: Sequence[Layer], path: str) -> str:
+    for layer in reversed(layers):
+        if value_at(layer.values, path) is not None:
+            return layer.origin
+    owner, at = settings, ""
+    for name in path.split("."):
+        table = value_at(values, at, {}) if at else values
+        implied = owner.implied(table if isinstance(table, Mapping) else {})
+        if value_at(implied.values, path.removeprefix(f"{at}." if at else "")) is not None:
+            return implied.origin
+        field = owner.model_fields.get(name)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+        ):
+            break
+        owner, at = field.annotation, f"{at}.{name}" if at else name
+    return DEFAULT
+
+
+def _file_layer(settings: type[Settings], path: Path) -> Layer:
+    return Layer(str(path), read_toml(settings, path))
+
+
+def _assigned(settings: type[Settings], assignments: Sequence[str]) -> list[Layer]:
+    """One layer for each ``KEY=VALUE``; raises ConfigError."""
+    known, layers = {leaf.path for leaf in leaves(settings)}, []
+    for text in assignments:
+        path, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ConfigError(f"--set {text}: expected KEY=VALUE, for instance --set {min(known)}=…")
+        if path not in known:
+            raise ConfigError(f"--set {path}: {no_such_setting(settings, path)}")
+        layers.append(Layer(f"--set {path}", nested(path, parse_value(value))))
+    return layers
+
+
+def _flagged(flags: Flags, given: Mapping[str, Any]) -> list[Layer]:
+    layers = []
+    for name, value in given.items():
+        if value is None:
+            continue
+        values: dict[str, Any] = {}
+        for path in _as_tuple(flags[name]):
+            values = merge(values, nested(path, parse_value(value) if isinstance(value, str) else value))
+        layers.append(Layer(_option(name), values))
+    return layers
+
+
+def parse_value(text: str) -> object:
+    """A value as TOML has it, or the text itself where it is none: ``3``, ``true``, ``[1, 2]``, ``conv4``."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _parameters(settings: type[Settings], flags: Flags, under: Layer | None) -> list[inspect.Parameter]:
+    by_path = {leaf.path: leaf for leaf in leaves(settings)}
+    made = []
+    for name, paths in flags.items():
+        leaf = by_path[_as_tuple(paths)[0]]
+        begun = value_at(under.values, leaf.path) if under else None
+        made.append(_parameter(name, leaf, leaf.default if begun is None else begun))
+    file = typer.Option("--config", help="TOML file with any of these settings.", show_default=False)
+    others = typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
+    made.append(_keyword("config_file", Annotated[Path | None, file]))
+    made.append(_keyword("assignments", Annotated[list[str] | None, others]))
+    return made
+
+
+def _parameter(name: str, leaf: Leaf, default: object) -> inspect.Parameter:
+    is_switch = leaf.kinds - {type(None)} == {bool}
+    both_ways = f"{_option(name)}/{_option(f'no_{name}')}"
+    declared = both_ways if is_switch and default is not False else _option(name)
+    says = "" if default in (None, REQUIRED, ()) or default is False else f" (default: {_shown(default)})"
+    metavar = None if is_switch else _metavar(leaf)
+    help = leaf.help.replace("``", "").removesuffix(".") + says
+    option = typer.Option(declared, help=help, show_default=False, metavar=metavar)
+    return _keyword(name, Annotated[bool | None if is_switch else str | None, option])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _metavar(leaf: Leaf) -> str:
+    choices = _choices(leaf.annotation)
+    if choices:
+        return "|".join(choices)
+    names = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
+    return next((word for kind, word in names.items() if kind in leaf.kinds), "TEXT")
+
+
+def _choices(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _choices(typing.get_args(annotation)[0])
+    return (
+        [str(each) for each in typing.get_args(annotation)]
+        if typing.get_origin(annotation) is typing.Literal
+        else []
+    )
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _as_tuple(paths: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else paths
+
+
+def _as_toml(value: object) -> str:
+    return tomli_w.dumps({"value": value}).partition("=")[2].strip()
+
+
+def _flag_words(name: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [_option(name if value else f"no_{name}")]
+    return [_option(name), _shown(value)]
+
+
+def _toml_lines(values: Values, table: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Lines of TOML, each with the path of the option on it, if any."""
+    own = [
+        (f"{name} = {_as_toml(value)}".replace("\n", " "), ".".join((*table, name)))
+        for name, value in values.items()
+        if not isinstance(value, Mapping)
+    ]
+    inner: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            inner += [("", ""), (f"[{'.'.join((*table, name))}]", ""), *_toml_lines(value, (*table, name))]
+    return own + inner
