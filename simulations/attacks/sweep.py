@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from client.config import ClientConfig
-from client.data.images import ImageSet, load_images, to_input
+from client.data.image_set import ImageSet, to_input
+from client.data.loading import load_images
 from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure
 from client.rehearsing.rehearse import (
     CANARIES,

@@ -7,7 +7,8 @@ Models trained from them under differential privacy carry over better to other c
 from pathlib import Path
 
 from client.config import TrainingConfig
-from client.data.images import ImageSet, load_images
+from client.data.image_set import ImageSet
+from client.data.loading import load_images
 from client.training.fit import fit
 from fedfree.architectures import Architecture
 from fedfree.codec import encode_weights

@@ -9,7 +9,8 @@ import torch
 
 from client.adapting.classifier import read_classifier
 from client.adapting.predict import Prediction, predict
-from client.data.images import load_images, to_input
+from client.data.image_set import to_input
+from client.data.loading import load_images
 from fedfree.adaptation import adapt
 from fedfree.codec import MetaLearner
 
