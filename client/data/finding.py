@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.data.formats import SUFFIXES
+from client.data.formats import FORMATS
 from client.data.passed_over import PassedOver, Reason
 from client.data.sources import Listing, Source, open_source
 from client.data.tree import Classes, Tree, understand
 from fedfree.errors import DataError
-
-EXPECTED = f"expected images as <class>/<image>, with a suffix of {' '.join(sorted(SUFFIXES))}"
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,18 @@ def find_images(
         DataError: the split or a class is missing, or there are too few classes.
     """
     found, passed_over = _find_classes(source, split)
-    remark = f"; {passed_over}" if passed_over else ""
     wanted = sorted(found if classes is None else set(classes))
     unknown = [name for name in wanted if name not in found]
     if unknown:
         there = ", ".join(list(found)[:8]) + (", …" if len(found) > 8 else "")
         raise DataError(
             f"no class {unknown[0]!r} in {source.path}; "
-            f"its {len(found)} classes with images are {there}{remark}"
+            f"its {len(found)} classes with images are {there}{passed_over.remark}"
         )
     if len(wanted) < min_classes:
         raise DataError(
             f"expected at least {min_classes} classes in {source.path}, got {len(wanted)}"
-            f" ({', '.join(wanted) or 'none'}); add classes, one folder each{remark}"
+            f" ({', '.join(wanted) or 'none'}); add classes, one folder each{passed_over.remark}"
         )
     return {name: found[name][:images_per_class] for name in wanted}, passed_over
 
@@ -108,8 +105,10 @@ def _find_classes(source: Source, split: str | None) -> tuple[Classes, PassedOve
     _check_split(source.path, split, tree.split_names)
     passed_over = _passed_over(source.listing, tree)
     if not (classes := tree.splits[split]):
-        remark = f"; {passed_over}" if passed_over else ""
-        raise DataError(f"no classes in {source.path}: {EXPECTED}{remark}")
+        raise DataError(
+            f"no classes in {source.path}: expected <class>/<image>, images as {' '.join(FORMATS)}"
+            f"{passed_over.remark}"
+        )
     return classes, passed_over
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from client.config import DataConfig
 from client.data.decoding import UndecodableError, channels_of, decode, to_array
-from client.data.finding import EXPECTED, find_images
+from client.data.finding import find_images
+from client.data.formats import FORMATS
 from client.data.image_set import ImageSet
 from client.data.passed_over import Parts, PassedOver
 from client.data.sources import Listing, Source, open_source, read_image_file, unreadable
@@ -115,10 +116,10 @@ def read_images(
         return
     with open_source(path) as opened:
         passed_over = PassedOver(opened.listing.passed_over)
+        if not opened.listing.images:
+            raise DataError(f"no image in {path}: expected {' '.join(FORMATS)}{passed_over.remark}")
         if passed_over:
             on_passed_over(path, passed_over)
-        if not opened.listing.images:
-            raise DataError(f"no image in {path}: {EXPECTED}")
         for parts in sorted(opened.listing.images):
             try:
                 pixels = _read_array(opened, parts, size, channels)

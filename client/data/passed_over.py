@@ -48,6 +48,11 @@ class PassedOver:
         files = f"{count} file{'' if count == 1 else 's'}: {', '.join(reasons.values())}" if reasons else None
         return f"passed over {'; '.join(each for each in (files, folders) if each) or 'nothing'}"
 
+    @property
+    def remark(self) -> str:
+        """What an error message ends with; empty where nothing was passed over."""
+        return f"; {self}" if self else ""
+
 
 def readable(name: str) -> str:
     """A file's name for a line of text: line breaks and bytes that are no character become ``?``."""

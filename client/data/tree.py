@@ -64,8 +64,10 @@ def _below_wrapping(images: Collection[Parts]) -> tuple[Parts, tuple[str, ...]]:
 def _wraps(images: Collection[Parts], folder: Parts) -> bool:
     """Whether the only folder of a tree wraps it, and is not its only class."""
     folders = _folders_in(images, folder)
+    if len(folders) != 1:
+        return len(folders) > 1
     holds_images = any(len(parts) == len(folder) + 1 for parts in _in(images, folder))
-    return len(folders) > 1 or (len(folders) == 1 and not holds_images)
+    return not holds_images or bool(_splits_among(images, folder, folders))
 
 
 def _splits_among(images: Collection[Parts], base: Parts, folders: Iterable[str]) -> tuple[str, ...]:
