@@ -96,12 +96,16 @@ def list_splits(source: Path) -> tuple[str, ...]:
         DataError: the source is missing or cannot be read.
     """
     with open_source(source) as opened:
-        return understand(opened.listing.images).split_names
+        return _tree_of(opened).split_names
+
+
+def _tree_of(source: Source) -> Tree:
+    return understand(source.listing.images, source.listing.passed_over[Reason.NOT_READ])
 
 
 def _find_classes(source: Source, split: str | None) -> tuple[Classes, PassedOver]:
     """The classes of one split of a source, or of a source without splits."""
-    tree = understand(source.listing.images)
+    tree = _tree_of(source)
     _check_split(source.path, split, tree.split_names)
     passed_over = _passed_over(source.listing, tree)
     if not (classes := tree.splits[split]):

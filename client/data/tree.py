@@ -4,7 +4,7 @@ A class is a folder with all images below it, however deep. Above the classes th
 folders that only wrap the whole. Images beside the classes change nothing.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from client.data.passed_over import Parts
@@ -43,9 +43,13 @@ class Tree:
         return {(*self.bases[split], name) for split, classes in self.splits.items() for name in classes}
 
 
-def understand(images: Collection[Parts]) -> Tree:
-    """The classes and splits of a tree, from the paths of its images."""
-    base, splits = _below_wrapping(images)
+def understand(images: Set[Parts], unread: Set[Parts] = frozenset()) -> Tree:
+    """The classes and splits of a tree, from the paths of its images.
+
+    Args:
+        unread: images in formats that are not read; they are of no class, and show where the classes are.
+    """
+    base, splits = _below_wrapping(images | unread)
     bases: dict[str | None, Parts] = {name: (*base, name) for name in splits} if splits else {None: base}
     return Tree({name: _classes_in(images, place) for name, place in bases.items()}, bases)
 

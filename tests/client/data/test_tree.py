@@ -30,6 +30,15 @@ def test_a_stray_image_does_not_change_the_tree(stray: str) -> None:
     assert meaning("w/meta_test/dog/0.png", stray) == {"meta_test": {"dog": 1}}
 
 
+def test_images_that_are_not_read_show_where_the_classes_are() -> None:
+    jpegs, heic = {("cat", "old", "0.jpg"), ("cat", "new", "1.jpg")}, {("dog", "old", "0.heic")}
+    assert understand(jpegs, heic).splits == {None: {"cat": sorted(jpegs)}}
+    assert understand(set(), {("train", "a", "0.heic"), ("val", "a", "1.heic")}).split_names == (
+        "train",
+        "val",
+    )
+
+
 def test_a_single_class_is_not_taken_for_a_wrapping_folder() -> None:
     assert meaning("cat/0.png") == {None: {"cat": 1}}
     assert meaning("cat/0.png", "cat/old/1.png") == {None: {"cat": 2}}
