@@ -20,7 +20,7 @@ def or_if_colour(setting: bool | None, channels: int) -> bool:
 
 
 class DataConfig(Settings):
-    """Which images of a folder or zip; see ``client.data.images.load_images``."""
+    """Which images of a folder or zip; see ``client.data.loading.load_images``."""
 
     source: Path
     """Folder or zip of images, a folder a class."""

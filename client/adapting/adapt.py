@@ -9,7 +9,8 @@ from torch import Tensor
 from client.adapting.calibrate import calibrate
 from client.adapting.classifier import Description, FewShotClassifier
 from client.config import ClientConfig
-from client.data.images import ImageSet, load_configured, to_input
+from client.data.image_set import ImageSet, to_input
+from client.data.loading import load_configured
 from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed, nearest_mean
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256

@@ -1,6 +1,6 @@
 """PREDICT: classes and their probabilities for an organisation's images, each image on its own."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from client.adapting.classifier import FewShotClassifier
-from client.data.images import find_images, load_image
+from client.data.loading import OnUnreadable, read_images
 from fedfree.architectures import InputSpec
 from fedfree.errors import DataError
 
 BATCH = 32
-
-OnUnreadable = Callable[[DataError], None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def predict(
     """Predict every image that can be read, in order; why another cannot goes to ``on_unreadable``.
 
     Args:
-        paths: images, and folders whose images are taken at whatever depth.
+        paths: images, and folders or zips whose images are taken at whatever depth.
         top: length of the rankings; all classes where there are fewer.
     """
     images = _read_all(paths, classifier.description.input, on_unreadable)
@@ -62,18 +60,10 @@ def _read_all(
     paths: Iterable[Path], input: InputSpec, on_unreadable: OnUnreadable
 ) -> Iterator[tuple[Path, Tensor]]:
     """Each readable image with its pixels [1, channels, height, width] in [0, 1]."""
-    for path in _expand(paths, on_unreadable):
-        try:
-            image = load_image(path, size=input.height, channels=input.channels)
-        except DataError as error:
-            on_unreadable(error)
-        else:
-            yield path, input.resize(image[None].float() / 255)
-
-
-def _expand(paths: Iterable[Path], on_unreadable: OnUnreadable) -> Iterator[Path]:
+    size, channels = input.height, input.channels
     for path in paths:
         try:
-            yield from find_images(path) if path.is_dir() else [path]
+            for place, image in read_images(path, size=size, channels=channels, on_unreadable=on_unreadable):
+                yield place, input.resize(image[None].float() / 255)
         except DataError as error:
             on_unreadable(error)

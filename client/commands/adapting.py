@@ -17,7 +17,7 @@ from client.adapting.predict import predict as predict_all
 from client.commands.files import read_meta_learner
 from client.commands.options import Data, Split
 from client.config import ClientConfig
-from client.data.images import load_images
+from client.data.loading import load_images
 from fedfree.errors import FedFreeError
 from fedfree.host.cli import WRONG_INPUT, App, print_refusal
 

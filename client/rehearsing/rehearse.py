@@ -20,7 +20,8 @@ from torch import Tensor
 
 import fedfree
 from client.config import ClientConfig, PrivacyConfig, TrainingConfig
-from client.data.images import ImageSet, load_configured, to_input
+from client.data.image_set import ImageSet, to_input
+from client.data.loading import load_configured
 from client.rehearsing.attacks import (
     ATTACKS,
     Attack,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from client.config import TrainingConfig, or_if_colour
-from client.data.images import ImageSet, split_held_out, to_input
+from client.data.image_set import ImageSet, split_held_out, to_input
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.codec import fill_network, read_tensors
 from fedfree.host.compute import choose_device, use_cpu

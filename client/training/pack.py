@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from client.data.images import load_images, to_input
+from client.data.image_set import to_input
+from client.data.loading import load_images
 from fedfree.architectures import Architecture, Classifier, InputSpec, TorchvisionClassifier, build
 from fedfree.codec import Contribution, encode_weights, fill_network
 from fedfree.errors import ConfigError, ContributionError, DataError

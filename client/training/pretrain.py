@@ -12,7 +12,9 @@ import torch
 
 import fedfree
 from client.config import ClientConfig, PrivacyConfig
-from client.data.images import ImageSet, hash_images, load_configured
+from client.data.finding import hash_images
+from client.data.image_set import ImageSet
+from client.data.loading import load_configured
 from client.training.fit import fit, initialise
 from client.training.ledger import Ledger
 from client.training.privacy import ACCOUNTANT, check_private, plan, software, train_privately

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fedfree
 from client.config import PrivacyConfig
-from client.data.images import ImageSet, to_input
+from client.data.image_set import ImageSet, to_input
 from client.training.fit import Untrained, augment
 from fedfree.architectures import Classifier
 from fedfree.codec import check_parameters_only

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 import fedfree
-from client.data.images import SPLITS, ImageSet, list_classes, list_splits, load_images
+from client.data.finding import list_classes, list_splits
+from client.data.image_set import ImageSet
+from client.data.loading import load_images
 from client.rehearsing.attacks import roc
 from client.rehearsing.rehearse import (
     CANARIES,
@@ -119,7 +121,7 @@ def load_organisations(config: AuditConfig) -> list[ImageSet]:
     source = resolve(
         config.dataset, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class
     )
-    split = SPLITS[0] if list_splits(source) else None
+    split = next(iter(list_splits(source)), None)
     shares = partition(
         list(list_classes(source, split)),
         organisations=1 + (config.companions if config.meta_learner else 0),

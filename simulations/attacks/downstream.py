@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from client.adapting.adapt import extract_features
-from client.data.images import to_input
+from client.data.image_set import to_input
 from client.rehearsing.attacks import Floats, membership_scores
 from client.rehearsing.rehearse import Plan
 from fedfree.adaptation import nearest_mean

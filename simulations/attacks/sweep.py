@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from client.config import PRIVACY_ONLY, WITHOUT_PRIVACY_ONLY, ClientConfig
-from client.data.images import ImageSet, load_images, to_input
+from client.data.image_set import ImageSet, to_input
+from client.data.loading import load_images
 from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure
 from client.rehearsing.rehearse import (
     CANARIES,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from client.adapting.adapt import episode_accuracies, extract_features, sample_episodes
-from client.data.images import ImageSet, to_input
+from client.data.image_set import ImageSet, to_input
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, build
 from fedfree.codec import Contribution, MetaLearner

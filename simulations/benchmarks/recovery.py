@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from client.config import ClientConfig
-from client.data.images import ImageSet, load_configured
+from client.data.image_set import ImageSet
+from client.data.loading import load_configured
 from client.training.fit import Fitted, fit
 from client.training.pretrain import shuffle_classes
 from fedfree.episodes import Accuracy, mean_and_ci95

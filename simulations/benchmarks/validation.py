@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from client.adapting.adapt import SHOTS, episode_accuracies, sample_episodes
-from client.data.images import ImageSet, to_input
+from client.data.image_set import ImageSet, to_input
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.episodes import EpisodeSpec

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.datasets import CIFAR100, Omniglot
 
-from client.data.images import SPLITS, list_classes, load_images
+from client.data.finding import list_classes
+from client.data.loading import load_images
+from client.data.tree import SPLITS
 from fedfree.errors import DataError
 from fedfree.seeding import make_generator
 from simulations.federation import glyphs

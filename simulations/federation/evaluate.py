@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from client.adapting.adapt import SHOTS, episode_accuracies, nearest_mean_accuracies, sample_episodes
-from client.data.images import ImageSet, load_images, to_input
+from client.data.image_set import ImageSet, to_input
+from client.data.loading import load_images
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution, MetaLearner, decode_meta_learner

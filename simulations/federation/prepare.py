@@ -8,7 +8,7 @@ from pathlib import Path
 
 from client.adapting.adapt import SHOTS
 from client.config import ClientConfig, DataConfig, EvaluateConfig
-from client.data.images import list_classes, list_splits
+from client.data.finding import list_classes, list_splits
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError, DataError
 from fedfree.host.files import write_file

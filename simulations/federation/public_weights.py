@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.config import TrainingConfig
-from client.data.images import ImageSet, load_images
+from client.data.image_set import ImageSet
+from client.data.loading import load_images
 from client.training.fit import fit
 from fedfree.codec import encode_weights
 from simulations.federation.datasets import resolve

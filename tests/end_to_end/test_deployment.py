@@ -26,7 +26,7 @@ from PIL import Image
 
 from client.adapting.adapt import make_classifier
 from client.config import ClientConfig, DataConfig, TrainingConfig
-from client.data.images import load_images
+from client.data.loading import load_images
 from client.doors import flower_node as node
 from client.doors.grpc_remote import connect, credentials
 from client.training.pretrain import pretrain

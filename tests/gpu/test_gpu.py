@@ -9,7 +9,7 @@ import torch
 
 from client.adapting.adapt import extract_features
 from client.config import PrivacyConfig, TrainingConfig
-from client.data.images import ImageSet
+from client.data.image_set import ImageSet
 from client.training.fit import fit, initialise
 from client.training.privacy import dp_sgd, os_entropy_generator, plan, take_step, train_privately
 from fedfree.architectures import Architecture, InputSpec, build

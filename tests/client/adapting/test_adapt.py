@@ -9,7 +9,8 @@ import torch
 from client.adapting import adapt as adaptation
 from client.adapting.adapt import leave_one_out, make_classifier
 from client.adapting.classifier import read_classifier, write_classifier
-from client.data.images import load_images, to_input
+from client.data.image_set import to_input
+from client.data.loading import load_images
 from fedfree.adaptation import Recipe, adapt
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import MetaLearner

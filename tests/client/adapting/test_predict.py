@@ -1,6 +1,7 @@
 """The organisation's commands on images of its own: adapt, then predict, each image on its own."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 
 from client.adapting.classifier import read_classifier
 from client.adapting.predict import Prediction, predict
-from client.data.images import load_images, to_input
+from client.data.image_set import to_input
+from client.data.loading import load_images
 from fedfree.adaptation import adapt
 from fedfree.codec import MetaLearner
 
@@ -97,6 +99,15 @@ def test_an_image_is_predicted_the_same_whatever_else_is_asked(classifier: Path,
     for image, expected in together.items():
         (alone,) = all_of(classifier, image)
         assert dict(alone.ranking) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_zip_is_predicted_as_the_folder_it_was_made_of(classifier: Path, queries: Path) -> None:
+    zipped = Path(shutil.make_archive(str(queries), "zip", queries))
+    from_zip, from_folder = all_of(classifier, zipped), all_of(classifier, queries)
+    assert [each.image for each in from_zip] == [
+        zipped / each.image.relative_to(queries) for each in from_folder
+    ]
+    assert [each.ranking for each in from_zip] == [each.ranking for each in from_folder]
 
 
 def test_json_gives_an_object_a_line(classifier: Path, queries: Path, run_client: RunClient) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from client.commands import main as cli
 from client.config import PrivacyConfig, TrainingConfig
-from client.data.images import ImageSet
+from client.data.image_set import ImageSet
 from client.rehearsing.attacks import ONLINE
 from client.rehearsing.rehearse import (
     CANARIES,

@@ -14,7 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from client.data.images import load_images, to_input
+from client.data.image_set import to_input
+from client.data.loading import load_images
 from client.training.pack import accuracy_on, read_checkpoint, to_contribution, to_network
 from client.training.pretrain import MANIFEST, WEIGHTS
 from fedfree.architectures import Architecture, Classifier, InputSpec, build

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from client.config import ClientConfig, DataConfig, PrivacyConfig, TrainingConfig
-from client.data.images import load_images
+from client.data.loading import load_images
 from client.training.fit import augment, initialise, turn
 from client.training.pretrain import HELD_OUT, MANIFEST, cache_key, pretrain, shuffle_classes
 from fedfree.architectures import Architecture

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from client.config import PrivacyConfig, TrainingConfig
-from client.data.images import ImageSet
+from client.data.image_set import ImageSet
 from client.training.fit import Untrained, initialise
 from client.training.privacy import (
     check_private,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from client.config import TrainingConfig
-from client.data.images import ImageSet, to_input
+from client.data.image_set import ImageSet, to_input
 from client.rehearsing.rehearse import make_plan, trainer_of
 from fedfree.codec import Contribution
 from server.config import InvertConfig, ServerConfig

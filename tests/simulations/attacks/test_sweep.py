@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from client.config import ClientConfig, DataConfig, TrainingConfig
-from client.data.images import ImageSet
+from client.data.image_set import ImageSet
 from client.rehearsing.attacks import EpsilonBound, Exposure, Interval
 from client.rehearsing.rehearse import trainer_of
 from client.training.pretrain import pretrain

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.data.images import list_classes, list_splits, load_images
+from client.data.finding import list_classes, list_splits
+from client.data.loading import load_images
 from fedfree.errors import DataError
 from simulations.federation import datasets, glyphs
 

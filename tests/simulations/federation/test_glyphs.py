@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from client.data.images import list_classes, list_splits, load_images
+from client.data.finding import list_classes, list_splits
+from client.data.loading import load_images
 from fedfree.episodes import EpisodeSpec, mean_and_ci95, sample_episode
 from fedfree.errors import DataError
 from simulations.federation import glyphs

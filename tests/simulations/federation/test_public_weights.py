@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from client.config import TrainingConfig
-from client.data.images import ImageSet
+from client.data.image_set import ImageSet
 from client.training.fit import initialise
 from fedfree.architectures import Architecture
 from fedfree.codec import read_tensors

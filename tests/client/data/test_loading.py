@@ -9,17 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from client.data.images import (
-    ImageSet,
-    find_images,
-    list_classes,
-    list_splits,
-    load_image,
-    load_images,
-    split_held_out,
-    to_input,
-)
-from fedfree.architectures import InputSpec
+from client.data import decoding
+from client.data.finding import list_classes, list_splits
+from client.data.loading import load_image, load_images, read_images
 from fedfree.errors import DataError
 
 CIFAR_FS = Path(__file__).parents[4] / "shared" / "data" / "cifar-fs.zip"
@@ -56,10 +48,17 @@ def make_zip(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def image_set(counts: tuple[int, ...]) -> ImageSet:
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
-    return ImageSet(images, labels, tuple(f"class{index}" for index in range(len(counts))))
+def both(path: Path, files: dict[str, bytes]) -> tuple[Path, Path]:
+    """The same files as a folder and as a zip."""
+    return make_folder(path / "folder", files), make_zip(path / "images.zip", files)
+
+
+def refuse(error: DataError) -> None:
+    raise error
+
+
+def paths_in(source: Path) -> list[Path]:
+    return [path for path, _ in read_images(source, size=16, channels=3, on_unreadable=refuse)]
 
 
 @pytest.mark.parametrize("prefix", ["", "wrapping/"])
@@ -180,7 +179,7 @@ def test_a_damaged_zip_member_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [399, 150])
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", limit)
     with pytest.raises(DataError, match=r"cannot read the image ant/0\.png .*decompression bomb"):
         load_images(make_folder(tmp_path, tree()))
 
@@ -216,63 +215,6 @@ def test_meaningless_options_are_refused(tmp_path: Path, options: dict[str, int]
         load_images(make_folder(tmp_path, tree()), **options)
 
 
-def test_the_fingerprint_sees_pixels_labels_and_shape_but_no_names() -> None:
-    base = image_set((2, 2))
-    same = ImageSet(base.images, base.labels, ("other", "names"))
-    assert base.fingerprint() == same.fingerprint()
-    others = [
-        ImageSet(255 - base.images, base.labels, base.class_names),
-        ImageSet(base.images, 1 - base.labels, base.class_names),
-        ImageSet(base.images.reshape(4, 1, 8, 32), base.labels, base.class_names),
-    ]
-    assert len({base.fingerprint(), *(other.fingerprint() for other in others)}) == 4
-
-
-def test_an_inconsistent_image_set_is_refused() -> None:
-    base = image_set((2, 2))
-    with pytest.raises(DataError, match="expected uint8 images"):
-        ImageSet(base.images.float(), base.labels, base.class_names)
-    with pytest.raises(DataError, match="expected 4 int64 labels"):
-        ImageSet(base.images, base.labels[:3], base.class_names)
-    with pytest.raises(DataError, match="labels run from 0 to 1"):
-        ImageSet(base.images, base.labels, ("one",))
-
-
-def test_held_out_images_are_stratified_and_the_parts_make_the_whole() -> None:
-    images = image_set((20, 10, 2, 1))
-    kept, held = split_held_out(images, fraction=0.2, generator=torch.Generator().manual_seed(0))
-    assert held.labels.bincount(minlength=4).tolist() == [4, 2, 1, 0]
-    values = [*kept.images[:, 0, 0, 0].tolist(), *held.images[:, 0, 0, 0].tolist()]
-    assert sorted(values) == list(range(33))
-    assert kept.class_names == held.class_names == images.class_names
-
-
-def test_the_same_generator_holds_out_the_same_images() -> None:
-    held = [
-        split_held_out(image_set((20, 20)), fraction=0.3, generator=torch.Generator().manual_seed(seed))[1]
-        for seed in (1, 1, 2)
-    ]
-    assert held[0].fingerprint() == held[1].fingerprint() != held[2].fingerprint()
-
-
-def test_every_class_keeps_an_image_and_impossible_fractions_are_refused() -> None:
-    generator = torch.Generator().manual_seed(0)
-    kept, _ = split_held_out(image_set((5, 2)), fraction=0.99, generator=generator)
-    assert kept.labels.tolist() == [0, 1]
-    with pytest.raises(DataError, match="no class has two images"):
-        split_held_out(image_set((1, 1)), fraction=0.5, generator=generator)
-    with pytest.raises(DataError, match="above 0 and below 1, got 1"):
-        split_held_out(image_set((5, 2)), fraction=1, generator=generator)
-
-
-def test_pixels_reach_the_scale_channels_and_size_of_the_network() -> None:
-    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 28, 28)
-    inputs = to_input(images, InputSpec(channels=3, height=32, width=32))
-    assert inputs.shape == (2, 3, 32, 32)
-    assert inputs.dtype == torch.float32
-    torch.testing.assert_close(inputs.mean((1, 2, 3)), torch.tensor([-1.0, 1.0]))
-
-
 def test_cifar_fs_is_read_as_it_lies_in_its_zip() -> None:
     if not CIFAR_FS.exists():
         pytest.skip("needs ../shared/data/cifar-fs.zip")
@@ -285,18 +227,20 @@ def test_one_image_is_decoded_as_the_same_image_of_a_folder(tmp_path: Path) -> N
     folder = make_folder(tmp_path, {"a/0.png": png(200, mode="RGB"), "b/0.png": png(90, size=(30, 20))})
     for channels in (1, 3):
         together = load_images(folder, size=16, channels=channels)
-        for path, image in zip(find_images(folder), together.images, strict=True):
+        found = read_images(folder, size=16, channels=channels, on_unreadable=refuse)
+        for (path, alone), image in zip(found, together.images, strict=True):
+            assert torch.equal(alone, image)
             assert torch.equal(load_image(path, size=16, channels=channels), image)
 
 
 def test_images_are_found_at_any_depth_and_hidden_ones_are_not(tmp_path: Path) -> None:
     wanted = ["0.png", "a/1.JPG", "a/b/c/d/2.jpeg"]
     files = [*wanted, ".hidden.png", "a/.cache/3.png", "__MACOSX/0.png", "notes.txt"]
-    folder = make_folder(tmp_path / "images", dict.fromkeys(files, b""))
-    assert find_images(folder) == [folder / name for name in wanted]
+    for source in both(tmp_path, dict.fromkeys(files, png(3))):
+        assert paths_in(source) == [source / name for name in wanted]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image in"):
-        find_images(tmp_path / "empty")
+        paths_in(tmp_path / "empty")
 
 
 def test_an_image_that_cannot_be_read_alone_is_named(tmp_path: Path) -> None:

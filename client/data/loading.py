@@ -1,0 +1,162 @@
+"""The readers of images: pixels and labels from a folder, a zip or one file."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.config import DataConfig
+from client.data.decoding import UndecodableError, channels_of, decode, to_array
+from client.data.finding import find_images
+from client.data.formats import FORMATS
+from client.data.image_set import ImageSet
+from client.data.passed_over import Parts, PassedOver
+from client.data.sources import Listing, Source, open_source, read_image_file, unreadable
+from fedfree.errors import DataError
+
+log = logging.getLogger(__name__)
+
+OnPassedOver = Callable[[Path, PassedOver], None]
+OnUnreadable = Callable[[DataError], None]
+
+
+def warn_of_passed_over(source: Path, passed_over: PassedOver) -> None:
+    """Log what a reader passed over, in one line."""
+    log.warning("%s: %s", source, passed_over)
+
+
+def load_images(
+    source: Path,
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    images_per_class: int | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    min_classes: int = 2,
+    on_passed_over: OnPassedOver = warn_of_passed_over,
+) -> ImageSet:
+    """Read an image folder or a zip of one: ``<class>/…/<image>`` or ``<split>/<class>/…/<image>``.
+
+    Images at any depth below a class folder are of that class. Folders may wrap the whole tree. What an
+    image is, is said in ``client.data.formats``.
+
+    Args:
+        source: a folder or a .zip; of a zip only the images asked for are read.
+        split: ``meta_train``, ``train`` or whatever the split's folder is called; None for a tree without.
+        classes: which classes, in any order; all by default. Labels follow their sorted names.
+        images_per_class: keep the first so many of each class by path; all by default.
+        size: side in pixels that images are brought to; that of the first image by default (its
+            shorter side where it is not square).
+        channels: 1 or 3; by default 1 where the first image is greyscale, else 3.
+        min_classes: fewest classes the caller can use.
+        on_passed_over: told once what the source holds beside images of classes, where it holds any.
+
+    Raises:
+        DataError: the source, split, a class or an image is missing or cannot be read.
+    """
+    _check_positive(images_per_class=images_per_class, size=size)
+    if channels not in (None, 1, 3):
+        raise DataError(f"images have 1 or 3 channels, got {channels}")
+    with open_source(source) as opened:
+        kept, passed_over = find_images(
+            opened, split=split, classes=classes, images_per_class=images_per_class, min_classes=min_classes
+        )
+        if passed_over:
+            on_passed_over(source, passed_over)
+        paths = [parts for of_class in kept.values() for parts in of_class]
+        pixels = _read_all(opened, paths, size, channels)
+    counts = torch.tensor([len(of_class) for of_class in kept.values()], dtype=torch.int64)
+    return ImageSet(torch.from_numpy(pixels), torch.arange(len(kept)).repeat_interleave(counts), tuple(kept))
+
+
+def load_configured(data: DataConfig, *, size: int) -> ImageSet:
+    """The images that a configuration names, brought to ``size`` pixels a side; raises DataError."""
+    return load_images(
+        data.source,
+        split=data.split,
+        classes=data.classes,
+        images_per_class=data.images_per_class,
+        size=size,
+    )
+
+
+def load_image(path: Path, *, size: int, channels: int) -> Tensor:
+    """One image, decoded as :func:`load_images` does: [channels, size, size], uint8.
+
+    Raises:
+        DataError: the image is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise DataError(f"no such image: {path}")
+    alone = Source(path.parent, Listing(), lambda parts: read_image_file(path))
+    return torch.from_numpy(np.array(_read_array(alone, (path.name,), size, channels)))
+
+
+def read_images(
+    path: Path,
+    *,
+    size: int,
+    channels: int,
+    on_unreadable: OnUnreadable,
+    on_passed_over: OnPassedOver = warn_of_passed_over,
+) -> Iterator[tuple[Path, Tensor]]:
+    """Every image of a folder or zip, at whatever depth, or the one image that ``path`` is; sorted.
+
+    Yields:
+        Where each image is (in a zip, as if it were a folder) and its pixels, [channels, size, size], uint8.
+    """
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+        yield path, load_image(path, size=size, channels=channels)
+        return
+    with open_source(path) as opened:
+        passed_over = PassedOver(opened.listing.passed_over)
+        if not opened.listing.images:
+            raise DataError(f"no image in {path}: expected {' '.join(FORMATS)}{passed_over.remark}")
+        if passed_over:
+            on_passed_over(path, passed_over)
+        for parts in sorted(opened.listing.images):
+            try:
+                pixels = _read_array(opened, parts, size, channels)
+            except DataError as error:
+                on_unreadable(error)
+            else:
+                yield path.joinpath(*parts), torch.from_numpy(np.array(pixels))
+
+
+def _check_positive(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise DataError(f"{name} is at least 1, got {count}")
+
+
+def _read_all(
+    source: Source, paths: Sequence[Parts], size: int | None, channels: int | None
+) -> NDArray[np.uint8]:
+    """All images in one array [n, channels, size, size]; the first decides what is left open."""
+    if size is None or channels is None:
+        with _named(source, paths[0]):
+            first = decode(source.read(paths[0]), size=size)
+        size, channels = size or min(first.size), channels or channels_of(first)
+    pixels = np.empty((len(paths), channels, size, size), np.uint8)
+    for index, parts in enumerate(paths):
+        pixels[index] = _read_array(source, parts, size, channels)
+    return pixels
+
+
+def _read_array(source: Source, parts: Parts, size: int, channels: int) -> NDArray[np.uint8]:
+    with _named(source, parts):
+        return to_array(decode(source.read(parts), size=size), size, channels)
+
+
+@contextmanager
+def _named(source: Source, parts: Parts) -> Iterator[None]:
+    try:
+        yield
+    except UndecodableError as error:
+        raise unreadable(source.path, parts, error) from error
