@@ -1,11 +1,9 @@
 """``fedfree-sim bench``: the measurements behind docs/results.md."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from matplotlib.figure import Figure
 
 from fedfree.errors import ConfigError
 from fedfree.host.cli import make_app
@@ -54,8 +52,17 @@ def bench_quality(
     """Few-shot accuracy of whole federations: a table of cases, each over several seeds."""
     base = _config(config, locals())
     measured = quality.measure(out, base, cases=cases, seeds=range(seeds), tell=output.tell)
-    values = quality_table.values(measured)
-    _leave(out, "quality", quality_table.table(measured), values, plots(measured))
+    output.leave(
+        out,
+        "quality",
+        table=quality_table.table(measured),
+        setup=base,
+        seeds=range(seeds),
+        details=quality_table.values(measured),
+        plots=plots(measured),
+        config=config,
+        seconds=quality_table.seconds(measured),
+    )
 
 
 @bench.command("speed")
@@ -77,7 +84,16 @@ def bench_speed(
     """Images recovered a second, and the time to recover a task from a model never seen before."""
     base = _config(config, locals())
     measured = speed.measure(out, base, repeats=repeats)
-    _leave(out, "speed", speed.table(measured), speed.values(measured), {"speed": speed.plot(measured)})
+    output.leave(
+        out,
+        "speed",
+        table=speed.table(measured),
+        setup=base,
+        seeds=[base.seed],
+        details=speed.values(measured),
+        plots={"speed": speed.plot(measured)},
+        config=config,
+    )
 
 
 @bench.command("scale")
@@ -94,9 +110,17 @@ def bench_scale(
     seed: Seed = None,
 ) -> None:
     """Time and memory of a meta-iteration as the pool grows, and as processes share it."""
-    server = server_config(_config(None, locals()))
-    measured = scale.measure(out, server, models=_counts(models), processes=_counts(processes))
-    _leave(out, "scale", scale.table(measured), scale.values(measured), {"scale": scale.plot(measured)})
+    base = _config(None, locals())
+    measured = scale.measure(out, server_config(base), models=_counts(models), processes=_counts(processes))
+    output.leave(
+        out,
+        "scale",
+        table=scale.table(measured),
+        setup=base,
+        seeds=[base.seed],
+        details=scale.values(measured),
+        plots={"scale": scale.plot(measured)},
+    )
 
 
 @bench.command("alignment")
@@ -121,8 +145,16 @@ def bench_alignment(
         for seed in range(seeds)
         for each in alignment.measure(out / str(seed), base.model_copy(update={"seed": seed}))
     ]
-    figures = {"alignment": alignment.plot(measured)}
-    _leave(out, "alignment", alignment.table(measured), {"rows": alignment.values(measured)}, figures)
+    output.leave(
+        out,
+        "alignment",
+        table=alignment.table(measured),
+        setup=base,
+        seeds=range(seeds),
+        details={"rows": alignment.values(measured)},
+        plots={"alignment": alignment.plot(measured)},
+        config=config,
+    )
 
 
 def _config(file: Path | None, options: dict[str, Any]) -> SimulationConfig:
@@ -137,14 +169,3 @@ def _counts(text: str) -> list[int]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise ConfigError(f"expected whole numbers separated by commas, got {text!r}")
     return sorted({int(word) for word in words})
-
-
-def _leave(
-    out: Path,
-    name: str,
-    table: output.Table,
-    values: Mapping[str, object],
-    figures: Mapping[str, Figure],
-) -> None:
-    values = {"benchmark": name, **values}
-    output.leave(out, name, values=values, table=table, plots=figures)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,13 +12,12 @@ from rich.table import Table
 
 from client.rehearsing.report import plain_table, print_audit, privacy_words, shown_progress, write_audit
 from fedfree.host.cli import make_app
-from simulations.attacks import sweep_table
+from simulations.attacks import audit_table, sweep_table
 from simulations.attacks.audit import audit_organisation, draw_pictures
 from simulations.attacks.config import AuditConfig
 from simulations.attacks.memorisation import LABEL, Nearness
 from simulations.attacks.sweep import (
     SMALL,
-    Level,
     audit_federations,
     read_base,
     read_epsilons,
@@ -100,6 +98,15 @@ def audit(
         seconds=observe.seconds,
     )
     print_audit(console, found.plan, found.findings)
+    output.leave(
+        out,
+        "exposure",
+        table=audit_table.table(found.findings),
+        setup=config,
+        seeds=[config.seed],
+        details={},
+        plots={},
+    )
     for line in (privacy, *downstream_words(config)):
         console.print(line, highlight=False)
     console.print(nearness_table(found.nearness))
@@ -147,15 +154,18 @@ def sweep(
     federations = run_federations(out, base, epsilons=epsilons, seeds=range(seeds), tell=output.tell)
     with shown_progress(Console()) as observe:
         levels = audit_federations(out, federations, shadows=shadows, observe=observe)
-    leave_sweep(out, levels)
-
-
-def leave_sweep(out: Path, levels: Sequence[Level]) -> None:
-    """Print the table, and write it with its numbers and plots."""
-    table, rows = sweep_table.table(levels), sweep_table.values(levels)
+    rows = sweep_table.values(levels)
     output.write_csv(out / "sweep.csv", rows)
     output.leave(
-        out, "sweep", values={"rows": rows}, table=table, plots=plots(levels), written=[out / "sweep.csv"]
+        out,
+        "sweep",
+        table=sweep_table.table(levels),
+        setup=base,
+        seeds=range(seeds),
+        details={"rows": rows},
+        plots=plots(levels),
+        config=config,
+        written=[out / "sweep.csv"],
     )
 
 
