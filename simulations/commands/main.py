@@ -43,6 +43,7 @@ from simulations.commands.options import (
     typed_command,
 )
 from simulations.commands.privacy import app as privacy
+from simulations.commands.results import results
 from simulations.federation.prepare import prepare as prepare_run
 from simulations.federation.public_weights import make_public_weights
 from simulations.federation.simulate import simulate
@@ -54,6 +55,7 @@ app = make_app(
 )
 app.add_typer(bench)
 app.add_typer(privacy)
+app.add_typer(results)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from fedfree.settings import Settings
 
 Number = int | float
 Cell = str | Number | None | dict[str, Number] | list[Number]
-"""Text, a number, numbers that belong together (``{"mean": 48.1, "ci95": 0.8}``), a list; None: none there."""
+"""Text, a number, parts of one value (``{"mean": 48.1, "ci95": 0.8}``), a list; None where there is none."""
 Row = Mapping[str, Cell]
 
 ACCURACY = "{mean:.1f} ± {ci95:.1f}"

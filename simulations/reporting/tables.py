@@ -45,10 +45,10 @@ def show(table: Table, console: Console) -> None:
         console.print(note, markup=False, highlight=False)
 
 
-def to_markdown(table: Table) -> str:
-    """A Markdown table, without its notes."""
-    rules = ["---", *["---:"] * (len(table.columns) - 1)]
-    return "".join(f"{_markdown_row(cells)}\n" for cells in (table.titles, rules, *table.texts))
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column names the row."""
+    rules = ["---", *["---:"] * (len(titles) - 1)]
+    return "".join(f"{_markdown_row(cells)}\n" for cells in (titles, rules, *rows))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -64,7 +64,7 @@ def write(out: Path, name: str, record: Record, plots: Mapping[str, Figure]) -> 
     paths = [out / f"{name}.json", out / f"{name}.md"]
     write_file(paths[0], record.to_json().encode())
     notes = "".join(f"- {note}\n" for note in record.notes)
-    write_file(paths[1], f"{to_markdown(record.table)}\n{notes}".encode())
+    write_file(paths[1], f"{markdown_table(record.table.titles, record.table.texts)}\n{notes}".encode())
     for stem, figure in plots.items():
         for suffix in PLOT_FORMATS:
             paths.append(out / f"{stem}.{suffix}")
