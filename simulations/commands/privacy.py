@@ -24,6 +24,7 @@ from simulations.attacks.sweep import (
     run_federations,
 )
 from simulations.attacks.sweep_plots import plots
+from simulations.benchmarks import quality_table
 from simulations.commands.options import (
     Cache,
     Config,
@@ -165,6 +166,7 @@ def sweep(
         details={"rows": rows},
         plots=plots(levels),
         config=config,
+        seconds=quality_table.seconds(list(federations.values())) + sum(observe.seconds.values()),
         written=[out / "sweep.csv"],
     )
 

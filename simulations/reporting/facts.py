@@ -53,5 +53,10 @@ def _processor() -> str:
 def _driver() -> str | None:
     """The version of NVIDIA's driver, where Linux tells it."""
     described = Path("/proc/driver/nvidia/version")
-    found = re.search(r"Module\s.*?(\d+\.[\d.]+)", described.read_text() if described.exists() else "")
+    return driver_version(described.read_text()) if described.exists() else None
+
+
+def driver_version(described: str) -> str | None:
+    """From what NVIDIA's kernel module says of itself."""
+    found = re.search(r"Module\s.*?(\d+\.[\d.]+)", described)
     return found[1] if found else None

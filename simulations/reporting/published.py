@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from fedfree.errors import ConfigError
 from fedfree.host.files import read_file, write_file
@@ -48,10 +48,18 @@ def read_records(root: Path) -> dict[str, Record]:
     return records
 
 
+def find_rows(record: Record, where: Mapping[str, Cell]) -> list[dict[str, Cell]]:
+    """The rows with these cells; raises ConfigError where there is none."""
+    found = [row for row in record.rows if all(row.get(key) == cell for key, cell in where.items())]
+    if not found:
+        raise ConfigError(f"no row with {dict(where)} in {record.name}")
+    return found
+
+
 def find_row(record: Record, where: Mapping[str, Cell]) -> dict[str, Cell]:
     """The only row with these cells; raises ConfigError."""
-    found = [row for row in record.rows if all(row.get(key) == cell for key, cell in where.items())]
-    if len(found) != 1:
+    found = find_rows(record, where)
+    if len(found) > 1:
         raise ConfigError(f"expected one row with {dict(where)} in {record.name}, got {len(found)}")
     return found[0]
 
@@ -78,41 +86,45 @@ def references(records: Records) -> dict[str, Callable[..., object]]:
         record = named(name)
         return find_column(record, key).shown(find_row(record, where))
 
-    def number(name: str, key: str, part: str | None = None, **where: Cell) -> Number:
-        found = find_row(named(name), where).get(key)
-        value = found.get(part) if isinstance(found, dict) and part else found
-        if not isinstance(value, int | float):
-            raise ConfigError(f"expected a number in {name}, column {key!r}, with {where}, got {value!r}")
-        return value
+    def number(name: str, key: str, part: str = "mean", **where: Cell) -> Number:
+        return as_number(find_row(named(name), where).get(key), part)
 
     def means(name: str, *keys: str, **where: Cell) -> str:
         """``48.1, 46.5 / 63.8, 61.7``: every row's mean, key by key, or one key's shot by shot."""
-        rows = [row for row in named(name).rows if all(row.get(each) == cell for each, cell in where.items())]
+        rows = find_rows(named(name), where)
         shots = dict.fromkeys(row.get(SHOTS) for row in rows)
         parts = [
-            [_mean(row[key]) for row in rows if row.get(SHOTS) == shot] for key in keys for shot in shots
+            [f"{as_number(row.get(key)):.1f}" for row in rows if row.get(SHOTS) == shot]
+            for key in keys
+            for shot in shots
         ]
         return " / ".join(", ".join(part) for part in parts)
 
     return {"cell": cell, "number": number, "means": means}
 
 
-def _mean(cell: Cell) -> str:
-    value = cell["mean"] if isinstance(cell, dict) else cell
-    return f"{value:.1f}"
+def as_number(cell: Cell, part: str = "mean") -> Number:
+    """A number, or this part of several; raises ConfigError."""
+    value = cell.get(part) if isinstance(cell, dict) else cell
+    if not isinstance(value, int | float):
+        raise ConfigError(f"expected a number, or several with a {part!r}, got {cell!r}")
+    return value
 
 
 def read_templates(root: Path, records: Records) -> dict[str, str]:
-    """Markdown of every template by its name."""
+    """Markdown of every template by its name; raises ConfigError."""
     folder = root / RESULTS
     environment = Environment(
         loader=FileSystemLoader(folder), undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.globals.update(references(records))
-    return {
-        path.name.removesuffix(TEMPLATE): environment.get_template(path.name).render()
-        for path in folder.glob(f"*{TEMPLATE}")
-    }
+    rendered = {}
+    for path in folder.glob(f"*{TEMPLATE}"):
+        try:
+            rendered[path.name.removesuffix(TEMPLATE)] = environment.get_template(path.name).render()
+        except TemplateError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return rendered
 
 
 def block(records: Sequence[Record]) -> str:

@@ -34,20 +34,20 @@ class Column(Settings):
     """How Python's ``format`` shows a number, for instance ``{:.1f}``, or the parts of a cell."""
 
     def shown(self, row: Row) -> str:
-        """The cell for people; empty where the row has none."""
+        """The cell for people; empty where the row has none. Raises ConfigError where it does not fit."""
         cell = row.get(self.key, "")
         if cell is None:
             return ABSENT
         if isinstance(cell, str):
             return cell
-        if isinstance(cell, list):
-            return ", ".join(_with_minus(self.format.format(each)) for each in cell)
-        parts = cell if isinstance(cell, dict) else {}
-        return _with_minus(self.format.format(cell, **parts))
+        return ", ".join(self._number(each) for each in (cell if isinstance(cell, list) else [cell]))
 
-
-def _with_minus(text: str) -> str:
-    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
+    def _number(self, cell: Number | dict[str, Number]) -> str:
+        try:
+            text = self.format.format(cell, **(cell if isinstance(cell, dict) else {}))
+        except (KeyError, ValueError, TypeError) as error:
+            raise ConfigError(f"column {self.key}: {cell!r} does not fit {self.format!r}") from error
+        return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 @dataclass(frozen=True)

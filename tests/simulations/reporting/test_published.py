@@ -155,6 +155,12 @@ def test_a_cell_is_shown_as_its_column_says(form: str, cell: Any, text: str) -> 
     assert column.shown({}) == ""
 
 
+@pytest.mark.parametrize(("form", "cell"), [("{mean}", 3), ("{mean:.1f}", {"value": 3}), ("{:d}", 0.5)])
+def test_a_cell_that_does_not_fit_its_column_is_named(form: str, cell: Any) -> None:
+    with pytest.raises(ConfigError, match=r"column ours: .* does not fit"):
+        Column(key="ours", title="", format=form).shown({"ours": cell})
+
+
 def test_rows_that_differ_in_shots_alone_become_one_with_what_they_were_measured_with_beneath() -> None:
     assert block([record()]).splitlines() == [
         "| seed | ours |",
@@ -192,10 +198,19 @@ def test_a_template_takes_numbers_and_is_refused_one_that_is_not_there() -> None
         (lambda: calls["cell"]("none", "meta_learner"), "no record 'none' .*use some"),
         (lambda: calls["cell"]("some", "theirs", shots="1-shot"), "no column 'theirs' .*use seed, shots"),
         (lambda: calls["cell"]("some", "meta_learner", seed=0), "expected one row .*got 2"),
-        (lambda: calls["number"]("some", "shots", shots="1-shot"), "expected a number .*got '1-shot'"),
+        (lambda: calls["number"]("some", "shots", shots="1-shot"), "expected a number, .*got '1-shot'"),
+        (lambda: calls["means"]("some", "meta_learner", seed=7), "no row with .*7.* in some"),
+        (lambda: calls["means"]("some", "theirs"), "expected a number, .*got None"),
     ):
         with pytest.raises(ConfigError, match=message):
             call()
+
+
+@pytest.mark.parametrize("text", ["{{ nobody }}", "{{ 1 +", '{{ means("none", "a") }}'])
+def test_a_template_that_cannot_be_rendered_is_one_clear_error(clone: Path, text: str) -> None:
+    (clone / RESULTS / "short.md.j2").write_text(text)
+    with pytest.raises(ConfigError):
+        read_templates(clone, read_records(clone))
 
 
 def test_a_template_is_rendered_by_the_name_of_its_file(clone: Path) -> None:
