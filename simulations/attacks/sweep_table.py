@@ -8,9 +8,9 @@ from typing import Any
 
 from client.rehearsing.attacks import Interval
 from simulations.attacks.sweep import SPARE_IMAGES, Level
-from simulations.benchmarks.quality_table import provenance
-from simulations.reporting.progress import ABSENT, task_label
-from simulations.reporting.tables import Table
+from simulations.benchmarks.quality_table import accuracy_cell, provenance
+from simulations.reporting.progress import task_label
+from simulations.reporting.record import ABSENT, ACCURACY, Cell, Column, Row, Table
 
 FLOOR = "random_init"
 
@@ -31,51 +31,49 @@ def table(levels: Sequence[Level]) -> Table:
     """One row for each ε."""
     tasks = [task_label(task).split()[-1] for task in levels[0].federations.tasks]
     columns = (
-        "ε",
-        *(f"meta-learner {task}" for task in tasks),
-        *(f"random init {task}" for task in tasks),
-        *(f"gain kept {task}" for task in tasks),
-        "local accuracy",
-        "canary AUC",
-        "canary TPR at 1 % FPR",
-        "of any attack",
-        "ε ≥ (ceiling)",
+        Column(key="epsilon", title="ε"),
+        *(
+            Column(key=f"meta_learner_{task}", title=f"meta-learner {task}", format=ACCURACY)
+            for task in tasks
+        ),
+        *(Column(key=f"{FLOOR}_{task}", title=f"random init {task}", format=ACCURACY) for task in tasks),
+        *(Column(key=f"gain_kept_{task}", title=f"gain kept {task}", format="{:.0f} %") for task in tasks),
+        Column(key="local", title="local accuracy", format="{mean:.1f} ({low:.1f}–{high:.1f})"),
+        Column(key="auc", title="canary AUC", format="{value:.2f} ({low:.2f}–{high:.2f})"),
+        Column(key="tpr", title="canary TPR at 1 % FPR", format="{value:.1f} ({low:.1f}–{high:.1f}) %"),
+        Column(key="any_attack", title="of any attack", format="≤ {:.1f} %"),
+        Column(key="bound", title="ε ≥ (ceiling)", format="{value:.2f} ({ceiling:.2f})"),
     )
-    return Table(columns, tuple(_row(level, levels) for level in levels), tuple(_notes(levels)))
+    rows = tuple(_row(level, levels) for level in levels)
+    return Table("What ε costs and buys", columns, rows, tuple(_notes(levels)))
 
 
-def _row(level: Level, levels: Sequence[Level]) -> tuple[str, ...]:
+def _row(level: Level, levels: Sequence[Level]) -> Row:
     federations, audited = level.federations, level.audited
-    floors = [federations.baseline(FLOOR, task) for task in federations.tasks]
-    shares = [kept_gain(level, levels, task) for task in federations.tasks]
-    return (
-        f"{level.epsilon:g}",
-        *(federations.score(task).accuracy for task in federations.tasks),
-        *(floor.accuracy if floor else ABSENT for floor in floors),
-        *(ABSENT if share is None else f"{100 * share:.0f} %" for share in shares),
-        _local(level.local_accuracies),
-        _interval(audited.canaries.auc, ".2f"),
-        _percent(audited.canaries.tpr_at_1_percent),
-        f"≤ {100 * audited.ceiling:.1f} %",
-        f"{audited.bound.epsilon:.2f} ({audited.bound.ceiling:.2f})",
-    )
+    cells: dict[str, Cell] = {"epsilon": f"{level.epsilon:g}"}
+    for name in federations.tasks:
+        task, share = task_label(name).split()[-1], kept_gain(level, levels, name)
+        cells[f"meta_learner_{task}"] = accuracy_cell(federations.score(name))
+        cells[f"{FLOOR}_{task}"] = accuracy_cell(federations.baseline(FLOOR, name))
+        cells[f"gain_kept_{task}"] = None if share is None else 100 * share
+    return cells | {
+        "local": _local(level.local_accuracies),
+        "auc": interval_cell(audited.canaries.auc),
+        "tpr": interval_cell(audited.canaries.tpr_at_1_percent, times=100),
+        "any_attack": 100 * audited.ceiling,
+        "bound": {"value": audited.bound.epsilon, "ceiling": audited.bound.ceiling},
+    }
 
 
-def _local(accuracies: Sequence[float]) -> str:
+def _local(accuracies: Sequence[float]) -> Cell:
     if not accuracies:
-        return ABSENT
-    return f"{fmean(accuracies):.1f} ({min(accuracies):.1f}–{max(accuracies):.1f})"
+        return None
+    return {"mean": fmean(accuracies), "low": min(accuracies), "high": max(accuracies)}
 
 
-def _percent(rate: Interval | None) -> str:
-    if rate is None:
-        return ABSENT
-    return f"{_interval(Interval(100 * rate.value, 100 * rate.low, 100 * rate.high), '.1f')} %"
-
-
-def _interval(interval: Interval, style: str) -> str:
-    value, low, high = (format(each, style) for each in (interval.value, interval.low, interval.high))
-    return f"{value} ({low}–{high})"
+def interval_cell(interval: Interval | None, *, times: float = 1) -> Cell:
+    """Value and bounds; None where it is not resolvable."""
+    return {name: times * value for name, value in asdict(interval).items()} if interval else None
 
 
 def _notes(levels: Sequence[Level]) -> list[str]:

@@ -32,7 +32,8 @@ from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.validation import few_shot, load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
-from simulations.reporting.tables import Table
+from simulations.reporting.progress import task_label
+from simulations.reporting.record import ACCURACY, Cell, Column, Row, Table
 
 SEQUENTIAL, PARALLEL = "one after the other", "all from the same point"
 SMOOTHING = 10
@@ -108,20 +109,29 @@ def _accuracies(learner: Learner, config: SimulationConfig) -> dict[str, Tensor]
 def table(measured: Sequence[Alignment]) -> Table:
     """One row a way of learning, over the seeds; gains are paired over the episodes."""
     names = tuple(measured[0].episodes)
-    rows = []
+    rows: list[Row] = []
     for path in (SEQUENTIAL, PARALLEL):
         own = [each for each in measured if each.path == path]
         half = len(own[0].cosines) // 2
-        cosines = (
-            fmean(fmean(part) for part in parts)
-            for parts in ([each.cosines[:half] for each in own], [each.cosines[half:] for each in own])
-        )
-        accuracies = (str(_pooled(own, name)) for name in names)
-        rows.append((path, *(f"{cosine:.3f}" for cosine in cosines), *accuracies))
-    gains = (str(_gain(measured, name)) for name in names)
-    rows.append(("gain of one after the other", "", "", *gains))
-    columns = ("tasks of an iteration", "cosine, first half", "cosine, second half", *names)
-    return Table(columns, tuple(rows), ("accuracies on meta_val, nearest class mean, in %",))
+        halves = {
+            "first_half": fmean(fmean(each.cosines[:half]) for each in own),
+            "second_half": fmean(fmean(each.cosines[half:]) for each in own),
+        }
+        rows.append({"path": path, **halves, **{name: _cell(_pooled(own, name)) for name in names}})
+    gains = {name: _cell(_gain(measured, name)) for name in names}
+    rows.append({"path": "gain of one after the other", **gains})
+    columns = (
+        Column(key="path", title="tasks of an iteration"),
+        Column(key="first_half", title="cosine, first half", format="{:.3f}"),
+        Column(key="second_half", title="cosine, second half", format="{:.3f}"),
+        *(Column(key=name, title=task_label(name), format=ACCURACY) for name in names),
+    )
+    notes = ("accuracies on meta_val, nearest class mean, in %",)
+    return Table("Cosine between two tasks' gradients, and accuracy", columns, tuple(rows), notes)
+
+
+def _cell(accuracy: Accuracy) -> Cell:
+    return {"mean": accuracy.mean, "ci95": accuracy.ci95}
 
 
 def _pooled(own: Sequence[Alignment], name: str) -> Accuracy:

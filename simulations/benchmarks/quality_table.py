@@ -8,7 +8,7 @@ from typing import Any
 from simulations.benchmarks.quality import DEFAULT, DOMAINS, Measured, Run, growth
 from simulations.commands.options import run_command
 from simulations.reporting.progress import BASELINES, REFERENCE, Score, duration, task_label
-from simulations.reporting.tables import Table
+from simulations.reporting.record import ACCURACY, GAIN, Cell, Column, Row, Table
 
 MARGIN = 2.0
 """Points that another kind of pool may be below its reference."""
@@ -65,15 +65,18 @@ def _rising(curve: Sequence[Measured]) -> list[Check]:
 
 
 COLUMNS = (
-    "case",
-    "models",
-    "shots",
-    "meta-learner",
-    "each seed",
-    *(BASELINES[name].partition(" (")[0] for name in ("random_init", BEST)),
-    "gain over best single",
-    "side by side (reference)",
-    "server min",
+    Column(key="case", title="case"),
+    Column(key="models", title="models", format="{:g}"),
+    Column(key="shots", title="shots"),
+    Column(key="meta_learner", title="meta-learner", format=ACCURACY),
+    Column(key="each_seed", title="each seed", format="{:.1f}"),
+    *(
+        Column(key=name, title=BASELINES[name].partition(" (")[0], format=ACCURACY)
+        for name in ("random_init", BEST)
+    ),
+    Column(key="gain", title="gain over best single", format=GAIN),
+    Column(key=REFERENCE, title="side by side (reference)", format=ACCURACY),
+    Column(key="server_minutes", title="server min", format="{:.1f}"),
 )
 
 
@@ -84,27 +87,40 @@ def table(measured: Sequence[Measured]) -> Table:
         for domain in (None, *each.domains):
             rows += [_row(each, task, domain) for task in each.tasks]
     notes = [provenance(each) for each in measured] + [str(check) for check in checks(measured)]
-    return Table(COLUMNS, tuple(rows), tuple(notes))
+    return Table("Few-shot accuracy of whole federations", COLUMNS, tuple(rows), tuple(notes))
 
 
-def _row(measured: Measured, task: str, domain: str | None) -> tuple[str, ...]:
+def seconds(measured: Sequence[Measured]) -> float:
+    """That all runs took; a run that several cases share counts once."""
+    runs = {run.folder: run.result["seconds"] for each in measured for run in each.runs}
+    return float(sum(sum(spent.values()) for spent in runs.values()))
+
+
+def _row(measured: Measured, task: str, domain: str | None) -> Row:
     best = measured.baseline(BEST, task, domain)
-    return (
-        f"{measured.case}: {domain}" if domain else measured.case,
-        f"{measured.models():g}",
-        task_label(task),
-        measured.score(task, domain).accuracy,
-        ", ".join(f"{value:.1f}" for value in measured.accuracies(task, domain)),
-        _accuracy(measured.baseline("random_init", task, domain)),
-        _accuracy(best),
-        best.gained if best else "",
-        _accuracy(measured.baseline(REFERENCE, task, domain)),
-        f"{measured.server_minutes():.1f}",
-    )
+    return {
+        "case": f"{measured.case}: {domain}" if domain else measured.case,
+        "models": measured.models(),
+        "shots": task_label(task),
+        "meta_learner": accuracy_cell(measured.score(task, domain)),
+        "each_seed": measured.accuracies(task, domain),
+        "random_init": accuracy_cell(measured.baseline("random_init", task, domain)),
+        BEST: accuracy_cell(best),
+        "gain": _gain_cell(best),
+        REFERENCE: accuracy_cell(measured.baseline(REFERENCE, task, domain)),
+        "server_minutes": round(measured.server_minutes(), 2),
+    }
 
 
-def _accuracy(score: Score | None) -> str:
-    return score.accuracy if score else ""
+def accuracy_cell(score: Score | None) -> Cell:
+    """Mean and interval; None without a score."""
+    return {"mean": round(score.mean, 4), "ci95": round(score.ci95, 4)} if score else None
+
+
+def _gain_cell(score: Score | None) -> Cell:
+    if score is None or score.gain is None or score.gain_ci95 is None:
+        return None
+    return {"mean": round(score.gain, 4), "ci95": round(score.gain_ci95, 4)}
 
 
 def provenance(measured: Measured) -> str:

@@ -28,7 +28,7 @@ from server.learning.pool import Pool
 from server.learning.precision import parameter_dtype
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, RECEIVED, Store
-from simulations.reporting.tables import Table
+from simulations.reporting.record import Cell, Column, Row, Table
 
 ITERATIONS = 5
 ALLOWED = 1.2
@@ -136,10 +136,19 @@ def _torchrun(run: Path, processes: int) -> None:
         raise FederationError(f"{processes} processes did not finish: {done.stderr.strip()[-500:]}")
 
 
+COLUMNS = (
+    Column(key="case", title="one meta-iteration"),
+    Column(key="seconds", title="seconds", format="{:.2f}"),
+    Column(key="seconds_ratio", title="ratio", format="{:.2f}"),
+    Column(key="peak_megabytes", title="peak MB", format="{:.0f}"),
+    Column(key="memory_ratio", title="ratio", format="{:.2f}"),
+    Column(key="start_seconds", title="start, s", format="{:.1f}"),
+)
+
+
 def table(measured: Scale) -> Table:
     """Both series, each against its first row."""
     pools, teams = measured.pools, measured.teams
-    columns = ("one meta-iteration", "seconds", "ratio", "peak MB", "ratio", "start, s")
     rows = [_row(f"{cost.models:,} models", cost, pools[0]) for cost in pools] + [
         _row(_processes(cost.processes), cost, teams[0]) for cost in teams
     ]
@@ -147,24 +156,24 @@ def table(measured: Scale) -> Table:
         f"pools of random Conv4-32 networks, {TEACHERS} teachers, median of {ITERATIONS - 1} iterations",
         f"processes: {teams[0].models} models, {teams[-1].processes} paths, one thread each",
     )
-    return Table(columns, tuple(rows), notes)
+    return Table("Cost of a meta-iteration", COLUMNS, tuple(rows), notes)
 
 
 def _processes(count: int) -> str:
     return f"{count} process{'es' if count > 1 else ''}"
 
 
-def _row(name: str, cost: Cost, first: Cost) -> tuple[str, ...]:
-    return (
-        name,
-        f"{cost.seconds:.2f}",
-        f"{cost.seconds / first.seconds:.2f}",
-        f"{cost.peak_megabytes:.0f}" if cost.peak_megabytes else "",
-        f"{cost.peak_megabytes / first.peak_megabytes:.2f}"
-        if cost.peak_megabytes and first.peak_megabytes
-        else "",
-        f"{cost.start_seconds:.1f}",
-    )
+def _row(name: str, cost: Cost, first: Cost) -> Row:
+    row: dict[str, Cell] = {
+        "case": name,
+        "seconds": cost.seconds,
+        "seconds_ratio": cost.seconds / first.seconds,
+        "start_seconds": cost.start_seconds,
+    }
+    if cost.peak_megabytes and first.peak_megabytes:
+        row["peak_megabytes"] = cost.peak_megabytes
+        row["memory_ratio"] = cost.peak_megabytes / first.peak_megabytes
+    return row
 
 
 def values(measured: Scale) -> dict[str, object]:

@@ -23,7 +23,7 @@ from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
 from simulations.reporting.progress import task_label
-from simulations.reporting.tables import Table
+from simulations.reporting.record import Column, Row, Table
 
 UNSEEN = 3
 """Models of the pool that the meta-generator does not learn from."""
@@ -123,22 +123,30 @@ def _recovery(pool: Pool, server: ServerConfig, recover_each: invert.RecoverEach
     return work
 
 
+COLUMNS = (
+    Column(key="configuration", title="recovering a meta-batch"),
+    Column(key="images_per_second", title="images / s", format="{:.0f}"),
+    Column(key="times_published", title="against published", format="{:.1f} times"),
+    Column(key="gflop", title="GFLOP", format="{:.0f}"),
+    Column(key="peak", title="share of peak", format="{share:.2g} % of {gflops:.0f} GFLOP/s"),
+)
+
+
 def table(measured: Speed) -> Table:
     """The inner loops, then what recovery costs against training from scratch."""
-    columns = ("recovering a meta-batch", "images / s", "against published", "GFLOP", "share of peak")
     loops, published = measured.loops, measured.loops[-1]
-    rows = [
-        (
-            loop.name,
-            f"{loop.images_a_second:.0f}",
-            f"{loop.images_a_second / published.images_a_second:.1f} times",
-            f"{loop.operations / 1e9:.0f}",
-            f"{100 * loop.share_of_peak:.0f} % of {loop.peak / 1e9:.0f} GFLOP/s",
-        )
+    rows: list[Row] = [
+        {
+            "configuration": loop.name,
+            "images_per_second": loop.images_a_second,
+            "times_published": loop.images_a_second / published.images_a_second,
+            "gflop": loop.operations / 1e9,
+            "peak": {"share": 100 * loop.share_of_peak, "gflops": loop.peak / 1e9},
+        }
         for loop in loops
     ]
     notes = [f"time of {loop.name}: {_shares(loop)}" for loop in loops] + measured.recovery.sentences()
-    return Table(columns, tuple(rows), tuple(notes))
+    return Table("Recovering a meta-batch", COLUMNS, tuple(rows), tuple(notes))
 
 
 def _shares(loop: InnerLoop) -> str:

@@ -1,11 +1,9 @@
 """``fedfree-sim bench``: the measurements behind docs/results.md."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from matplotlib.figure import Figure
 
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App
@@ -37,8 +35,17 @@ def bench_quality(
 ) -> None:
     """Few-shot accuracy of whole federations: a table of cases, each over several seeds."""
     measured = quality.measure(out, chosen.settings, cases=cases, seeds=range(seeds), tell=output.tell)
-    values = quality_table.values(measured)
-    _leave(out, "quality", quality_table.table(measured), values, plots(measured))
+    output.leave(
+        out,
+        "quality",
+        table=quality_table.table(measured),
+        setup=chosen.settings.server,
+        seeds=range(seeds),
+        details=quality_table.values(measured),
+        plots=plots(measured),
+        config=chosen.file,
+        seconds=quality_table.seconds(measured),
+    )
 
 
 @app.command("speed")
@@ -50,7 +57,16 @@ def bench_speed(
 ) -> None:
     """Images recovered a second, and the time to recover a task from a model never seen before."""
     measured = speed.measure(out, chosen.settings, repeats=repeats)
-    _leave(out, "speed", speed.table(measured), speed.values(measured), {"speed": speed.plot(measured)})
+    output.leave(
+        out,
+        "speed",
+        table=speed.table(measured),
+        setup=chosen.settings.server,
+        seeds=[chosen.settings.seed],
+        details=speed.values(measured),
+        plots={"speed": speed.plot(measured)},
+        config=chosen.file,
+    )
 
 
 @app.command("scale")
@@ -64,7 +80,16 @@ def bench_scale(
     """Time and memory of a meta-iteration as the pool grows, and as processes share it."""
     server = server_config(chosen.settings)
     measured = scale.measure(out, server, models=_counts(models), processes=_counts(processes))
-    _leave(out, "scale", scale.table(measured), scale.values(measured), {"scale": scale.plot(measured)})
+    output.leave(
+        out,
+        "scale",
+        table=scale.table(measured),
+        setup=chosen.settings.server,
+        seeds=[chosen.settings.seed],
+        details=scale.values(measured),
+        plots={"scale": scale.plot(measured)},
+        config=chosen.file,
+    )
 
 
 @app.command("alignment")
@@ -78,8 +103,16 @@ def bench_alignment(
         for seed in range(seeds)
         for each in alignment.measure(out / str(seed), chosen.settings.model_copy(update={"seed": seed}))
     ]
-    figures = {"alignment": alignment.plot(measured)}
-    _leave(out, "alignment", alignment.table(measured), {"rows": alignment.values(measured)}, figures)
+    output.leave(
+        out,
+        "alignment",
+        table=alignment.table(measured),
+        setup=chosen.settings.server,
+        seeds=range(seeds),
+        details={"rows": alignment.values(measured)},
+        plots={"alignment": alignment.plot(measured)},
+        config=chosen.file,
+    )
 
 
 def _counts(text: str) -> list[int]:
@@ -88,14 +121,3 @@ def _counts(text: str) -> list[int]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise ConfigError(f"expected whole numbers separated by commas, got {text!r}")
     return sorted({int(word) for word in words})
-
-
-def _leave(
-    out: Path,
-    name: str,
-    table: output.Table,
-    values: Mapping[str, object],
-    figures: Mapping[str, Figure],
-) -> None:
-    values = {"benchmark": name, **values}
-    output.leave(out, name, values=values, table=table, plots=figures)

@@ -12,7 +12,7 @@ from fedfree.host.cli import App, run_app
 from fedfree.host.files import write_file
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer
-from simulations.commands import bench, privacy
+from simulations.commands import bench, privacy, results
 from simulations.commands.options import FLAGS, Out, run_command
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import prepare as prepare_run
@@ -26,6 +26,7 @@ app = App(
 )
 app.add_typer(bench.app)
 app.add_typer(privacy.app)
+app.add_typer(results.app)
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """``fedfree-sim privacy``: what the models of a simulated organisation give away."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,19 +13,19 @@ from client.rehearsing.report import plain_table, print_audit, privacy_words, sh
 from fedfree.host.cli import App
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer
-from simulations.attacks import sweep_table
+from simulations.attacks import audit_table, sweep_table
 from simulations.attacks.audit import audit_organisation, draw_pictures
 from simulations.attacks.config import AuditConfig
 from simulations.attacks.memorisation import LABEL, Nearness
 from simulations.attacks.sweep import (
     SMALL,
-    Level,
     audit_federations,
     check_base,
     read_epsilons,
     run_federations,
 )
 from simulations.attacks.sweep_plots import plots
+from simulations.benchmarks import quality_table
 from simulations.commands.options import flags
 from simulations.config import SimulationConfig
 from simulations.reporting import tables as output
@@ -88,6 +87,16 @@ def audit(
         seconds=observe.seconds,
     )
     print_audit(console, found.plan, found.findings)
+    output.leave(
+        out,
+        "exposure",
+        table=audit_table.table(found.findings),
+        setup=config.training,
+        seeds=[config.seed],
+        details={},
+        plots={},
+        config=chosen.file,
+    )
     for line in (privacy, *downstream_words(config)):
         console.print(line, highlight=False)
     console.print(nearness_table(found.nearness))
@@ -122,15 +131,19 @@ def sweep(
     )
     with shown_progress(Console()) as observe:
         levels = audit_federations(out, federations, shadows=shadows, observe=observe)
-    leave_sweep(out, levels)
-
-
-def leave_sweep(out: Path, levels: Sequence[Level]) -> None:
-    """Print the table, and write it with its numbers and plots."""
-    table, rows = sweep_table.table(levels), sweep_table.values(levels)
+    rows = sweep_table.values(levels)
     output.write_csv(out / "sweep.csv", rows)
     output.leave(
-        out, "sweep", values={"rows": rows}, table=table, plots=plots(levels), written=[out / "sweep.csv"]
+        out,
+        "sweep",
+        table=sweep_table.table(levels),
+        setup=chosen.settings.server,
+        seeds=range(seeds),
+        details={"rows": rows},
+        plots=plots(levels),
+        config=chosen.file,
+        seconds=quality_table.seconds(list(federations.values())) + sum(observe.seconds.values()),
+        written=[out / "sweep.csv"],
     )
 
 

@@ -1,11 +1,12 @@
-"""What every benchmark leaves: a table for the terminal, the same as Markdown and JSON, and plots."""
+"""What every benchmark leaves: a table for the terminal and as Markdown, a :class:`Record` as JSON, plots."""
 
 import csv
 import io
-import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 from rich import box
@@ -13,23 +14,18 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedfree.host.files import write_file
+from fedfree.codec import sha256
+from fedfree.host.compute import count_threads
+from fedfree.host.files import read_file, write_file
 from simulations.commands.options import typed_command
 from simulations.reporting import facts
+from simulations.reporting.record import Machine, Record, Table
 
 PLAIN_WIDTH = 200
 """Columns of a table where there is no terminal."""
 PLOT_FORMATS = ("png", "svg")
 
-
-@dataclass(frozen=True)
-class Table:
-    """What was measured, as words; the first column names the row."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    """Sentences beneath it: what a row was measured with, and what it shows."""
+_STARTED = time.monotonic()
 
 
 def make_console() -> Console:
@@ -41,44 +37,35 @@ def make_console() -> Console:
 def show(table: Table, console: Console) -> None:
     """Print a table and its notes."""
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if index else "left")
-    for row in table.rows:
+    for index, title in enumerate(table.titles):
+        drawn.add_column(title, justify="right" if index else "left")
+    for row in table.texts:
         drawn.add_row(*map(Text, row))
     console.print(drawn)
     for note in table.notes:
         console.print(note, markup=False, highlight=False)
 
 
-def to_markdown(table: Table) -> str:
-    """A Markdown table with its notes as a list."""
-    rules = ["---", *["---:"] * (len(table.columns) - 1)]
-    lines = [_markdown_row(cells) for cells in (table.columns, rules, *table.rows)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column names the row."""
+    rules = ["---", *["---:"] * (len(titles) - 1)]
+    return "".join(f"{_markdown_row(cells)}\n" for cells in (titles, rules, *rows))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def write(
-    out: Path,
-    name: str,
-    *,
-    values: Mapping[str, object],
-    table: Table,
-    plots: Mapping[str, Figure],
-) -> list[Path]:
+def write(out: Path, name: str, record: Record, plots: Mapping[str, Figure]) -> list[Path]:
     """Write ``<name>.json``, ``<name>.md`` and each plot as PNG and SVG, and return their paths.
 
     Args:
-        values: what the JSON holds, the numbers behind the table.
         plots: by file name without suffix.
     """
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.json", out / f"{name}.md"]
-    write_file(paths[0], (json.dumps(values, indent=2) + "\n").encode())
-    write_file(paths[1], to_markdown(table).encode())
+    write_file(paths[0], record.to_json().encode())
+    notes = "".join(f"- {note}\n" for note in record.notes)
+    write_file(paths[1], f"{markdown_table(record.table.titles, record.table.texts)}\n{notes}".encode())
     for stem, figure in plots.items():
         for suffix in PLOT_FORMATS:
             paths.append(out / f"{stem}.{suffix}")
@@ -100,26 +87,66 @@ def tell(line: str) -> None:
     make_console().print(line, markup=False, highlight=False)
 
 
+class Setup(Protocol):
+    """What any configuration of a measurement says of its machine."""
+
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def device(self) -> str: ...
+
+
 def leave(
     out: Path,
     name: str,
     *,
-    values: Mapping[str, object],
     table: Table,
+    setup: Setup,
+    seeds: Sequence[int],
+    details: Mapping[str, Any],
     plots: Mapping[str, Figure],
+    config: Path | None = None,
+    seconds: float | None = None,
     written: Sequence[Path] = (),
 ) -> None:
     """Print the table; write it with its plots, its numbers and what they were measured with; say where.
 
     Args:
+        config: the file that was given, which names the record; without one the benchmark's name does.
+        seconds: that everything took, where some of it was done before this process; by default its age.
         written: further files that were written already.
     """
-    made_with = {
-        "command": typed_command(),
-        "commit": facts.commit(),
-        "hardware": facts.hardware(),
-        "versions": facts.versions(),
-    }
+    given = read_file(config) if config else None
+    record = Record(
+        name=config.stem if config else name,
+        title=table.title,
+        command=typed_command(),
+        config=_from_root(config) if config else None,
+        config_sha256=sha256(given) if given is not None else None,
+        commit=facts.commit(),
+        date=datetime.now(UTC).date().isoformat(),
+        machine=_machine(setup),
+        seeds=tuple(seeds),
+        seconds=round(time.monotonic() - _STARTED if seconds is None else seconds, 1),
+        versions=facts.versions(),
+        columns=table.columns,
+        rows=tuple(dict(row) for row in table.rows),
+        notes=table.notes,
+        details=dict(details),
+    )
     show(table, make_console())
-    for path in (*written, *write(out, name, values=made_with | dict(values), table=table, plots=plots)):
+    for path in (*written, *write(out, name, record, plots)):
         tell(f"wrote {path}")
+
+
+def _from_root(path: Path) -> str:
+    """As seen from the root of the repository, where it is in it."""
+    inside = path.resolve().is_relative_to(facts.ROOT)
+    return (path.resolve().relative_to(facts.ROOT) if inside else path).as_posix()
+
+
+def _machine(setup: Setup) -> Machine:
+    hardware = facts.hardware()
+    if setup.device == "cpu":
+        hardware |= {"gpu": None, "driver": None}
+    return Machine.parse(hardware | {"threads": count_threads(setup.threads)}, origin="this machine")

@@ -10,7 +10,7 @@ import shlex
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -50,6 +50,8 @@ class Chosen(Generic[Chosen_]):
     """Path to ``default``, ``preset large``, the name of a file, or the option of the command line."""
     given: frozenset[str]
     """Paths that a person set, on the command line or in a file."""
+    file: Path | None = None
+    """The one that ``--config`` named."""
 
     def to_toml(self) -> str:
         """Every value with where it came from, as TOML."""
@@ -81,7 +83,7 @@ def configured(
             layers = [under] if under else []
             layers += [_file_layer(settings, file)] if file else []
             layers += [*_assigned(settings, assignments or []), *_flagged(flags, flagged)]
-            chosen = choose(settings, layers, begun=1 if under else 0)
+            chosen = replace(choose(settings, layers, begun=1 if under else 0), file=file)
             return command(chosen, **given)  # type: ignore[call-arg]
 
         parameters = [*own, *_parameters(settings, flags, under)]

@@ -17,6 +17,7 @@ from simulations.attacks.downstream import distil_student
 from simulations.attacks.memorisation import LABEL
 from simulations.commands import main as cli
 from simulations.commands import privacy as audit_cli
+from simulations.reporting.record import Record
 
 
 def write_tree(root: Path, *, classes: int = 4, images: int = 50) -> Path:
@@ -73,6 +74,10 @@ def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
         for attacks in finding["exposures"].values():
             assert all(0 <= attack["auc"]["value"] <= 1 for attack in attacks.values())
     assert len(found["memorisation"]["measures"]) == 3
+    exposure = Record.load(out / "exposure.json")
+    assert [row["target"] for row in exposure.rows] == names
+    online = found["findings"][0]["exposures"]["canaries"]["LiRA online"]
+    assert exposure.rows[0]["canaries_auc"] == online["auc"]
     assert {path.name for path in out.iterdir()} >= {"roc.png", "roc.svg", "pairs.png"}
 
     for work in ("recover_images", "learn_meta_learner"):

@@ -92,7 +92,7 @@ def test_a_sweep_measures_every_epsilon_and_a_second_start_trains_nothing(
     names = ("few-shot", "local", "canaries")
     pictures = {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
     assert {path.name for path in out.iterdir()} >= pictures | {"sweep.json", "sweep.md", "sweep.csv"}
-    rows = json.loads((out / "sweep.json").read_text())["rows"]
+    rows = json.loads((out / "sweep.json").read_text())["details"]["rows"]
     assert [row["epsilon"] for row in rows] == ["8", "inf"]
     assert [row["2way1shot_gain_kept"] for row in rows][1] in (1.0, None)
     assert rows[0]["highest_tpr_at_1_percent"] < rows[1]["highest_tpr_at_1_percent"] == 1
@@ -107,7 +107,7 @@ def test_a_sweep_measures_every_epsilon_and_a_second_start_trains_nothing(
             monkeypatch.setattr(f"{module}.{work}", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr("simulations.benchmarks.quality.simulate", lambda *_, **__: pytest.fail("run again"))
     assert run_command(monkeypatch, *options, *short) == 0
-    assert json.loads((out / "sweep.json").read_text())["rows"] == rows
+    assert json.loads((out / "sweep.json").read_text())["details"]["rows"] == rows
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -172,7 +172,7 @@ def test_the_table_holds_means_shares_of_the_gain_and_the_ceiling_of_any_attack(
     weak = fake_level(1, 34.0, 36.0, found=Interval(0.015, 0.0, 0.03), local=(60.0, 70.0))
     whole = fake_level(math.inf, 49.0, 51.0, found=None, local=())
     drawn = table([weak, whole])
-    assert dict(zip(drawn.columns, drawn.rows[0], strict=True)) == {
+    assert dict(zip(drawn.titles, drawn.texts[0], strict=True)) == {
         "ε": "1",
         "meta-learner 1-shot": "35.0 ± 0.5",
         "random init 1-shot": "30.0 ± 0.5",
@@ -183,8 +183,8 @@ def test_the_table_holds_means_shares_of_the_gain_and_the_ceiling_of_any_attack(
         "of any attack": "≤ 2.0 %",
         "ε ≥ (ceiling)": "0.25 (2.00)",
     }
-    assert drawn.rows[1][3:7] == ("100 %", "—", "0.50 (0.45–0.55)", "—")
-    assert drawn.rows[1][7] == "≤ 100.0 %"
+    assert drawn.texts[1][3:7] == ("100 %", "—", "0.50 (0.45–0.55)", "—")
+    assert drawn.texts[1][7] == "≤ 100.0 %"
     assert kept_gain(weak, [weak], "5way1shot") is None
     numbers = values([weak, whole])
     assert numbers[0]["5way1shot_gain_kept"] == pytest.approx(0.25)

@@ -133,7 +133,7 @@ def test_alignment_is_measured_along_both_paths_and_drawn(
 ) -> None:
     tree = make_tree("tree")
     run(monkeypatch, "alignment", "--seeds", 1, *pool_options(tmp_path, tree, clients=3))
-    measured = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    measured = json.loads((tmp_path / "out" / "alignment.json").read_text())["details"]
     assert [row["path"] for row in measured["rows"]] == ["one after the other", "all from the same point"]
     cosines = [row["cosines"] for row in measured["rows"]]
     assert all(len(each) == 2 and all(-1 <= cosine <= 1 for cosine in each) for each in cosines)
@@ -150,7 +150,7 @@ def test_speed_is_measured_against_the_published_configuration_and_from_scratch(
     monkeypatch.setattr("simulations.benchmarks.speed.peak", lambda *_: 1e9)
     tree = make_tree("tree", classes=6)
     run(monkeypatch, "speed", "--repeats", 1, *pool_options(tmp_path, tree, clients=5))
-    measured = json.loads((tmp_path / "out" / "speed.json").read_text())
+    measured = json.loads((tmp_path / "out" / "speed.json").read_text())["details"]
     loops = {loop["name"]: loop for loop in measured["inner_loops"]}
     assert loops["published"]["operations"] > 3 * loops["default"]["operations"]
     assert loops["default"]["share_of_peak"] == pytest.approx(

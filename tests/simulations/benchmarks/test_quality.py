@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fedfree.codec import sha256
 from fedfree.errors import ConfigError
 from simulations.benchmarks import quality
 from simulations.benchmarks.quality import (
@@ -20,9 +21,10 @@ from simulations.benchmarks.quality import (
     measure,
 )
 from simulations.benchmarks.quality_plots import plots
-from simulations.benchmarks.quality_table import COLUMNS, checks, table, values
+from simulations.benchmarks.quality_table import checks, table, values
 from simulations.commands import main as cli
 from simulations.config import SimulationConfig
+from simulations.reporting.record import Record
 
 MakeTree = Callable[..., Path]
 THREE = "data/a.zip,data/b.zip,data/c.zip"
@@ -199,7 +201,7 @@ def test_a_folder_with_another_configuration_is_refused_before_anything_runs(
 
 def test_a_row_is_the_mean_over_the_seeds_with_the_mean_interval() -> None:
     shown = table([case("default", 40.0, 43.0)])
-    row = dict(zip(COLUMNS, shown.rows[0], strict=True))
+    row = dict(zip(shown.titles, shown.texts[0], strict=True))
     assert row["case"] == "default" and row["models"] == "24" and row["shots"] == "5-way 1-shot"
     assert row["meta-learner"] == "41.5 ± 0.8"
     assert row["each seed"] == "40.0, 43.0"
@@ -230,7 +232,7 @@ def test_a_mix_is_compared_with_each_data_set_alone() -> None:
         ("domains at most 2 points below domain-", False),
     ]
     assert "on a, 5-way 1-shot (-1.0)" in found[0].claim
-    assert [row[0] for row in table([mixed]).rows[::2]] == [
+    assert [row[0] for row in table([mixed]).texts[::2]] == [
         "domains",
         "domains: a",
         "domains: b",
@@ -313,10 +315,17 @@ def test_a_tiny_bench_leaves_its_table_and_pictures_and_trains_nothing_the_secon
     written = {path.name for path in out.iterdir()}
     assert written == {"default", "quality.json", "quality.md", "quality.png", "quality.svg"}
     assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
-    (row,) = json.loads((out / "quality.json").read_text())["rows"]
+    record = Record.load(out / "quality.json")
+    assert (record.name, record.config_sha256) == ("tiny", sha256((tmp_path / "tiny.toml").read_bytes()))
+    assert (record.seeds, record.machine.threads, record.machine.gpu) == ((0,), 1, None)
+    (row,) = record.details["rows"]
     result = json.loads((out / "default" / "0" / "result.json").read_text())
     assert row["few_shot"]["3way5shot"]["seeds"] == [result["few_shot"]["3way5shot"]["mean"]]
     assert row["runs"][0]["commit"] == result["commit"]
+    assert record.seconds == pytest.approx(sum(result["seconds"].values()), abs=0.1)
+    assert record.rows[1]["meta_learner"] == {
+        name: result["few_shot"]["3way5shot"][name] for name in ("mean", "ci95")
+    }
     markdown = (out / "quality.md").read_text()
     assert markdown.splitlines()[0].startswith("| case | models | shots | meta-learner |")
     assert len({line.count("|") for line in markdown.splitlines()[:4]}) == 1
