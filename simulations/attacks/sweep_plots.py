@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from simulations.attacks.sweep import Level
 from simulations.attacks.sweep_table import FLOOR
-from simulations.reporting.progress import task_label
+from simulations.reporting.scores import task_label
 
 COLOURS = ("#0f766e", "#b45309")
 GREY = "#5b636e"

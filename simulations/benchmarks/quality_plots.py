@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from simulations.benchmarks.quality import Measured, growth
-from simulations.reporting.progress import BASELINES, REFERENCE, Score, task_label
+from simulations.baselines.table import BASELINES
+from simulations.benchmarks.quality import growth
+from simulations.reporting.scores import Score, task_label
+from simulations.series import Measured
 
 OURS = "#0f766e"
 OTHERS = {
     "random_init": {"marker": "x", "color": "#8a929c"},
     "best_single_model": {"marker": "s", "color": "#5b636e"},
-    REFERENCE: {"marker": "D", "color": "#b45309", "markerfacecolor": "none"},
+    "pool_concatenation": {"marker": "D", "color": "#b45309", "markerfacecolor": "none"},
 }
 """Baselines that are drawn, each told apart by its shape too."""
 
@@ -90,7 +92,7 @@ def _interval(axes: Axes, name: str, score: Score, row: int, *, first: bool) -> 
 
 
 def _label(name: str, is_first: bool) -> str | None:
-    return BASELINES[name].partition(" (")[0] if is_first else None
+    return BASELINES[name].label if is_first else None
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -5,14 +5,16 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from simulations.benchmarks.quality import DEFAULT, DOMAINS, Measured, Run, growth
+from simulations.baselines.table import BASELINES
+from simulations.benchmarks.quality import DEFAULT, DOMAINS, growth
 from simulations.commands.options import run_command
-from simulations.reporting.progress import BASELINES, REFERENCE, Score, duration, task_label
+from simulations.reporting.scores import Score, task_label
 from simulations.reporting.tables import Table
+from simulations.series import Measured, Run, provenance
 
 MARGIN = 2.0
 """Points that another kind of pool may be below its reference."""
-BEST = "best_single_model"
+BEST, SIDE_BY_SIDE = "best_single_model", "pool_concatenation"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ COLUMNS = (
     "shots",
     "meta-learner",
     "each seed",
-    *(BASELINES[name].partition(" (")[0] for name in ("random_init", BEST)),
+    *(BASELINES[name].label for name in ("random_init", BEST)),
     "gain over best single",
     "side by side (reference)",
     "server min",
@@ -98,36 +100,13 @@ def _row(measured: Measured, task: str, domain: str | None) -> tuple[str, ...]:
         _accuracy(measured.baseline("random_init", task, domain)),
         _accuracy(best),
         best.gained if best else "",
-        _accuracy(measured.baseline(REFERENCE, task, domain)),
+        _accuracy(measured.baseline(SIDE_BY_SIDE, task, domain)),
         f"{measured.server_minutes():.1f}",
     )
 
 
 def _accuracy(score: Score | None) -> str:
     return score.accuracy if score else ""
-
-
-def provenance(measured: Measured) -> str:
-    """Command, seeds, commit, hardware and time of a case."""
-    runs = measured.runs
-    seeds = ", ".join(str(run.config.seed) for run in runs)
-    folder = runs[0].folder.parent / "S"
-    command = run_command(folder, measured.config.model_copy(update={"seed": 0}))
-    commits = sorted({str(run.result["commit"] or "unknown") for run in runs})
-    machines = sorted({_machine(run) for run in runs})
-    dates = sorted({str(run.result["finished"])[:10] for run in runs})
-    total = sum(sum(run.result["seconds"].values()) for run in runs)
-    return (
-        f"{measured.case}: `{command} --seed S`, seeds {seeds}, commit {', '.join(commits)}, "
-        f"{'; '.join(machines)}, {', '.join(dates)}, {duration(total)} in all"
-    )
-
-
-def _machine(run: Run) -> str:
-    hardware = run.result["hardware"]
-    gpu = hardware["gpu"] if run.config.device != "cpu" else None
-    threads = f"{run.config.threads} thread{'s' if run.config.threads > 1 else ''}"
-    return f"{hardware['cores']} cores of {hardware['cpu']}, {threads}, {gpu or 'no GPU'}"
 
 
 def values(measured: Sequence[Measured]) -> dict[str, object]:

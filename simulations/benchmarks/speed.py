@@ -17,12 +17,12 @@ from server.learning.learner import Learner
 from server.learning.pool import Pool
 from server.learning.precision import autocast, parameter_dtype
 from simulations.benchmarks.pools import make_pool
-from simulations.benchmarks.recovery import Attempt, Comparison, compare
+from simulations.benchmarks.recovery import AgainstScratch, Attempt, against_scratch
 from simulations.benchmarks.timing import alternate, operations, peak, time_shares
 from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
-from simulations.reporting.progress import task_label
+from simulations.reporting.scores import task_label
 from simulations.reporting.tables import Table
 
 UNSEEN = 3
@@ -58,7 +58,7 @@ class Speed:
     """Everything ``bench speed`` measures."""
 
     loops: list[InnerLoop]
-    recovery: Comparison
+    recovery: AgainstScratch
 
 
 def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
@@ -72,7 +72,7 @@ def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
     learner = Learner(seen, server)
     for iteration in range(server.iterations):
         learner.invert(iteration)
-    return Speed(loops, compare(unseen, made.organisations, learner, load_validation(config), config))
+    return Speed(loops, against_scratch(unseen, made.organisations, learner, load_validation(config), config))
 
 
 def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[InnerLoop]:
@@ -186,7 +186,7 @@ def plot(measured: Speed) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, recovery: Comparison, measure: Callable[[Attempt], float]) -> None:
+def _draw(axes: Axes, recovery: AgainstScratch, measure: Callable[[Attempt], float]) -> None:
     """A curve for each way from scratch, and the meta-generator's point."""
     curves: dict[str, list[Attempt]] = {}
     for each in recovery.scratch:

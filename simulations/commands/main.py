@@ -45,8 +45,8 @@ from simulations.commands.options import (
 from simulations.commands.privacy import app as privacy
 from simulations.federation.prepare import prepare as prepare_run
 from simulations.federation.public_weights import make_public_weights
-from simulations.federation.simulate import simulate
-from simulations.reporting.progress import result_lines, result_table
+from simulations.reporting.summary import result_lines, result_table
+from simulations.simulate import simulate
 
 app = make_app(
     "fedfree-sim",
