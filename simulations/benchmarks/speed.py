@@ -22,6 +22,7 @@ from simulations.benchmarks.timing import alternate, operations, peak, time_shar
 from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
+from simulations.reporting.plots import OTHER, OURS, tidy
 from simulations.reporting.scores import task_label
 from simulations.reporting.tables import Table
 
@@ -170,7 +171,7 @@ def plot(measured: Speed) -> Figure:
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     loops, *qualities = figure.subplots(1, 3, width_ratios=(3, 2, 2))
     names = [loop.name for loop in measured.loops]
-    bars = loops.barh(names, [loop.images_a_second for loop in measured.loops], color="#0f766e", height=0.6)
+    bars = loops.barh(names, [loop.images_a_second for loop in measured.loops], color=OURS, height=0.6)
     loops.bar_label(bars, [f"{100 * loop.share_of_peak:.2g} % of peak" for loop in measured.loops], padding=4)
     loops.invert_yaxis()
     loops.margins(x=0.35)
@@ -181,8 +182,7 @@ def plot(measured: Speed) -> Figure:
     qualities[0].set_ylabel("images of the class asked for, in %")
     qualities[1].set_ylabel(f"{task_label(task)} of a student, in %")
     qualities[0].legend(frameon=False)
-    for axes in (loops, *qualities):
-        axes.spines[["top", "right"]].set_visible(False)
+    tidy(loops, *qualities)
     return figure
 
 
@@ -192,8 +192,8 @@ def _draw(axes: Axes, recovery: AgainstScratch, measure: Callable[[Attempt], flo
     for each in recovery.scratch:
         curves.setdefault(each.way, []).append(each)
     for (way, curve), style in zip(curves.items(), cycle(("D-", "s--"))):
-        axes.plot([each.seconds for each in curve], [*map(measure, curve)], style, color="#b45309", label=way)
+        axes.plot([each.seconds for each in curve], [*map(measure, curve)], style, color=OTHER, label=way)
     ours = recovery.ours
-    axes.plot(ours.seconds, measure(ours), "o", color="#0f766e", markersize=9, label=ours.way)
+    axes.plot(ours.seconds, measure(ours), "o", color=OURS, markersize=9, label=ours.way)
     axes.set_xscale("log")
     axes.set_xlabel("seconds for a model never seen")
