@@ -12,7 +12,7 @@ from fedfree.episodes import EpisodeSpec
 from server.events import Event, OnEvent
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
-from simulations.baselines.table import BASELINES, Measure, Outcome
+from simulations.baselines.table import BASELINES, Available, Measure
 from simulations.config import SimulationConfig
 from simulations.federation.splits import DataSet, episode_specs, find_datasets
 
@@ -35,7 +35,7 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
         For each data set, by name, a comparison for each kind of episode; no episode mixes data sets.
     """
     datasets = find_datasets(config)
-    competitors = _competitors(_read_outcome(run, config, datasets))
+    competitors = _competitors(_read_available(run, config, datasets))
     comparisons = {}
     done, of = 0, len(datasets) * len(competitors)
     for dataset in datasets:
@@ -54,10 +54,10 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     return comparisons
 
 
-def _read_outcome(run: Path, config: SimulationConfig, datasets: Sequence[DataSet]) -> Outcome:
+def _read_available(run: Path, config: SimulationConfig, datasets: Sequence[DataSet]) -> Available:
     directory = RunDirectory(run)
     store = directory.store()
-    return Outcome(
+    return Available(
         config,
         decode_meta_learner(directory.manifest.read_bytes(), directory.weights.read_bytes()),
         [store.contribution(identity) for identity in store.ids(ACCEPTED)],
@@ -65,10 +65,10 @@ def _read_outcome(run: Path, config: SimulationConfig, datasets: Sequence[DataSe
     )
 
 
-def _competitors(outcome: Outcome) -> dict[str, Measure]:
+def _competitors(available: Available) -> dict[str, Measure]:
     """The meta-learner, then every baseline that these models have."""
-    learned = outcome.meta_learner
-    measures = {name: baseline.measure(outcome) for name, baseline in BASELINES.items()}
-    return {META_LEARNER: outcome.measure(learned.network(), learned.input)} | {
+    learned = available.meta_learner
+    measures = {name: baseline.measure(available) for name, baseline in BASELINES.items()}
+    return {META_LEARNER: available.measure(learned.network(), learned.input)} | {
         name: measure for name, measure in measures.items() if measure is not None
     }

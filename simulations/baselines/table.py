@@ -32,7 +32,7 @@ Measure = Callable[[ImageSet, Sequence[Sequence[Episode]]], list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Available:
     """What a baseline may draw on: a federation's models, and the images on which choices are made."""
 
     config: SimulationConfig
@@ -58,7 +58,7 @@ class Baseline:
     """Something that the meta-learner is compared with."""
 
     label: str
-    measure: Callable[[Outcome], Measure | None]
+    measure: Callable[[Available], Measure | None]
     """None where these models have no such baseline."""
     note: str = ""
     """What a reader must know of it; goes into ``result.json``."""
@@ -66,18 +66,18 @@ class Baseline:
     """Whether it is shown beside the others though no federation could hand it out."""
 
 
-def random_init(outcome: Outcome) -> Measure:
+def random_init(available: Available) -> Measure:
     """The meta-learner's network before it learned anything."""
-    learned = outcome.meta_learner
+    learned = available.meta_learner
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(outcome.config.seed, "random baseline"))
+        torch.manual_seed(derive_seed(available.config.seed, "random baseline"))
         network = build(learned.architecture, num_classes=learned.num_classes, input=learned.input)
-    return outcome.measure(network, learned.input)
+    return available.measure(network, learned.input)
 
 
-def parameter_average(outcome: Outcome) -> Measure | None:
+def parameter_average(available: Available) -> Measure | None:
     """One network with the mean of all parameters and buffers; None where the models differ in shape."""
-    models = outcome.contributions
+    models = available.contributions
     if len({(each.architecture, each.num_classes, each.input) for each in models}) > 1:
         return None
     states = [each.network().state_dict() for each in models]
@@ -88,38 +88,38 @@ def parameter_average(outcome: Outcome) -> Measure | None:
             for name, tensor in states[0].items()
         )
     )
-    return outcome.measure(network, models[0].input)
+    return available.measure(network, models[0].input)
 
 
-def best_single_model(outcome: Outcome) -> Measure:
+def best_single_model(available: Available) -> Measure:
     """The contributed model with the highest mean accuracy on episodes of each data set's meta_val."""
-    spec, *_ = episode_specs(outcome.config)
+    spec, *_ = episode_specs(available.config)
     episodes = [
-        sample_episodes(images.labels, spec, CHOICE_EPISODES, seed=outcome.config.seed)
-        for images in outcome.validations
+        sample_episodes(images.labels, spec, CHOICE_EPISODES, seed=available.config.seed)
+        for images in available.validations
     ]
 
     def mean_accuracy(contribution: Contribution) -> float:
-        measure = outcome.measure(contribution.network(), contribution.input)
+        measure = available.measure(contribution.network(), contribution.input)
         accuracies = [
-            measure(images, [drawn])[0] for images, drawn in zip(outcome.validations, episodes, strict=True)
+            measure(images, [drawn])[0] for images, drawn in zip(available.validations, episodes, strict=True)
         ]
         return float(torch.cat(accuracies).mean())
 
-    best = max(outcome.contributions, key=mean_accuracy)
-    return outcome.measure(best.network(), best.input)
+    best = max(available.contributions, key=mean_accuracy)
+    return available.measure(best.network(), best.input)
 
 
-def pool_concatenation(outcome: Outcome) -> Measure:
+def pool_concatenation(available: Available) -> Measure:
     """Every model's features, each normalised, side by side: n times the size of one model's."""
-    mirror = outcome.meta_learner.recipe.mirror
+    mirror = available.meta_learner.recipe.mirror
 
     def features(images: Tensor, model: Contribution) -> Tensor:
-        network = model.network().to(outcome.device)
+        network = model.network().to(available.device)
         return F.normalize(extract_features(network, to_input(images, model.input), mirror=mirror), dim=1)
 
     def measure(images: ImageSet, episodes: Sequence[Sequence[Episode]]) -> list[Tensor]:
-        blocks = [features(images.images, each) for each in outcome.contributions]
+        blocks = [features(images.images, each) for each in available.contributions]
         return nearest_mean_accuracies(torch.cat(blocks, dim=1), Recipe(), episodes)
 
     return measure

@@ -135,18 +135,7 @@ def _organisation(
             classes=classes,
             images_per_class=config.images_per_class,
         ),
-        training=TrainingConfig(
-            architecture=architecture,
-            image_size=dataset.image_size,
-            horizontal_flip=config.horizontal_flip,
-            epochs=config.epochs,
-            min_steps=config.min_steps,
-            rotation_task=config.rotation_task,
-            initial_weights=config.initial_weights.resolve() if config.initial_weights else None,
-            initial_weights_public=config.initial_weights is not None,
-            device=config.device,
-            threads=config.threads,
-        ),
+        training=_training(config, dataset, architecture),
         privacy=config.privacy,
         evaluate=EvaluateConfig(
             data=DataConfig(source=dataset.source, split="meta_test", classes=new_classes),
@@ -158,6 +147,21 @@ def _organisation(
         cache=(config.cache / "models").resolve(),
         ledger=ledger.resolve(),
         seed=derive_seed(config.seed, "organisation", index),
+    )
+
+
+def _training(config: SimulationConfig, dataset: DataSet, architecture: Architecture) -> TrainingConfig:
+    return TrainingConfig(
+        architecture=architecture,
+        image_size=dataset.image_size,
+        horizontal_flip=config.horizontal_flip,
+        epochs=config.epochs,
+        min_steps=config.min_steps,
+        rotation_task=config.rotation_task,
+        initial_weights=config.initial_weights.resolve() if config.initial_weights else None,
+        initial_weights_public=config.initial_weights is not None,
+        device=config.device,
+        threads=config.threads,
     )
 
 

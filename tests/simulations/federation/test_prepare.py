@@ -8,9 +8,10 @@ import pytest
 
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError
+from server.storage.run_directory import RunDirectory
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import partition
-from simulations.federation.prepare import organisation_configs, server_config
+from simulations.federation.prepare import organisation_configs, prepare, read_organisations, server_config
 from simulations.federation.splits import find_datasets
 
 MakeTree = Callable[..., Path]
@@ -111,3 +112,28 @@ def test_a_configuration_is_read_back_from_its_file(tmp_path: Path) -> None:
     )
     (tmp_path / "config.toml").write_text(config.to_toml())
     assert SimulationConfig.read(tmp_path / "config.toml") == config
+
+
+def test_what_a_person_changed_in_a_prepared_directory_stays(make_tree: MakeTree, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", tiny(dataset=str(make_tree("only")), clients=2, image_size=16)
+    prepare(run, config)
+    server, organisation = run / "server.toml", run / "organisations" / "0.toml"
+    server.write_text(server.read_text().replace("iterations = 1", "iterations = 7"))
+    organisation.write_text(organisation.read_text().replace("epochs = 1", "epochs = 9"))
+    prepare(run, config)
+    assert RunDirectory(run).config().iterations == 7
+    assert [each.training.epochs for each in read_organisations(run, config)] == [9, 1]
+
+
+def test_a_preparation_that_was_killed_is_finished_with_the_same_options_and_refused_with_others(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", tiny(dataset=str(make_tree("only")), clients=2, image_size=16)
+    prepare(run, config)
+    whole = {path: path.read_bytes() for path in run.rglob("*.toml")}
+    (run / "config.toml").unlink()
+    (run / "organisations" / "1.toml").unlink()
+    with pytest.raises(ConfigError, match=r"server\.toml is there already and is not what these options"):
+        prepare(run, config.model_copy(update={"iterations": 5}))
+    prepare(run, config)
+    assert {path: path.read_bytes() for path in run.rglob("*.toml")} == whole
