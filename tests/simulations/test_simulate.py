@@ -16,6 +16,19 @@ from simulations.reporting.summary import result_lines, result_table
 from simulations.simulate import simulate
 
 MakeTree = Callable[..., Path]
+TINY = {
+    "clients": 4,
+    "image_size": "16,20",
+    "classes_each": 3,
+    "epochs": 1,
+    "min_steps": 5,
+    "iterations": 1,
+    "episodes": 6,
+    "n_way": 3,
+    "n_query": 2,
+    "threads": 1,
+    "device": "cpu",
+}
 TASKS = ("3way1shot", "3way5shot")
 
 
@@ -23,24 +36,8 @@ def test_a_federation_of_grey_and_coloured_images_of_two_sizes_is_measured_on_ea
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
     grey, coloured = make_tree("grey"), make_tree("coloured", side=20, colour=True)
-    config = SimulationConfig.parse(
-        {
-            "dataset": f"{grey},{coloured}",
-            "clients": 4,
-            "image_size": "16,20",
-            "cache": str(tmp_path / "cache"),
-            "classes_each": 3,
-            "epochs": 1,
-            "min_steps": 5,
-            "iterations": 1,
-            "episodes": 6,
-            "n_way": 3,
-            "n_query": 2,
-            "threads": 1,
-            "device": "cpu",
-        },
-        origin="test",
-    )
+    paths = {"dataset": f"{grey},{coloured}", "cache": str(tmp_path / "cache")}
+    config = SimulationConfig.parse(TINY | paths, origin="test")
     run = tmp_path / "run"
     result = simulate(run, config, command="fedfree-sim run")
 
