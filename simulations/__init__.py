@@ -1,1 +1,1 @@
-"""Whole federations on one machine, their data, baselines and reports. Nothing imports this package."""
+"""Whole federations on one machine, what they are measured against, and what becomes known of them."""

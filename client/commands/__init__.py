@@ -1,1 +1,1 @@
-"""The commands of ``fedfree-client``, by what they are for; ``client/cli.py`` puts them together."""
+"""The command line ``fedfree-client``, by what it is for; ``main.py`` puts it together."""

@@ -31,7 +31,7 @@ STUDENT_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Recovered:
+class SyntheticImages:
     """What FIVE took out of one model alone."""
 
     member: Member
@@ -39,7 +39,7 @@ class Recovered:
     """[images, channels, size, size], uint8; the newest last."""
 
 
-def recover_images(contribution: Contribution, config: ServerConfig) -> Recovered:
+def recover_images(contribution: Contribution, config: ServerConfig) -> SyntheticImages:
     """Invert one model for ``config.iterations`` meta-iterations."""
     use_cpu(config.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +51,7 @@ def recover_images(contribution: Contribution, config: ServerConfig) -> Recovere
         for iteration in range(config.iterations):
             learner.invert(iteration)
         rows = learner.memory.rows
-        return Recovered(pool.member(0), rows["images"][rows.oldest_first()])
+        return SyntheticImages(pool.member(0), rows["images"][rows.oldest_first()])
 
 
 def _store_of(folder: Path, contributions: Sequence[Contribution]) -> Store:
@@ -62,7 +62,7 @@ def _store_of(folder: Path, contributions: Sequence[Contribution]) -> Store:
 
 
 def distil_student(
-    contribution: Contribution, recovered: Recovered, config: ServerConfig, *, steps: int
+    contribution: Contribution, recovered: SyntheticImages, config: ServerConfig, *, steps: int
 ) -> Classifier:
     """A fresh network of the same architecture, taught by the model on its recovered images alone."""
     with torch.random.fork_rng(devices=[]):
@@ -80,7 +80,7 @@ def distil_student(
 
 
 @torch.no_grad()
-def _task(recovered: Recovered, rng: torch.Generator) -> DistillationTask:
+def _task(recovered: SyntheticImages, rng: torch.Generator) -> DistillationTask:
     drawn = torch.randint(len(recovered.images), (STUDENT_BATCH,), generator=rng)
     images = to_pixels(recovered.images[drawn.to(recovered.images.device)])
     spec = recovered.member.input

@@ -27,16 +27,20 @@ from client.rehearsing.rehearse import (
     score_models,
     trainer_of,
 )
-from client.training.pretrain import MANIFEST, WEIGHTS, cache_key, shuffle_classes
-from fedfree.codec import Contribution, decode_contribution
+from client.training.ledger import Ledger
+from client.training.pretrain import shuffle_classes
+from fedfree.codec import Contribution
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from fedfree.settings import merge
+from server.storage.run_directory import RunDirectory
+from server.storage.store import Store
 from simulations.attacks.audit import load_organisations, plan_and_train
 from simulations.attacks.config import AuditConfig
-from simulations.benchmarks.quality import Measured, Run, check_folder, run_all
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import resolve
+from simulations.federation.prepare import read_organisations
+from simulations.series import Measured, Run, over_seeds, run_series
 
 SMALL: Mapping[str, object] = {
     "clients": 8,
@@ -109,22 +113,12 @@ def run_federations(
     Raises:
         ConfigError: a run directory of another configuration.
     """
-    configs = {epsilon: at_epsilon(base, epsilon) for epsilon in epsilons}
     dataset = str(find_source(base))
-    planned = {
-        epsilon: [
-            (out / f"{epsilon:g}" / str(seed), config.model_copy(update={"seed": seed, "dataset": dataset}))
-            for seed in seeds
-        ]
-        for epsilon, config in configs.items()
-    }
-    for runs in planned.values():
-        for folder, config in runs:
-            check_folder(folder, config)
-    return {
-        epsilon: Measured(f"{epsilon:g}", tuple(run_all(f"epsilon {epsilon:g}", runs, tell)))
-        for epsilon, runs in planned.items()
-    }
+    planned = {}
+    for epsilon in epsilons:
+        config = at_epsilon(base, epsilon).model_copy(update={"dataset": dataset})
+        planned[f"epsilon {epsilon:g}"] = over_seeds(out / f"{epsilon:g}", config, seeds)
+    return dict(zip(epsilons, run_series(planned, tell), strict=True))
 
 
 def audit_federations(
@@ -197,18 +191,23 @@ def local_accuracies(run: Run) -> list[float]:
     """Of each contributed model on unseen images of its own classes, in percent; measured once a run."""
     written = run.folder / LOCAL
     if not written.exists():
-        files = (run.folder / "organisations" / f"{index}.toml" for index in range(run.config.clients))
-        measured = [local_accuracy(ClientConfig.read(file)) for file in files]
+        store = RunDirectory(run.folder).store()
+        organisations = read_organisations(run.folder, run.config)
+        measured = [local_accuracy(store, organisation) for organisation in organisations]
         found = [100 * accuracy for accuracy in measured if not math.isnan(accuracy)]
         write_file(written, json.dumps(found).encode())
     accuracies: list[float] = json.loads(written.read_text())
     return accuracies
 
 
-def local_accuracy(organisation: ClientConfig) -> float:
-    """Fraction right of the images beyond those that the organisation uses; NaN where there are none."""
+def local_accuracy(store: Store, organisation: ClientConfig) -> float:
+    """Fraction right of the images beyond those that the organisation uses, by the model that it sent.
+
+    NaN where there are no such images, or the store holds no model of the organisation's.
+    """
     data, size = organisation.data, organisation.training.image_size
-    if data.images_per_class is None:
+    model = sent_model(store, organisation)
+    if data.images_per_class is None or model is None:
         return math.nan
     loaded = load_images(
         data.source,
@@ -220,10 +219,15 @@ def local_accuracy(organisation: ClientConfig) -> float:
     own, spare = split_by_rank(loaded, data.images_per_class)
     if not len(spare):
         return math.nan
-    folder = organisation.cache / cache_key(organisation, own)
-    model = decode_contribution((folder / MANIFEST).read_bytes(), (folder / WEIGHTS).read_bytes())
     order = shuffle_classes(own, organisation.seed).class_names
     return _accuracy(model, spare, order)
+
+
+def sent_model(store: Store, organisation: ClientConfig) -> Contribution | None:
+    """What an organisation sent by its own ledger, as the store received it; None where it sent nothing."""
+    sent = [entry.contribution for entry in Ledger(organisation.ledger_path).entries() if entry.contribution]
+    received = [identity for identity in sent if store.place_of(identity) is not None]
+    return store.contribution(received[-1]) if received else None
 
 
 def split_by_rank(images: ImageSet, first: int) -> tuple[ImageSet, ImageSet]:

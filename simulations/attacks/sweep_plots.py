@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 
 from simulations.attacks.sweep import Level
 from simulations.attacks.sweep_table import FLOOR
-from simulations.reporting.progress import task_label
+from simulations.reporting.plots import GREY, OTHER, OURS, tidy
+from simulations.reporting.scores import task_label
 
-COLOURS = ("#0f766e", "#b45309")
-GREY = "#5b636e"
+COLOURS = (OURS, OTHER)
+"""Of the kinds of episodes."""
 
 
 def plots(levels: Sequence[Level]) -> dict[str, Figure]:
@@ -53,10 +54,10 @@ def local_plot(levels: Sequence[Level]) -> Figure:
     figure, axes = _prepared(levels, "Contributed models on their own classes", "accuracy in %")
     measured = [(place, level.local_accuracies) for place, level in enumerate(levels)]
     for place, accuracies in measured:
-        axes.plot([place] * len(accuracies), accuracies, ".", color=COLOURS[0], alpha=0.4)
+        axes.plot([place] * len(accuracies), accuracies, ".", color=OURS, alpha=0.4)
     means = [(place, fmean(accuracies)) for place, accuracies in measured if accuracies]
     if means:
-        axes.plot(*zip(*means, strict=True), "o-", color=COLOURS[0], label="mean")
+        axes.plot(*zip(*means, strict=True), "o-", color=OURS, label="mean")
     chance = 100 / levels[0].federations.config.classes_each
     axes.axhline(chance, linestyle="--", color=GREY, label="guessing")
     axes.legend(fontsize="small", loc="best")
@@ -78,8 +79,8 @@ def canary_plot(levels: Sequence[Level]) -> Figure:
         if rate:
             below, above = 100 * (rate.value - rate.low), 100 * (rate.high - rate.value)
             errors = [[max(0.0, below)], [max(0.0, above)]]
-            axes.errorbar(place, 100 * rate.value, yerr=errors, marker="o", color=COLOURS[1], capsize=3)
-    axes.plot([], [], "o", color=COLOURS[1], label="LiRA online, 95 % interval")
+            axes.errorbar(place, 100 * rate.value, yerr=errors, marker="o", color=OTHER, capsize=3)
+    axes.plot([], [], "o", color=OTHER, label="LiRA online, 95 % interval")
     axes.axhline(1, linestyle="--", color=GREY, linewidth=1, label="guessing")
     axes.legend(fontsize="small", loc="upper left")
     return figure
@@ -91,6 +92,5 @@ def _prepared(levels: Sequence[Level], title: str, ylabel: str) -> tuple[Figure,
     axes.set(title=title, xlabel="ε of a contribution (inf: no privacy)", ylabel=ylabel)
     axes.set_xticks(range(len(levels)), [f"{level.epsilon:g}" for level in levels])
     axes.set_xlim(-0.4, len(levels) - 0.6)
-    axes.grid(axis="y", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, grid="y")
     return figure, axes

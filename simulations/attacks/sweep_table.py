@@ -8,9 +8,10 @@ from typing import Any
 
 from client.rehearsing.attacks import Interval
 from simulations.attacks.sweep import SPARE_IMAGES, Level
-from simulations.benchmarks.quality_table import accuracy_cell, provenance
-from simulations.reporting.progress import task_label
-from simulations.reporting.record import ABSENT, ACCURACY, Cell, Column, Row, Table
+from simulations.reporting.record import ACCURACY, Cell, Column, Row, Table
+from simulations.reporting.scores import task_label
+from simulations.reporting.words import ABSENT
+from simulations.series import accuracy_cell, provenance
 
 FLOOR = "random_init"
 
@@ -94,7 +95,7 @@ def _notes(levels: Sequence[Level]) -> list[str]:
         "leaves open, by the noise, sampling rate and steps of the audited models.",
         f"ε ≥: refuted by the audit at 95 % confidence and δ = {audited.bound.delta:g}; a claim above the "
         "ceiling cannot be refuted with so many canaries. An attack that fails is not evidence of safety.",
-        *(f"epsilon {provenance(level.federations)}" for level in levels),
+        *(provenance(level.federations) for level in levels),
     ]
 
 

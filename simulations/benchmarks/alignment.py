@@ -32,8 +32,9 @@ from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.validation import few_shot, load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
-from simulations.reporting.progress import task_label
+from simulations.reporting.plots import OTHER, OURS, tidy
 from simulations.reporting.record import ACCURACY, Cell, Column, Row, Table
+from simulations.reporting.scores import task_label
 
 SEQUENTIAL, PARALLEL = "one after the other", "all from the same point"
 SMOOTHING = 10
@@ -164,7 +165,7 @@ def plot(measured: Sequence[Alignment]) -> Figure:
     """The cosine between tasks' gradients by iteration, mean over the seeds, for both ways."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
-    for path, colour, style in ((SEQUENTIAL, "#0f766e", "-"), (PARALLEL, "#b45309", "--")):
+    for path, colour, style in ((SEQUENTIAL, OURS, "-"), (PARALLEL, OTHER, "--")):
         curves = [each.cosines for each in measured if each.path == path]
         means = [fmean(column) for column in zip(*curves, strict=True)]
         axes.plot(range(1, len(means) + 1), means, color=colour, alpha=0.25, linewidth=0.8)
@@ -173,7 +174,6 @@ def plot(measured: Sequence[Alignment]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("iteration")
     axes.set_ylabel("mean cosine between two tasks' gradients")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
+    tidy(axes, grid="y")
     axes.legend(title="tasks of an iteration", frameon=False)
     return figure

@@ -11,7 +11,7 @@ from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
 from server.verify.verify import verify_received
 from simulations.config import SimulationConfig
-from simulations.federation.prepare import prepare
+from simulations.federation.prepare import prepare, read_organisations
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ def make_pool(run: Path, config: SimulationConfig) -> MadePool:
     """Prepare a run directory and collect every organisation's model; models trained before are taken."""
     prepare(run, config)
     store, organisations = RunDirectory(run).store(), {}
-    for index in range(config.clients):
-        organisation = ClientConfig.read(run / "organisations" / f"{index}.toml")
+    for organisation in read_organisations(run, config):
         organisations[store.receive(*pretrain(organisation))] = organisation
     verify_received(store, ignore)
     return MadePool(store, organisations)

@@ -1,21 +1,15 @@
 """How accurate the meta-learner is: cases of federations, each over several seeds."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import cycle
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from fedfree.errors import ConfigError
 from fedfree.host.options import given_values
 from fedfree.settings import merge
-from simulations.commands.options import run_command
 from simulations.config import SimulationConfig
-from simulations.federation.simulate import simulate
-from simulations.reporting.progress import Score, duration, task_label
+from simulations.series import Measured, over_seeds, run_series
 
 GROWTH = (4, 8, 16)
 """Pool sizes of the growth curve, which ends with the whole pool."""
@@ -41,70 +35,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "all": ("*",),
 }
 """What ``--cases`` may name besides a case: patterns of the names of its cases."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One federation of a case."""
-
-    folder: Path
-    config: SimulationConfig
-    result: Mapping[str, Any]
-    """What its ``result.json`` holds."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A case over its seeds."""
-
-    case: str
-    runs: tuple[Run, ...]
-
-    @property
-    def config(self) -> SimulationConfig:
-        return self.runs[0].config
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the kinds of episodes."""
-        return tuple(self.runs[0].result["few_shot"])
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Names of the data sets where there are several."""
-        return tuple(self.runs[0].result.get("domains", {}))
-
-    def accuracies(self, task: str, domain: str | None = None) -> list[float]:
-        """The meta-learner's in percent, one a seed."""
-        return [each["few_shot"][task]["mean"] for each in self._parts(domain)]
-
-    def score(self, task: str, domain: str | None = None) -> Score:
-        """The meta-learner's mean over the seeds, with the mean of their 95 % intervals."""
-        return _mean_score(each["few_shot"][task] for each in self._parts(domain))
-
-    def baseline(self, name: str, task: str, domain: str | None = None) -> Score | None:
-        """A baseline's mean over the seeds; None where a run has none."""
-        found = [each["baselines"].get(name) for each in self._parts(domain)]
-        return None if None in found else _mean_score(each[task] for each in found)
-
-    def models(self) -> float:
-        """Accepted contributions, mean over the seeds."""
-        return fmean(
-            sum(each["state"] == "accepted" for each in run.result["contributions"]) for run in self.runs
-        )
-
-    def server_minutes(self) -> float:
-        """Inversion and meta-learning, mean over the seeds."""
-        return fmean(run.result["seconds"]["learn"] for run in self.runs) / 60
-
-    def _parts(self, domain: str | None) -> list[Mapping[str, Any]]:
-        return [run.result if domain is None else run.result["domains"][domain] for run in self.runs]
-
-
-def _mean_score(values: Iterable[Mapping[str, float]]) -> Score:
-    each = list(values)
-    names = [name for name in ("mean", "ci95", "gain", "gain_ci95") if name in each[0]]
-    return Score(**{name: fmean(value[name] for value in each) for name in names})
 
 
 def available_cases(base: SimulationConfig) -> dict[str, dict[str, object]]:
@@ -161,20 +91,13 @@ def measure(
         ConfigError: an unknown case, or a run directory of another configuration.
     """
     changes = available_cases(base)
-    planned = {
-        name: [
-            (
-                out / _first_alike(name, changes) / str(seed),
-                config_of(base, name).model_copy(update={"seed": seed}),
-            )
-            for seed in seeds
-        ]
-        for name in choose_cases(cases, changes)
-    }
-    for runs in planned.values():
-        for folder, config in runs:
-            check_folder(folder, config)
-    return [Measured(name, tuple(run_all(name, runs, tell))) for name, runs in planned.items()]
+    return run_series(
+        {
+            name: over_seeds(out / _first_alike(name, changes), config_of(base, name), seeds)
+            for name in choose_cases(cases, changes)
+        },
+        tell,
+    )
 
 
 def _seeded(
@@ -185,40 +108,6 @@ def _seeded(
 
 def _first_alike(name: str, changes: Mapping[str, object]) -> str:
     return next(other for other, change in changes.items() if change == changes[name])
-
-
-def check_folder(folder: Path, config: SimulationConfig) -> None:
-    """Raise ConfigError where the folder holds a run of another configuration."""
-    existing = folder / "config.toml"
-    if existing.exists() and existing.read_bytes() != config.to_toml().encode():
-        raise ConfigError(
-            f"{folder} holds a run of another configuration (see {existing}): choose another --out, "
-            "give the options it was made with, or remove it"
-        )
-
-
-def run_all(
-    name: str, runs: Sequence[tuple[Path, SimulationConfig]], tell: Callable[[str], None]
-) -> Iterator[Run]:
-    """Run each federation whose result is not in its folder, and tell what came out."""
-    for folder, config in runs:
-        written = folder / "result.json"
-        is_new = not written.exists()
-        if is_new:
-            simulate(folder, config, command=run_command(folder, config))
-        run = Run(folder, config, json.loads(written.read_text()))
-        tell(f"{name}, seed {config.seed}: {_in_short(run.result)}{'' if is_new else ' (was there)'}")
-        yield run
-
-
-def _in_short(result: Mapping[str, Any]) -> str:
-    accuracies = [
-        f"{task_label(task)} {Score(measured['mean'], measured['ci95']).accuracy}"
-        for task, measured in result["few_shot"].items()
-    ]
-    seconds = result["seconds"]
-    times = f"learned in {duration(seconds['learn'])}, {duration(sum(seconds.values()))} in all"
-    return f"{', '.join(accuracies)}; {times}"
 
 
 def growth(measured: Sequence[Measured]) -> list[Measured]:

@@ -1,18 +1,21 @@
 """The cases of ``bench quality`` as pictures."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from simulations.benchmarks.quality import Measured, growth
-from simulations.reporting.progress import BASELINES, REFERENCE, Score, task_label
+from simulations.baselines.table import BASELINES
+from simulations.benchmarks.quality import growth
+from simulations.reporting.plots import GREY, LIGHT_GREY, OTHER, OURS, tidy
+from simulations.reporting.scores import Score, task_label
+from simulations.series import Measured
 
-OURS = "#0f766e"
 OTHERS = {
-    "random_init": {"marker": "x", "color": "#8a929c"},
-    "best_single_model": {"marker": "s", "color": "#5b636e"},
-    REFERENCE: {"marker": "D", "color": "#b45309", "markerfacecolor": "none"},
+    "random_init": {"marker": "x", "color": LIGHT_GREY},
+    "best_single_model": {"marker": "s", "color": GREY},
+    "pool_concatenation": {"marker": "D", "color": OTHER, "markerfacecolor": "none"},
 }
 """Baselines that are drawn, each told apart by its shape too."""
 
@@ -31,7 +34,7 @@ def case_plot(measured: Sequence[Measured]) -> Figure:
     figure = Figure(figsize=(5.5 * len(tasks), 1.6 + 0.45 * len(measured)), layout="constrained")
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
-        _prepare(axes, task)
+        _prepare(axes, task, "x")
         for row, each in enumerate(measured):
             seeds = each.accuracies(task)
             axes.plot(seeds, [row - 0.22] * len(seeds), ".", color=OURS, alpha=0.5, markersize=5)
@@ -40,7 +43,6 @@ def case_plot(measured: Sequence[Measured]) -> Figure:
                 score = each.baseline(name, task)
                 if score is not None:
                     axes.plot(score.mean, row, linestyle="", label=_label(name, row == 0), **style)
-        axes.grid(axis="x", alpha=0.3)
         axes.set_xlabel("accuracy in %")
     panels[0].set_yticks(range(len(measured)), [f"{each.case} ({each.models():g})" for each in measured])
     panels[0].set_ylim(len(measured) - 0.5, -0.6)
@@ -55,7 +57,7 @@ def growth_plot(curve: Sequence[Measured]) -> Figure:
     figure = Figure(figsize=(5.5 * len(tasks), 4.2), layout="constrained")
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
-        _prepare(axes, task)
+        _prepare(axes, task, "y")
         scores = [each.score(task) for each in curve]
         axes.errorbar(
             models,
@@ -70,7 +72,6 @@ def growth_plot(curve: Sequence[Measured]) -> Figure:
             others = [each.baseline(name, task) for each in curve]
             drawn = [(count, each.mean) for count, each in zip(models, others, strict=True) if each]
             axes.plot(*zip(*drawn, strict=True), linestyle=":", label=_label(name, True), **style)
-        axes.grid(axis="y", alpha=0.3)
         axes.set_xlabel("models in the pool")
         axes.set_xticks(models, [f"{count:g}" for count in models])
     panels[0].set_ylabel("accuracy in %")
@@ -78,9 +79,9 @@ def growth_plot(curve: Sequence[Measured]) -> Figure:
     return figure
 
 
-def _prepare(axes: Axes, task: str) -> None:
+def _prepare(axes: Axes, task: str, grid: Literal["x", "y"]) -> None:
     axes.set_title(task_label(task))
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, grid=grid)
 
 
 def _interval(axes: Axes, name: str, score: Score, row: int, *, first: bool) -> None:
@@ -90,7 +91,7 @@ def _interval(axes: Axes, name: str, score: Score, row: int, *, first: bool) -> 
 
 
 def _label(name: str, is_first: bool) -> str | None:
-    return BASELINES[name].partition(" (")[0] if is_first else None
+    return BASELINES[name].label if is_first else None
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -5,14 +5,16 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from simulations.benchmarks.quality import DEFAULT, DOMAINS, Measured, Run, growth
-from simulations.commands.options import run_command
-from simulations.reporting.progress import BASELINES, REFERENCE, Score, duration, task_label
+from simulations.baselines.table import BASELINES
+from simulations.benchmarks.quality import DEFAULT, DOMAINS, growth
+from simulations.command_line import run_command
 from simulations.reporting.record import ACCURACY, GAIN, Cell, Column, Row, Table
+from simulations.reporting.scores import Score, task_label
+from simulations.series import Measured, Run, accuracy_cell, provenance
 
 MARGIN = 2.0
 """Points that another kind of pool may be below its reference."""
-BEST = "best_single_model"
+BEST, SIDE_BY_SIDE = "best_single_model", "pool_concatenation"
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,9 @@ COLUMNS = (
     Column(key="shots", title="shots"),
     Column(key="meta_learner", title="meta-learner", format=ACCURACY),
     Column(key="each_seed", title="each seed", format="{:.1f}"),
-    *(
-        Column(key=name, title=BASELINES[name].partition(" (")[0], format=ACCURACY)
-        for name in ("random_init", BEST)
-    ),
+    *(Column(key=name, title=BASELINES[name].label, format=ACCURACY) for name in ("random_init", BEST)),
     Column(key="gain", title="gain over best single", format=GAIN),
-    Column(key=REFERENCE, title="side by side (reference)", format=ACCURACY),
+    Column(key=SIDE_BY_SIDE, title="side by side (reference)", format=ACCURACY),
     Column(key="server_minutes", title="server min", format="{:.1f}"),
 )
 
@@ -90,12 +89,6 @@ def table(measured: Sequence[Measured]) -> Table:
     return Table("Few-shot accuracy of whole federations", COLUMNS, tuple(rows), tuple(notes))
 
 
-def seconds(measured: Sequence[Measured]) -> float:
-    """That all runs took; a run that several cases share counts once."""
-    runs = {run.folder: run.result["seconds"] for each in measured for run in each.runs}
-    return float(sum(sum(spent.values()) for spent in runs.values()))
-
-
 def _row(measured: Measured, task: str, domain: str | None) -> Row:
     best = measured.baseline(BEST, task, domain)
     return {
@@ -107,44 +100,15 @@ def _row(measured: Measured, task: str, domain: str | None) -> Row:
         "random_init": accuracy_cell(measured.baseline("random_init", task, domain)),
         BEST: accuracy_cell(best),
         "gain": _gain_cell(best),
-        REFERENCE: accuracy_cell(measured.baseline(REFERENCE, task, domain)),
+        SIDE_BY_SIDE: accuracy_cell(measured.baseline(SIDE_BY_SIDE, task, domain)),
         "server_minutes": round(measured.server_minutes(), 2),
     }
-
-
-def accuracy_cell(score: Score | None) -> Cell:
-    """Mean and interval; None without a score."""
-    return {"mean": round(score.mean, 4), "ci95": round(score.ci95, 4)} if score else None
 
 
 def _gain_cell(score: Score | None) -> Cell:
     if score is None or score.gain is None or score.gain_ci95 is None:
         return None
     return {"mean": round(score.gain, 4), "ci95": round(score.gain_ci95, 4)}
-
-
-def provenance(measured: Measured) -> str:
-    """Command, seeds, commit, hardware and time of a case."""
-    runs = measured.runs
-    seeds = ", ".join(str(run.config.seed) for run in runs)
-    folder = runs[0].folder.parent / "S"
-    command = run_command(folder, measured.config.model_copy(update={"seed": 0}))
-    commits = sorted({str(run.result["commit"] or "unknown") for run in runs})
-    machines = sorted({_machine(run) for run in runs})
-    dates = sorted({str(run.result["finished"])[:10] for run in runs})
-    total = sum(sum(run.result["seconds"].values()) for run in runs)
-    return (
-        f"{measured.case}: `{command} --seed S`, seeds {seeds}, commit {', '.join(commits)}, "
-        f"{'; '.join(machines)}, {', '.join(dates)}, {duration(total)} in all"
-    )
-
-
-def _machine(run: Run) -> str:
-    hardware = run.result["hardware"]
-    gpu = hardware["gpu"] if run.config.server.device != "cpu" else None
-    count = run.result["hardware"].get("threads") or "all"
-    threads = f"{count} thread{'' if count == 1 else 's'}"
-    return f"{hardware['cores']} cores of {hardware['cpu']}, {threads}, {gpu or 'no GPU'}"
 
 
 def values(measured: Sequence[Measured]) -> dict[str, object]:

@@ -45,7 +45,7 @@ STUDENT_STEPS = 150
 
 
 @dataclass(frozen=True)
-class Recovered:
+class TimedImages:
     """Images of one unseen model, made one way."""
 
     images: Tensor
@@ -95,7 +95,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AgainstScratch:
     """The meta-generator's few steps, and training from scratch looked at after ever more steps."""
 
     ours: Attempt
@@ -130,13 +130,13 @@ class Comparison:
         return {"speedup": self.speedup, "ours": self.ours.values(), "scratch": scratch}
 
 
-def compare(
+def against_scratch(
     unseen: Pool,
     organisations: Mapping[str, ClientConfig],
     learner: Learner,
     validation: ImageSet,
     config: SimulationConfig,
-) -> Comparison:
+) -> AgainstScratch:
     """Invert every model of ``unseen`` both ways.
 
     Args:
@@ -148,7 +148,7 @@ def compare(
     members = [unseen.member(number) for number in range(len(unseen))]
     judges = [independent_classifier(organisations[member.id]) for member in members]
 
-    def judged(way: str, steps: int, made: Sequence[Recovered]) -> Attempt:
+    def judged(way: str, steps: int, made: Sequence[TimedImages]) -> Attempt:
         qualities = [
             quality(judge, each.images, each.labels) for judge, each in zip(judges, made, strict=True)
         ]
@@ -163,7 +163,7 @@ def compare(
         looks = zip(*(recover_from_scratch(learner, member, factor) for member in members), strict=True)
         way = f"from scratch, {factor:g} times the rates"
         scratch += [judged(way, steps, made) for steps, made in zip(MILESTONES, looks, strict=True)]
-    return Comparison(judged("meta-generator", learner.config.invert.steps, ours), scratch)
+    return AgainstScratch(judged("meta-generator", learner.config.invert.steps, ours), scratch)
 
 
 def independent_classifier(organisation: ClientConfig) -> Fitted:
@@ -180,7 +180,7 @@ def quality(judge: Fitted, images: Tensor, labels: Tensor) -> float:
     return float((judge.network(inputs).argmax(1) == labels.cpu()).float().mean())
 
 
-def recover_ours(learner: Learner, member: Member) -> Recovered:
+def recover_ours(learner: Learner, member: Member) -> TimedImages:
     """As the server does it; the median of a few turns counts, the first is a warm-up."""
     objective, made = learner.objective(0.0), []
 
@@ -190,10 +190,10 @@ def recover_ours(learner: Learner, member: Member) -> Recovered:
             made.append(one_at_a_time(learner.generator, [member], objective, rngs)[0].task)
 
     times = [seconds(work, member.device) for _ in range(4)]
-    return Recovered(made[-1].images, made[-1].labels, median(times[1:]))
+    return TimedImages(made[-1].images, made[-1].labels, median(times[1:]))
 
 
-def recover_from_scratch(learner: Learner, member: Member, rate_factor: float) -> Iterator[Recovered]:
+def recover_from_scratch(learner: Learner, member: Member, rate_factor: float) -> Iterator[TimedImages]:
     """Train a fresh generator for one model; its images and time so far at every milestone."""
     config = learner.config.invert
     rng = make_generator(learner.config.seed, "scratch")
@@ -216,7 +216,7 @@ def recover_from_scratch(learner: Learner, member: Member, rate_factor: float) -
     took = 0.0
     for before, milestone in pairwise((0, *MILESTONES)):
         took += seconds(partial(work, milestone - before), member.device)
-        yield Recovered(generator(latent).detach(), labels, took)
+        yield TimedImages(generator(latent).detach(), labels, took)
 
 
 def fresh_generator(learner: Learner) -> Generator:

@@ -28,6 +28,7 @@ from server.learning.pool import Pool
 from server.learning.precision import parameter_dtype
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, RECEIVED, Store
+from simulations.reporting.plots import LIGHT_GREY, OTHER, OURS, tidy
 from simulations.reporting.record import Cell, Column, Row, Table
 
 ITERATIONS = 5
@@ -187,11 +188,11 @@ def plot(measured: Scale) -> Figure:
     pools, teams = figure.subplots(1, 2, width_ratios=(3, 2))
     models, first = [cost.models for cost in measured.pools], measured.pools[0]
     seconds = [cost.seconds / first.seconds for cost in measured.pools]
-    pools.plot(models, seconds, "o-", color="#0f766e", label="seconds")
+    pools.plot(models, seconds, "o-", color=OURS, label="seconds")
     if first.peak_megabytes:
         memory = [(cost.peak_megabytes or 0) / first.peak_megabytes for cost in measured.pools]
-        pools.plot(models, memory, "D--", color="#b45309", label="peak memory")
-    pools.axhline(ALLOWED, color="#8a929c", linestyle=":", label="allowed")
+        pools.plot(models, memory, "D--", color=OTHER, label="peak memory")
+    pools.axhline(ALLOWED, color=LIGHT_GREY, linestyle=":", label="allowed")
     pools.set_xscale("log")
     pools.set_xticks(models, [f"{count:,}" for count in models])
     pools.minorticks_off()
@@ -200,9 +201,8 @@ def plot(measured: Scale) -> Figure:
     pools.set_ylabel(f"one meta-iteration, {models[0]:,} models = 1")
     pools.legend(frameon=False)
     names = [_processes(cost.processes) for cost in measured.teams]
-    bars = teams.bar(names, [cost.seconds for cost in measured.teams], color="#0f766e", width=0.5)
+    bars = teams.bar(names, [cost.seconds for cost in measured.teams], color=OURS, width=0.5)
     teams.bar_label(bars, fmt="%.2f")
     teams.set_ylabel("seconds of a meta-iteration")
-    for axes in (pools, teams):
-        axes.spines[["top", "right"]].set_visible(False)
+    tidy(pools, teams)
     return figure

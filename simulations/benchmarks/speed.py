@@ -17,13 +17,14 @@ from server.learning.learner import Learner
 from server.learning.pool import Pool
 from server.learning.precision import autocast, parameter_dtype
 from simulations.benchmarks.pools import make_pool
-from simulations.benchmarks.recovery import Attempt, Comparison, compare
+from simulations.benchmarks.recovery import AgainstScratch, Attempt, against_scratch
 from simulations.benchmarks.timing import alternate, operations, peak, time_shares
 from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
-from simulations.reporting.progress import task_label
+from simulations.reporting.plots import OTHER, OURS, tidy
 from simulations.reporting.record import Column, Row, Table
+from simulations.reporting.scores import task_label
 
 UNSEEN = 3
 """Models of the pool that the meta-generator does not learn from."""
@@ -58,7 +59,7 @@ class Speed:
     """Everything ``bench speed`` measures."""
 
     loops: list[InnerLoop]
-    recovery: Comparison
+    recovery: AgainstScratch
 
 
 def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
@@ -72,7 +73,7 @@ def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
     learner = Learner(seen, server)
     for iteration in range(server.iterations):
         learner.invert(iteration)
-    return Speed(loops, compare(unseen, made.organisations, learner, load_validation(config), config))
+    return Speed(loops, against_scratch(unseen, made.organisations, learner, load_validation(config), config))
 
 
 def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[InnerLoop]:
@@ -178,7 +179,7 @@ def plot(measured: Speed) -> Figure:
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     loops, *qualities = figure.subplots(1, 3, width_ratios=(3, 2, 2))
     names = [loop.name for loop in measured.loops]
-    bars = loops.barh(names, [loop.images_a_second for loop in measured.loops], color="#0f766e", height=0.6)
+    bars = loops.barh(names, [loop.images_a_second for loop in measured.loops], color=OURS, height=0.6)
     loops.bar_label(bars, [f"{100 * loop.share_of_peak:.2g} % of peak" for loop in measured.loops], padding=4)
     loops.invert_yaxis()
     loops.margins(x=0.35)
@@ -189,19 +190,18 @@ def plot(measured: Speed) -> Figure:
     qualities[0].set_ylabel("images of the class asked for, in %")
     qualities[1].set_ylabel(f"{task_label(task)} of a student, in %")
     qualities[0].legend(frameon=False)
-    for axes in (loops, *qualities):
-        axes.spines[["top", "right"]].set_visible(False)
+    tidy(loops, *qualities)
     return figure
 
 
-def _draw(axes: Axes, recovery: Comparison, measure: Callable[[Attempt], float]) -> None:
+def _draw(axes: Axes, recovery: AgainstScratch, measure: Callable[[Attempt], float]) -> None:
     """A curve for each way from scratch, and the meta-generator's point."""
     curves: dict[str, list[Attempt]] = {}
     for each in recovery.scratch:
         curves.setdefault(each.way, []).append(each)
     for (way, curve), style in zip(curves.items(), cycle(("D-", "s--"))):
-        axes.plot([each.seconds for each in curve], [*map(measure, curve)], style, color="#b45309", label=way)
+        axes.plot([each.seconds for each in curve], [*map(measure, curve)], style, color=OTHER, label=way)
     ours = recovery.ours
-    axes.plot(ours.seconds, measure(ours), "o", color="#0f766e", markersize=9, label=ours.way)
+    axes.plot(ours.seconds, measure(ours), "o", color=OURS, markersize=9, label=ours.way)
     axes.set_xscale("log")
     axes.set_xlabel("seconds for a model never seen")

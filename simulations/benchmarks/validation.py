@@ -2,26 +2,24 @@
 
 from torch import Tensor
 
-from client.adapting.adapt import SHOTS, episode_accuracies, sample_episodes
+from client.adapting.adapt import episode_accuracies, sample_episodes
 from client.data.image_set import ImageSet, to_input
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec
-from fedfree.episodes import EpisodeSpec
 from simulations.config import SimulationConfig
-from simulations.federation.evaluate import load_split
-from simulations.federation.prepare import find_domains
+from simulations.federation.splits import episode_specs, find_datasets
 
 
 def load_validation(config: SimulationConfig) -> ImageSet:
     """meta_val of the first data set."""
-    return load_split(find_domains(config)[0], "meta_val")
+    return find_datasets(config)[0].load("meta_val")
 
 
 def few_shot(
     student: Classifier, input: InputSpec, images: ImageSet, config: SimulationConfig
 ) -> dict[str, Tensor]:
     """Fractions [episodes] by name of the episodes, nearest class mean; the student moves to the CPU."""
-    specs = [EpisodeSpec(config.n_way, n_shot, config.n_query) for n_shot in SHOTS]
+    specs = episode_specs(config)
     sets = [sample_episodes(images.labels, spec, config.episodes, seed=config.seed) for spec in specs]
     inputs = to_input(images.images, input)
     fractions = episode_accuracies(student.float().cpu(), Recipe(), inputs, sets)

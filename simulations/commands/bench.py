@@ -8,9 +8,10 @@ import typer
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App
 from fedfree.host.options import Chosen, configured
+from simulations import series
 from simulations.benchmarks import alignment, quality, quality_table, scale, speed
 from simulations.benchmarks.quality_plots import plots
-from simulations.commands.options import flags
+from simulations.command_line import flags
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
 from simulations.reporting import tables as output
@@ -44,7 +45,7 @@ def bench_quality(
         details=quality_table.values(measured),
         plots=plots(measured),
         config=chosen.file,
-        seconds=quality_table.seconds(measured),
+        seconds=series.seconds(measured),
     )
 
 

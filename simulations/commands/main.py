@@ -12,13 +12,13 @@ from fedfree.host.cli import App, run_app
 from fedfree.host.files import write_file
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer
+from simulations.command_line import FLAGS, Out, run_command
 from simulations.commands import bench, privacy, results
-from simulations.commands.options import FLAGS, Out, run_command
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import prepare as prepare_run
 from simulations.federation.public_weights import GLYPHS, make_public_weights
-from simulations.federation.simulate import simulate
-from simulations.reporting.progress import result_lines, result_table
+from simulations.reporting.summary import result_lines, result_table
+from simulations.simulate import simulate
 
 app = App(
     "fedfree-sim",

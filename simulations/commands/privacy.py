@@ -25,10 +25,10 @@ from simulations.attacks.sweep import (
     run_federations,
 )
 from simulations.attacks.sweep_plots import plots
-from simulations.benchmarks import quality_table
-from simulations.commands.options import flags
+from simulations.command_line import flags
 from simulations.config import SimulationConfig
 from simulations.reporting import tables as output
+from simulations.series import seconds
 
 app = App("privacy", "Attack models, students and meta-learners as somebody who receives them could.")
 
@@ -142,7 +142,7 @@ def sweep(
         details={"rows": rows},
         plots=plots(levels),
         config=chosen.file,
-        seconds=quality_table.seconds(list(federations.values())) + sum(observe.seconds.values()),
+        seconds=seconds(list(federations.values())) + sum(observe.seconds.values()),
         written=[out / "sweep.csv"],
     )
 

@@ -1,1 +1,1 @@
-"""One simulated federation: data sets, organisations, engines, and the episodes everything is compared on."""
+"""One simulated federation: data sets, who holds which classes, its run directory, and the engines."""

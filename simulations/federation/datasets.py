@@ -5,14 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torchvision.datasets import CIFAR100, Omniglot
 
-from client.data.finding import list_classes
-from client.data.loading import load_images
 from client.data.tree import SPLITS
 from fedfree.errors import DataError
 from fedfree.seeding import make_generator
@@ -134,29 +129,6 @@ def domain_of(class_name: str) -> str:
         if ends:
             return class_name[: min(ends)]
     return class_name
-
-
-def picture(source: Path, split: str, path: Path, rows: int = 12, columns: int = 16) -> None:
-    """Write a PNG for people to look at: a class a row, spread over the split, an image a column."""
-    names = list(list_classes(source, split))
-    spread = np.linspace(0, len(names) - 1, min(rows, len(names))).round().astype(int)
-    chosen = [names[place] for place in spread]
-    shown = load_images(source, split=split, classes=chosen, images_per_class=columns, min_classes=1)
-    cells = [shown.images[shown.labels == label].permute(0, 2, 3, 1).numpy() for label in range(len(chosen))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(_mosaic(cells, columns)).save(path)
-
-
-def _mosaic(cells: Sequence[NDArray[np.uint8]], columns: int, gap: int = 2) -> NDArray[np.uint8]:
-    """Rows of images, each [at most columns, side, side, 1 or 3], to one RGB image on a grey ground."""
-    zoom = max(1, 64 // cells[0].shape[1])
-    side = cells[0].shape[1] * zoom
-    canvas = np.full((len(cells) * (side + gap) + gap, columns * (side + gap) + gap, 3), 128, np.uint8)
-    for row, images in enumerate(cells):
-        for column, image in enumerate(images):
-            top, left = gap + row * (side + gap), gap + column * (side + gap)
-            canvas[top : top + side, left : left + side] = image.repeat(zoom, 0).repeat(zoom, 1)
-    return canvas
 
 
 def _glyphs(cache: Path, seed: int, images_per_class: int) -> Path:

@@ -1,119 +1,89 @@
 """A simulated federation's run directory: who holds which images, who trains what, what the server does."""
 
-import itertools
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from client.adapting.adapt import SHOTS
-from client.config import ClientConfig, DataConfig, EvaluateConfig
-from client.data.finding import list_classes, list_splits
+from client.config import ClientConfig, DataConfig, EvaluateConfig, TrainingConfig
+from client.data.finding import list_classes
 from fedfree.architectures import Architecture
-from fedfree.errors import ConfigError, DataError
+from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from fedfree.seeding import derive_seed
-from fedfree.settings import Settings
 from server.config import ServerConfig
 from simulations.config import SimulationConfig
-from simulations.federation.datasets import partition, resolve
+from simulations.federation.datasets import partition
+from simulations.federation.splits import DataSet, check_splits, find_datasets
 
-log = logging.getLogger(__name__)
-
-SPLITS = ("meta_train", "meta_val", "meta_test")
+CONFIG = "config.toml"
+"""The simulation's own configuration, from which the others come."""
 ORGANISATION_EPISODES = 50
 """Episodes each organisation measures the meta-learner on by itself."""
 ORGANISATION_CLASSES = 10
 """New classes of each organisation, drawn from meta_test."""
 
 
-@dataclass(frozen=True)
-class Domain:
-    """One data set of a federation."""
-
-    name: str
-    source: Path
-    image_size: int
-    """Pixels a side, of its organisations' images."""
-
-
-def find_domains(config: SimulationConfig) -> list[Domain]:
-    """The data sets in the order in which they are dealt out, made or downloaded where they are missing.
-
-    Raises:
-        DataError: no such data set or path, or the download failed.
-    """
-    sources = {
-        name: resolve(each, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class)
-        for name, each in config.datasets.items()
-    }
-    sizes = itertools.cycle(config.dealt_image_sizes)
-    return [Domain(name, source.resolve(), next(sizes)) for name, source in sources.items()]
-
-
 def prepare(run: Path, config: SimulationConfig) -> None:
     """Write everything an engine needs into the run directory.
 
-    A directory that holds the same federation already is continued: its contributions count.
+    A directory that holds the same federation already is continued: its contributions count, and what a
+    person changed in its files stays.
 
     Raises:
         ConfigError: the directory holds another federation.
         DataError: the data set is missing, or has too few classes or images for the configuration.
     """
-    existing = run / "config.toml"
-    if existing.exists() and existing.read_text(encoding="utf-8") != config.to_toml():
+    check_folder(run, config)
+    datasets = find_datasets(config)
+    for dataset in datasets:
+        check_splits(dataset.source, config)
+    files = {run / "server.toml": server_config(config).to_toml()}
+    for index, organisation in enumerate(organisation_configs(run, config, datasets)):
+        files[_organisation_toml(run, index)] = organisation.to_toml()
+    if not (run / CONFIG).exists():
+        _check_alike(files)
+    (run / "organisations").mkdir(parents=True, exist_ok=True)
+    for path, text in (files | {run / CONFIG: config.to_toml()}).items():
+        if not path.exists():
+            write_file(path, text.encode())
+
+
+def check_folder(run: Path, config: SimulationConfig) -> None:
+    """Raise ConfigError where the folder holds another federation."""
+    existing = run / CONFIG
+    if existing.exists() and existing.read_bytes() != config.to_toml().encode():
         raise ConfigError(
-            f"{run} holds another federation (see {existing}): choose another --out or remove it"
-        )
-    domains = find_domains(config)
-    for domain in domains:
-        check_splits(domain.source, config)
-    configurations: dict[str, Settings] = {"server.toml": server_config(config)}
-    for index, organisation in enumerate(organisation_configs(run, config, domains)):
-        configurations[f"organisations/{index}.toml"] = organisation
-    configurations["config.toml"] = config
-    for name, settings in configurations.items():
-        write_once(run / name, settings.to_toml())
-
-
-def write_once(path: Path, text: str) -> None:
-    """Write a configuration where there is none; raises ConfigError where another one is."""
-    if not path.exists():
-        write_file(path, text.encode())
-    elif path.read_text(encoding="utf-8") != text:
-        raise ConfigError(
-            f"{path} was changed since the run was prepared, and is left as it is: use another --out, or "
-            "undo the change and give it as an option"
+            f"{run} holds another federation (see {existing}): choose another --out, give the options it "
+            "was made with, or remove it"
         )
 
 
-def check_splits(source: Path, config: SimulationConfig) -> None:
-    """Raise DataError where the data cannot give the episodes that the evaluation needs."""
-    missing = set(SPLITS) - set(list_splits(source))
-    if missing:
-        raise DataError(
-            f"{source} has no {', '.join(sorted(missing))}: a simulation needs a folder or zip with "
-            "meta_train, meta_val and meta_test, each with a folder a class"
-        )
-    per_class = max(SHOTS) + config.n_query
-    for split in ("meta_val", "meta_test"):
-        counts = list_classes(source, split)
-        enough = sum(count >= per_class for count in counts.values())
-        if enough < config.n_way:
-            raise DataError(
-                f"{config.n_way}-way episodes need {config.n_way} classes of at least {per_class} images in "
-                f"{split}, got {enough} of {len(counts)}: use fewer ways or query images, or more data"
+def _check_alike(files: Mapping[Path, str]) -> None:
+    """Files without the configuration that they come from are taken where they are what it makes of them."""
+    for path, text in files.items():
+        if path.exists() and path.read_bytes() != text.encode():
+            raise ConfigError(
+                f"{path} is there already and is not what these options make of it: choose another --out, "
+                "or remove it"
             )
 
 
+def read_organisations(run: Path, config: SimulationConfig) -> list[ClientConfig]:
+    """Every organisation's configuration as it lies in a prepared run directory, in order."""
+    return [ClientConfig.read(_organisation_toml(run, index)) for index in range(config.clients)]
+
+
+def _organisation_toml(run: Path, index: int) -> Path:
+    return run / "organisations" / f"{index}.toml"
+
+
 def organisation_configs(
-    run: Path, config: SimulationConfig, domains: Sequence[Domain]
+    run: Path, config: SimulationConfig, datasets: Sequence[DataSet]
 ) -> list[ClientConfig]:
     """What each organisation would write itself: data sets in turn, architectures in turn within each."""
-    count = len(domains)
+    count = len(datasets)
     shares = [
-        _deal_classes(config, domain.source, organisations=len(range(place, config.clients, count)))
-        for place, domain in enumerate(domains)
+        _deal_classes(config, dataset.source, organisations=len(range(place, config.clients, count)))
+        for place, dataset in enumerate(datasets)
     ]
     configs = []
     for index in range(config.clients):
@@ -121,7 +91,7 @@ def organisation_configs(
         architecture = config.dealt_architectures[turn % len(config.dealt_architectures)]
         ledger = run / "organisations" / f"{index}.ledger.sqlite"
         configs.append(
-            _organisation(config, index, domains[place], architecture, *shares[place][turn], ledger)
+            _organisation(config, index, datasets[place], architecture, *shares[place][turn], ledger)
         )
     return configs
 
@@ -151,31 +121,23 @@ def _deal_classes(
 def _organisation(
     config: SimulationConfig,
     index: int,
-    domain: Domain,
+    dataset: DataSet,
     architecture: Architecture,
     classes: tuple[str, ...],
     new_classes: tuple[str, ...],
     ledger: Path,
 ) -> ClientConfig:
-    initial = config.training.initial_weights
     return ClientConfig(
         data=DataConfig(
-            source=domain.source,
+            source=dataset.source,
             split="meta_train",
             classes=classes,
             images_per_class=config.images_per_class,
         ),
-        training=config.training.model_copy(
-            update={
-                "architecture": architecture,
-                "image_size": domain.image_size,
-                "initial_weights": initial.resolve() if initial else None,
-                "initial_weights_public": initial is not None,
-            }
-        ),
+        training=_training(config, dataset, architecture),
         privacy=config.privacy,
         evaluate=EvaluateConfig(
-            data=DataConfig(source=domain.source, split="meta_test", classes=new_classes),
+            data=DataConfig(source=dataset.source, split="meta_test", classes=new_classes),
             n_way=config.n_way,
             n_query=config.n_query,
             episodes=ORGANISATION_EPISODES,
@@ -184,6 +146,18 @@ def _organisation(
         cache=(config.cache / "models").resolve(),
         ledger=ledger.resolve(),
         seed=derive_seed(config.seed, "organisation", index),
+    )
+
+
+def _training(config: SimulationConfig, dataset: DataSet, architecture: Architecture) -> TrainingConfig:
+    initial = config.training.initial_weights
+    return config.training.model_copy(
+        update={
+            "architecture": architecture,
+            "image_size": dataset.image_size,
+            "initial_weights": initial.resolve() if initial else None,
+            "initial_weights_public": initial is not None,
+        }
     )
 
 

@@ -1,1 +1,1 @@
-"""What a measurement leaves for people: progress, tables, pictures, the report, and where it was measured."""
+"""What a measurement leaves for people: progress, scores, tables, plots, reports, and where it was made."""

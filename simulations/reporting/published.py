@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from fedfree.errors import ConfigError
 from fedfree.host.files import read_file, write_file
-from simulations.reporting.progress import duration
 from simulations.reporting.record import Cell, Column, Number, Record
 from simulations.reporting.tables import markdown_table
+from simulations.reporting.words import duration
 
 RESULTS = Path("simulations/results")
 DOCUMENTS = tuple(Path(name) for name in ("README.md", "docs/results.md", "docs/log.md"))

@@ -12,6 +12,7 @@ from pydantic import Field
 from fedfree.errors import ConfigError
 from fedfree.host.files import read_file
 from fedfree.settings import Settings
+from simulations.reporting.words import ABSENT
 
 Number = int | float
 Cell = str | Number | None | dict[str, Number] | list[Number]
@@ -20,7 +21,6 @@ Row = Mapping[str, Cell]
 
 ACCURACY = "{mean:.1f} ± {ci95:.1f}"
 GAIN = "{mean:+.1f} ± {ci95:.1f}"
-ABSENT = "—"
 
 
 class Column(Settings):

@@ -15,19 +15,13 @@ from matplotlib.ticker import MaxNLocator
 
 from server.events import Event
 from server.storage.run_directory import event_from_line
-from simulations.reporting.progress import (
-    ABSENT,
-    BASELINES,
-    REFERENCE,
-    Row,
-    Score,
-    comparison,
-    contribution_counts,
-    duration,
-    task_label,
-)
+from simulations.baselines.evaluate import META_LEARNER
+from simulations.baselines.table import BASELINES
+from simulations.reporting.scores import Row, Score, comparison, task_label
+from simulations.reporting.summary import contribution_counts
+from simulations.reporting.words import ABSENT, duration
 
-LEARNING = {
+CURVES = {
     "inversion_loss": (
         "Inversion loss",
         "How far recovered images are from what their model asks for; lower is closer.",
@@ -127,8 +121,7 @@ def _context(run: Path) -> dict[str, Any]:
         "domains": {name: comparison(each) for name, each in result.get("domains", {}).items()},
         "tasks": [task_label(name) for name in result["few_shot"]],
         "rows": rows,
-        "reference": REFERENCE,
-        "labels": {key: label.partition(" (")[0] for key, label in BASELINES.items()},
+        "labels": {name: baseline.label for name, baseline in BASELINES.items()},
         "transductive": any(measured["transductive"] for measured in result["few_shot"].values()),
         "absent": ABSENT,
         "gaps": any(score is None for row in rows for score in row.scores),
@@ -183,7 +176,7 @@ def _task(measured: Mapping[str, Any]) -> str:
 
 def best_baselines(rows: Sequence[Row]) -> list[tuple[Row, Score] | None]:
     """For each kind of episode the best baseline that could be broadcast, where any was measured."""
-    ours, *others = [row for row in rows if row.key != REFERENCE]
+    ours, *others = [row for row in rows if not row.is_reference]
     best = []
     for task in range(len(ours.scores)):
         measured = [(row, score) for row in others if (score := row.scores[task]) is not None]
@@ -205,7 +198,7 @@ def bar_charts(result: Mapping[str, Any], rows: Sequence[Row]) -> list[BarChart]
 
 
 def _accuracy_bar(row: Row, score: Score, scale: float) -> Bar:
-    role = {"meta_learner": "ours", REFERENCE: "reference"}.get(row.key, "baseline")
+    role = "ours" if row.key == META_LEARNER else "reference" if row.is_reference else "baseline"
     low, high = max(0.0, score.mean - score.ci95), score.mean + score.ci95
     return Bar(row.label, role, score.accuracy, score.mean * scale, low * scale, (high - low) * scale)
 
@@ -239,7 +232,7 @@ def curves(events: Iterable[Event]) -> list[Curve]:
         for key, value in event.values.items():
             if key not in ("iteration", "of") and not isinstance(value, str) and math.isfinite(value):
                 series.setdefault(key, {})[iteration] = float(value)
-    order = [key for key in LEARNING if key in series] + [key for key in series if key not in LEARNING]
+    order = [key for key in CURVES if key in series] + [key for key in series if key not in CURVES]
     return [_curve(key, series[key]) for key in order]
 
 
@@ -248,7 +241,7 @@ def _before(iteration: int, values: Mapping[int, float]) -> dict[int, float]:
 
 
 def _curve(key: str, values: Mapping[int, float]) -> Curve:
-    title, meaning = LEARNING.get(key, (key.replace("_", " ").capitalize(), ""))
+    title, meaning = CURVES.get(key, (key.replace("_", " ").capitalize(), ""))
     iterations, heights = list(values), list(values.values())
     y_ticks = _ticks(min(heights), max(heights))
     x_ticks = [tick for tick in _ticks(0, iterations[-1]) if tick <= iterations[-1]]

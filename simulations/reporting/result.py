@@ -17,18 +17,11 @@ from fedfree.host.files import write_file
 from server.events import Event
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, QUARANTINED
+from simulations.baselines.evaluate import META_LEARNER, Comparison
+from simulations.baselines.table import BASELINES
 from simulations.config import SimulationConfig
-from simulations.federation.evaluate import Comparison
 from simulations.reporting import facts
 
-META_LEARNER = "meta_learner"
-BASELINE_NOTES = {
-    "pool_concatenation": (
-        "the features of all models side by side: a reference that cannot be broadcast, since it is as many "
-        "times larger as there are models and would hand everyone's model to everyone"
-    ),
-    "best_single_model": "chosen on episodes of meta_val",
-}
 ONE_FOR_ALL_NOTE = "one for all data sets, chosen by its mean accuracy on episodes of each one's meta_val"
 
 UNKNOWN_FACTS: dict[str, object] = {"architecture": None, "classes": None, "privacy": None}
@@ -52,20 +45,26 @@ def write_result(
     """
     directory = RunDirectory(run)
     events = directory.read_events()
-    spent = learning(events)
+    spent = spent_learning(events)
     several = len(domains) > 1
     own = {"domains": {name: _accuracies(each) for name, each in domains.items()}} if several else {}
+    seconds = {**seconds, "learn": sum(spent.iterations.values())}
     result: dict[str, Any] = {
         **_accuracies([_pool(alike) for alike in zip(*domains.values(), strict=True)]),
         **own,
-        "baseline_notes": BASELINE_NOTES | ({"best_single_model": ONE_FOR_ALL_NOTE} if several else {}),
+        "baseline_notes": _notes(several=several),
         "contributions": _contributions(directory, events),
         "organisations": _organisations(directory),
         "recovery": {"images": spent.images, "seconds": round(sum(spent.recovery.values()), 2)},
-        "seconds": {
-            stage: round(value, 2)
-            for stage, value in {**seconds, "learn": sum(spent.iterations.values())}.items()
-        },
+        "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+        **_made_with(config, commit),
+    }
+    write_file(run / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
+def _made_with(config: SimulationConfig, commit: str | None) -> dict[str, object]:
+    return {
         "dataset": config.dataset,
         "preset": config.server.preset,
         "engine": config.engine,
@@ -75,8 +74,11 @@ def write_result(
         "versions": facts.versions(),
         "hardware": facts.hardware() | {"threads": count_threads(config.server.threads)},
     }
-    write_file(run / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    return result
+
+
+def _notes(*, several: bool) -> dict[str, str]:
+    notes = {name: baseline.note for name, baseline in BASELINES.items() if baseline.note}
+    return notes | ({"best_single_model": ONE_FOR_ALL_NOTE} if several else {})
 
 
 def _pool(alike: Sequence[Comparison]) -> Comparison:
@@ -167,7 +169,7 @@ def _manifest_facts(manifest: bytes, weights: bytes) -> dict[str, object]:
 
 
 @dataclass
-class Learning:
+class Spent:
     """What the learn stage did and took, whatever number of starts it needed."""
 
     images: int = 0
@@ -178,9 +180,9 @@ class Learning:
     """Iteration to its seconds."""
 
 
-def learning(events: Iterable[Event]) -> Learning:
+def spent_learning(events: Iterable[Event]) -> Spent:
     """Each iteration counts once, as it was done last: a run may have been killed and started again."""
-    spent, since, recovered = Learning(), 0.0, 0.0
+    spent, since, recovered = Spent(), 0.0, 0.0
     for event in events:
         if event.stage != "learn":
             continue

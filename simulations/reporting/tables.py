@@ -17,7 +17,7 @@ from rich.text import Text
 from fedfree.codec import sha256
 from fedfree.host.compute import count_threads
 from fedfree.host.files import read_file, write_file
-from simulations.commands.options import typed_command
+from simulations.command_line import typed_command
 from simulations.reporting import facts
 from simulations.reporting.record import Machine, Record, Table
 

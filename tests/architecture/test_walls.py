@@ -101,6 +101,41 @@ def test_the_pipeline_knows_neither_flower_nor_grpc() -> None:
         assert not crossing, f"{name} imports {crossing}"
 
 
+def test_the_contract_needs_nothing_of_its_host() -> None:
+    for name, path in modules("fedfree").items():
+        if not begins_with(name, "fedfree.host"):
+            crossing = {each for each in imports_of(path) if begins_with(each, "fedfree.host")}
+            assert not crossing, f"{name} imports {crossing}"
+
+
+STOREYS = (
+    ("federation", "command_line"),
+    ("baselines",),
+    ("reporting",),
+    ("simulate",),
+    ("series",),
+    ("attacks", "benchmarks"),
+    ("commands", "__main__"),
+)
+"""Of simulations, from the ground up: each imports what is beneath it, none what is beside or above it."""
+
+
+@pytest.mark.parametrize("storey", range(len(STOREYS) - 1))
+def test_rooms_of_simulations_import_none_beside_or_above_them(storey: int) -> None:
+    for room in STOREYS[storey]:
+        others = [each for rooms in STOREYS[storey:] for each in rooms if each != room]
+        forbidden = [f"simulations.{each}" for each in others]
+        for name, path in modules("simulations").items():
+            if begins_with(name, f"simulations.{room}"):
+                crossing = {each for each in imports_of(path) if begins_with(each, *forbidden)}
+                assert not crossing, f"{name} imports {crossing}"
+
+
+def test_every_room_of_simulations_is_on_a_storey() -> None:
+    found = {name.split(".")[1] for name in modules("simulations") if "." in name}
+    assert found - {"config"} <= {room for rooms in STOREYS for room in rooms}
+
+
 def calls_of(path: Path, *functions: str) -> list[ast.Call]:
     """Where a file calls one of these functions, by the name written there."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from client.rehearsing.rehearse import trainer_of
 from client.training.pretrain import pretrain
 from fedfree.errors import ConfigError
 from server.config import InvertConfig, ServerConfig
+from server.storage.store import Store
 from simulations.attacks.sweep import (
     SMALL,
     Audited,
@@ -25,13 +27,14 @@ from simulations.attacks.sweep import (
     audit_config,
     local_accuracy,
     read_epsilons,
+    sent_model,
     split_by_rank,
 )
 from simulations.attacks.sweep_table import kept_gain, table, values
-from simulations.benchmarks.quality import Measured, Run
 from simulations.commands import main as cli
 from simulations.config import SimulationConfig
 from simulations.federation import prepare as federation
+from simulations.series import Measured, Run
 
 TINY = """
 clients = 2
@@ -105,13 +108,13 @@ def test_a_sweep_measures_every_epsilon_and_a_second_start_trains_nothing(
     for work in ("fit", "train_privately"):
         for module in ("client.training.pretrain", "client.rehearsing.rehearse"):
             monkeypatch.setattr(f"{module}.{work}", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr("simulations.benchmarks.quality.simulate", lambda *_, **__: pytest.fail("run again"))
+    monkeypatch.setattr("simulations.series.simulate", lambda *_, **__: pytest.fail("run again"))
     assert run_command(monkeypatch, *options, *short) == 0
     assert json.loads((out / "sweep.json").read_text())["details"]["rows"] == rows
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_local_accuracy_is_that_of_unseen_images_whatever_order_the_classes_were_put_into(
+def test_local_accuracy_is_that_of_unseen_images_by_what_the_store_holds_without_the_clients_cache(
     tmp_path: Path, seed: int
 ) -> None:
     tree = write_tree(tmp_path / "images", train=30)
@@ -119,16 +122,32 @@ def test_local_accuracy_is_that_of_unseen_images_whatever_order_the_classes_were
         data=DataConfig(source=tree, split="meta_train", images_per_class=20),
         training=TrainingConfig(image_size=16, epochs=1, min_steps=30, batch_size=18, threads=1),
         cache=tmp_path / "cache" / "models",
+        ledger=tmp_path / "ledger.sqlite",
         seed=seed,
     )
-    pretrain(organisation)
-    assert local_accuracy(organisation) > 0.9
+    store = Store(tmp_path / "store")
+    other = organisation.model_copy(update={"seed": 10 + seed, "ledger": tmp_path / "other.sqlite"})
+    for each in (organisation, other):
+        store.receive(*pretrain(each))
+    shutil.rmtree(organisation.cache)
+    assert local_accuracy(store, organisation) > 0.9
+    assert local_accuracy(store, other) > 0.9
+    models = [sent_model(store, each) for each in (organisation, other)]
+    assert models[0] is not None and models[1] is not None and models[0].weights != models[1].weights
 
 
-def test_local_accuracy_is_unknown_where_every_image_is_trained_on(tmp_path: Path) -> None:
+def test_local_accuracy_is_unknown_where_every_image_is_trained_on_or_nothing_was_sent(
+    tmp_path: Path,
+) -> None:
     tree = write_tree(tmp_path / "images", train=20)
+    training = TrainingConfig(image_size=16, epochs=1, min_steps=1, batch_size=18, threads=1)
     data = DataConfig(source=tree, split="meta_train", images_per_class=20)
-    assert math.isnan(local_accuracy(ClientConfig(data=data, cache=tmp_path / "cache")))
+    paths = {"cache": tmp_path / "cache", "ledger": tmp_path / "ledger.sqlite"}
+    organisation, store = ClientConfig(data=data, training=training, **paths), Store(tmp_path / "store")
+    assert math.isnan(local_accuracy(store, organisation))
+    store.receive(*pretrain(organisation))
+    assert sent_model(store, organisation) is not None
+    assert math.isnan(local_accuracy(store, organisation))
 
 
 def test_images_to_spare_are_the_last_of_each_class() -> None:

@@ -11,7 +11,7 @@ import torch
 from fedfree.errors import ConfigError
 from server.config import ServerConfig
 from server.storage.store import ACCEPTED, Store
-from simulations.benchmarks.recovery import Attempt, Comparison
+from simulations.benchmarks.recovery import AgainstScratch, Attempt
 from simulations.benchmarks.scale import Cost, Scale, fill, iterate, plot
 from simulations.benchmarks.timing import alternate, kind_of, operations, time_shares
 from simulations.commands import main as cli
@@ -89,8 +89,8 @@ def test_the_speed_up_is_over_the_fastest_that_is_as_good_in_both_measures() -> 
         attempt(30, quality=0.8, few_shot=0.4),
     ]
     ours = attempt(2, quality=0.8, few_shot=0.4)
-    assert Comparison(ours, scratch).speedup == 15
-    comparison = Comparison(ours, scratch[:2])
+    assert AgainstScratch(ours, scratch).speedup == 15
+    comparison = AgainstScratch(ours, scratch[:2])
     assert comparison.speedup is None
     assert "not as good from scratch within 5 steps" in comparison.sentences()[0]
 

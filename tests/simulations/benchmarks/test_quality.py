@@ -10,21 +10,14 @@ import pytest
 
 from fedfree.codec import sha256
 from fedfree.errors import ConfigError
-from simulations.benchmarks import quality
-from simulations.benchmarks.quality import (
-    Measured,
-    Run,
-    available_cases,
-    choose_cases,
-    config_of,
-    growth,
-    measure,
-)
+from simulations import series
+from simulations.benchmarks.quality import available_cases, choose_cases, config_of, growth, measure
 from simulations.benchmarks.quality_plots import plots
 from simulations.benchmarks.quality_table import checks, table, values
 from simulations.commands import main as cli
 from simulations.config import SimulationConfig
 from simulations.reporting.record import Record
+from simulations.series import Measured, Run
 
 MakeTree = Callable[..., Path]
 THREE = "data/a.zip,data/b.zip,data/c.zip"
@@ -159,11 +152,11 @@ def test_a_case_that_this_pool_does_not_have_is_refused_with_those_it_has(name: 
 
 
 def test_a_killed_bench_runs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "simulate", FakeSimulate(killed_at=3))
+    monkeypatch.setattr(series, "simulate", FakeSimulate(killed_at=3))
     with pytest.raises(KeyboardInterrupt):
         measure(tmp_path, pool(), cases="norms", seeds=range(2), tell=lambda _: None)
     again = FakeSimulate()
-    monkeypatch.setattr(quality, "simulate", again)
+    monkeypatch.setattr(series, "simulate", again)
     lines: list[str] = []
     measured = measure(tmp_path, pool(), cases="norms", seeds=range(2), tell=lines.append)
     assert again.runs == [tmp_path / "groupnorm" / "1"]
@@ -179,7 +172,7 @@ def test_cases_that_come_to_the_same_federation_share_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeSimulate()
-    monkeypatch.setattr(quality, "simulate", fake)
+    monkeypatch.setattr(series, "simulate", fake)
     measured = measure(
         tmp_path, pool(dataset=THREE), cases="pool,domains", seeds=range(1), tell=lambda _: None
     )
@@ -190,11 +183,11 @@ def test_cases_that_come_to_the_same_federation_share_its_run(
 def test_a_folder_with_another_configuration_is_refused_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "simulate", FakeSimulate())
+    monkeypatch.setattr(series, "simulate", FakeSimulate())
     measure(tmp_path, pool(), cases="paper", seeds=range(1), tell=lambda _: None)
     fake = FakeSimulate()
-    monkeypatch.setattr(quality, "simulate", fake)
-    with pytest.raises(ConfigError, match=r"default/0 holds a run of another configuration .* --out"):
+    monkeypatch.setattr(series, "simulate", fake)
+    with pytest.raises(ConfigError, match=r"default/0 holds another federation .* --out"):
         measure(tmp_path, pool(server={"iterations": 9}), cases="norms", seeds=range(1), tell=lambda _: None)
     assert fake.runs == []
 
@@ -330,7 +323,7 @@ def test_a_tiny_bench_leaves_its_table_and_pictures_and_trains_nothing_the_secon
     assert markdown.splitlines()[0].startswith("| case | models | shots | meta-learner |")
     assert len({line.count("|") for line in markdown.splitlines()[:4]}) == 1
 
-    monkeypatch.setattr(quality, "simulate", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(series, "simulate", lambda *_, **__: pytest.fail("trained again"))
     assert run_command(monkeypatch, *arguments) == 0
     assert "(was there)" in capsys.readouterr().out
     assert (out / "quality.md").read_text() == markdown

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from simulations.command_line import run_command
 from simulations.commands import main as cli
-from simulations.commands.options import run_command
 from simulations.config import SimulationConfig
 
 EVERYTHING: dict[str, Any] = {

@@ -1,7 +1,5 @@
 """Resolving data sets by name, sharing classes out, and the picture."""
 
-import io
-import zipfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,18 +179,3 @@ def test_omniglot_small_falls_into_alphabets() -> None:
     names = list(list_classes(SHARED / "omniglot-small.zip", "meta_train"))
     shares = datasets.partition(names, organisations=5, classes_each=5, how="domain", seed=0)
     assert len({datasets.domain_of(names[0]) for names in shares}) == 5
-
-
-@pytest.mark.usefixtures("small_glyphs")
-def test_the_picture_has_a_row_a_class_and_a_column_an_image(tmp_path: Path) -> None:
-    source = glyphs.write_tree(tmp_path / "set.zip", seed=0, images_per_class=3)
-    datasets.picture(source, "meta_test", tmp_path / "out" / "look.png", rows=2, columns=5)
-    picture = np.asarray(Image.open(tmp_path / "out" / "look.png"))
-    assert picture.shape == (2 * 66 + 2, 5 * 66 + 2, 3)
-    assert (picture[:, 3 * 66 + 2 :] == 128).all()
-    first = np.asarray(Image.open(io.BytesIO(zipfile.ZipFile(source).read(_first_member(source)))))
-    assert (picture[2:66:2, 2:66:2, 0] == first).all()
-
-
-def _first_member(source: Path) -> str:
-    return min(zipfile.ZipFile(source).namelist())

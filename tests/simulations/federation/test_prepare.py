@@ -1,28 +1,21 @@
-"""One federation or several data sets in it: who gets what, and what is measured on each."""
+"""One data set in a federation or several: who gets what."""
 
-import io
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError
 from fedfree.settings import merge
 from server.storage.run_directory import RunDirectory
-from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import partition
-from simulations.federation.prepare import find_domains, organisation_configs, server_config
-from simulations.federation.simulate import simulate
-from simulations.reporting.progress import result_lines, result_table
-from simulations.reporting.result import ONE_FOR_ALL_NOTE
+from simulations.federation.prepare import organisation_configs, prepare, read_organisations, server_config
+from simulations.federation.splits import find_datasets
 
 MakeTree = Callable[..., Path]
-TASKS = ("3way1shot", "3way5shot")
 
 
 SMALLEST = {
@@ -48,7 +41,7 @@ def test_organisations_of_one_data_set_get_architectures_in_turn_and_their_own_d
 ) -> None:
     source = make_tree("only")
     config = tiny(dataset=str(source), clients=5, architectures="conv4,resnet10", image_sizes="16")
-    configs = organisation_configs(Path("run"), config, find_domains(config))
+    configs = organisation_configs(Path("run"), config, find_datasets(config))
     assert [each.training.architecture.id for each in configs] == [
         "conv4",
         "resnet10",
@@ -71,7 +64,7 @@ def test_data_sets_are_dealt_in_turn_and_each_gets_every_architecture(make_tree:
     config = tiny(
         dataset=listed(*sources), clients=12, architectures="conv4,resnet10", image_sizes="16,20", seed=3
     )
-    configs = organisation_configs(Path("run"), config, find_domains(config))
+    configs = organisation_configs(Path("run"), config, find_datasets(config))
     assert [each.data.source for each in configs] == sources * 4
     assert [each.training.image_size for each in configs] == [16, 20, 16] * 4
     pairs = Counter((each.data.source.name, each.training.architecture.id) for each in configs)
@@ -87,9 +80,9 @@ def test_an_organisation_of_a_mix_holds_the_classes_it_would_hold_in_its_data_se
     first, second = make_tree("a"), make_tree("b")
     mixed = tiny(dataset=listed(first, second), clients=6, image_sizes="16")
     alone = tiny(dataset=str(second), clients=3, image_sizes="16")
-    configs = organisation_configs(Path("run"), mixed, find_domains(mixed))
+    configs = organisation_configs(Path("run"), mixed, find_datasets(mixed))
     assert [each.data for each in configs[1::2]] == [
-        each.data for each in organisation_configs(Path("run"), alone, find_domains(alone))
+        each.data for each in organisation_configs(Path("run"), alone, find_datasets(alone))
     ]
 
 
@@ -125,41 +118,26 @@ def test_a_configuration_is_read_back_from_its_file(tmp_path: Path) -> None:
     assert SimulationConfig.read(tmp_path / "config.toml") == config
 
 
-def test_a_federation_of_grey_and_coloured_images_of_two_sizes_is_measured_on_each(
+def test_what_a_person_changed_in_a_prepared_directory_stays(make_tree: MakeTree, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", tiny(dataset=str(make_tree("only")), clients=2, image_sizes="16")
+    prepare(run, config)
+    server, organisation = run / "server.toml", run / "organisations" / "0.toml"
+    server.write_text(server.read_text().replace("iterations = 1", "iterations = 7"))
+    organisation.write_text(organisation.read_text().replace("epochs = 1", "epochs = 9"))
+    prepare(run, config)
+    assert RunDirectory(run).config().iterations == 7
+    assert [each.training.epochs for each in read_organisations(run, config)] == [9, 1]
+
+
+def test_a_preparation_that_was_killed_is_finished_with_the_same_options_and_refused_with_others(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
-    grey, coloured = make_tree("grey"), make_tree("coloured", side=20, colour=True)
-    config = tiny(
-        dataset=listed(grey, coloured), clients=4, image_sizes="16,20", cache=str(tmp_path / "cache")
-    )
-    run = tmp_path / "run"
-    result = simulate(run, config, command="fedfree-sim run")
-
-    store = RunDirectory(run).store()
-    inputs = [store.describe(identity).input for identity in store.ids(ACCEPTED)]
-    assert sorted((each.channels, each.height) for each in inputs) == [(1, 16), (1, 16), (3, 20), (3, 20)]
-
-    assert result == json.loads((run / "result.json").read_text())
-    assert list(result["domains"]) == ["grey", "coloured"]
-    assert result["baseline_notes"]["best_single_model"] == ONE_FOR_ALL_NOTE
-    for task in TASKS:
-        own = [domain["few_shot"][task] for domain in result["domains"].values()]
-        assert [each["episodes"] for each in own] == [6, 6]
-        assert result["few_shot"][task]["episodes"] == 12
-        mean = sum(each["mean"] for each in own) / 2
-        assert result["few_shot"][task]["mean"] == pytest.approx(mean, abs=0.011)
-    assert all(
-        domain["baselines"].keys() == result["baselines"].keys() for domain in result["domains"].values()
-    )
-    assert [len(each["results"]) for each in result["organisations"]] == [2, 2, 2, 2]
-
-    console = Console(file=io.StringIO(), width=120, _environ={})
-    console.print(result_table(result))
-    assert isinstance(console.file, io.StringIO)
-    printed = console.file.getvalue()
-    assert printed.index("all data sets") < printed.index("grey") < printed.index("coloured")
-    assert printed.count("best single model") == 3
-    assert "12 episodes each, an equal share of each data set" in result_lines(result)[0]
-    page = (run / "report.html").read_text()
-    assert page.count('<table class="scores">') == 3
-    assert "grey: accuracy on episodes of its new classes alone" in page
+    run, config = tmp_path / "run", tiny(dataset=str(make_tree("only")), clients=2, image_sizes="16")
+    prepare(run, config)
+    whole = {path: path.read_bytes() for path in run.rglob("*.toml")}
+    (run / "config.toml").unlink()
+    (run / "organisations" / "1.toml").unlink()
+    with pytest.raises(ConfigError, match=r"server\.toml is there already and is not what these options"):
+        prepare(run, config.model_copy(update={"clients": 3}))
+    prepare(run, config)
+    assert {path: path.read_bytes() for path in run.rglob("*.toml")} == whole

@@ -3,7 +3,7 @@
 import pytest
 
 from server.events import Event
-from simulations.reporting.result import learning
+from simulations.reporting.result import spent_learning
 
 
 def iteration(number: int, *, start: float, images: int) -> list[Event]:
@@ -15,7 +15,7 @@ def iteration(number: int, *, start: float, images: int) -> list[Event]:
 
 
 def test_learning_counts_inversion_and_whole_iterations() -> None:
-    spent = learning(
+    spent = spent_learning(
         [
             Event("verify", "accepted", {}, 90),
             Event("learn", "started", {}, 100),
@@ -30,7 +30,7 @@ def test_learning_counts_inversion_and_whole_iterations() -> None:
 
 
 def test_an_iteration_that_was_done_twice_counts_once_and_the_time_between_starts_not_at_all() -> None:
-    spent = learning(
+    spent = spent_learning(
         [
             Event("learn", "started", {}, 100),
             *iteration(1, start=100, images=40),

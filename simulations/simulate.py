@@ -6,9 +6,9 @@ from typing import Any
 from fedfree.host.files import write_file
 from server.events import Event
 from server.storage.run_directory import RunDirectory
+from simulations.baselines.evaluate import evaluate
 from simulations.config import SimulationConfig
 from simulations.federation.engines import run_engine
-from simulations.federation.evaluate import evaluate
 from simulations.federation.prepare import prepare
 from simulations.reporting import facts
 from simulations.reporting.pictures import synthetic_picture

@@ -1,4 +1,4 @@
-"""The flags of ``fedfree-sim``, and the command line that a simulation amounts to."""
+"""What a simulation is called with: flags, and the command line that makes a run anew."""
 
 import shlex
 import sys

@@ -1,0 +1,74 @@
+"""Meta-learner and baselines on the same episodes of meta_test, which nothing has touched before."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from client.adapting.adapt import sample_episodes
+from fedfree.codec import decode_meta_learner
+from fedfree.episodes import EpisodeSpec
+from server.events import Event, OnEvent
+from server.storage.run_directory import RunDirectory
+from server.storage.store import ACCEPTED
+from simulations.baselines.table import BASELINES, Available, Measure
+from simulations.config import SimulationConfig
+from simulations.federation.splits import DataSet, episode_specs, find_datasets
+
+META_LEARNER = "meta_learner"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Test episodes of one shape with everyone's accuracy on each."""
+
+    spec: EpisodeSpec
+    accuracies: Mapping[str, Tensor]
+    """Name to fractions [episodes]; ``meta_learner`` and the baselines there are."""
+
+
+def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[str, list[Comparison]]:
+    """Meta-learner and baselines on the same episodes of meta_test, with the same recipe.
+
+    Returns:
+        For each data set, by name, a comparison for each kind of episode; no episode mixes data sets.
+    """
+    datasets = find_datasets(config)
+    competitors = _competitors(_read_available(run, config, datasets))
+    comparisons = {}
+    done, of = 0, len(datasets) * len(competitors)
+    for dataset in datasets:
+        test, specs = dataset.load("meta_test"), episode_specs(config)
+        episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]
+        accuracies: dict[str, list[Tensor]] = {}
+        for name, measure in competitors.items():
+            on_event(Event("evaluate", "progress", {"done": done, "of": of}))
+            accuracies[name] = measure(test, episodes)
+            done += 1
+        comparisons[dataset.name] = [
+            Comparison(spec, {name: each[position] for name, each in accuracies.items()})
+            for position, spec in enumerate(specs)
+        ]
+    on_event(Event("evaluate", "finished", {"done": done, "of": of}))
+    return comparisons
+
+
+def _read_available(run: Path, config: SimulationConfig, datasets: Sequence[DataSet]) -> Available:
+    directory = RunDirectory(run)
+    store = directory.store()
+    return Available(
+        config,
+        decode_meta_learner(directory.manifest.read_bytes(), directory.weights.read_bytes()),
+        [store.contribution(identity) for identity in store.ids(ACCEPTED)],
+        [each.load("meta_val") for each in datasets],
+    )
+
+
+def _competitors(available: Available) -> dict[str, Measure]:
+    """The meta-learner, then every baseline that these models have."""
+    learned = available.meta_learner
+    measures = {name: baseline.measure(available) for name, baseline in BASELINES.items()}
+    return {META_LEARNER: available.measure(learned.network(), learned.input)} | {
+        name: measure for name, measure in measures.items() if measure is not None
+    }

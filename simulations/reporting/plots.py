@@ -1,0 +1,18 @@
+"""What the plots of all measurements have in common: colours that mean the same, and axes without clutter."""
+
+from typing import Literal
+
+from matplotlib.axes import Axes
+
+OURS, OTHER = "#0f766e", "#b45309"
+"""What this project does, and what it is held against."""
+GREY, LIGHT_GREY = "#5b636e", "#8a929c"
+"""Of baselines and limits."""
+
+
+def tidy(*panels: Axes, grid: Literal["x", "y"] | None = None) -> None:
+    """Take away the frame's upper and right side; with ``grid``, draw faint lines across that axis."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        if grid is not None:
+            axes.grid(axis=grid, alpha=0.3)

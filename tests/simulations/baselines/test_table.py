@@ -1,0 +1,86 @@
+"""The baselines, each against an answer that is known, and that the table is the one place to add one."""
+
+import pytest
+import torch
+from client.data.images import ImageSet
+
+from client.adapting.adapt import sample_episodes
+from fedfree.adaptation import Recipe
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import Contribution, MetaLearner, Provenance, encode_weights
+from fedfree.episodes import EpisodeSpec
+from fedfree.statement import PrivacyStatement
+from simulations.baselines import evaluate
+from simulations.baselines.table import Available, Baseline, parameter_average, pool_concatenation
+from simulations.config import SimulationConfig
+from simulations.reporting import scores
+
+INPUT = InputSpec(channels=1, height=16, width=16)
+CONFIG = SimulationConfig(n_way=2, n_query=2, device="cpu")
+CONV4 = Architecture()
+
+
+def model(seed: int, architecture: Architecture = CONV4) -> Contribution:
+    torch.manual_seed(seed)
+    network = build(architecture, num_classes=3, input=INPUT)
+    return Contribution(architecture, 3, INPUT, PrivacyStatement(), encode_weights(network))
+
+
+def available(*models: Contribution) -> Available:
+    learned = MetaLearner(
+        models[0].architecture, 3, INPUT, Recipe(), Provenance((), "", 0, ""), models[0].weights
+    )
+    return Available(CONFIG, learned, models, ())
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """The networks that baselines ask to be measured."""
+    networks: list[torch.nn.Module] = []
+    monkeypatch.setattr(Available, "measure", lambda _, network, input: networks.append(network))
+    return networks
+
+
+def test_the_average_of_a_model_and_itself_is_that_model(measured: list[torch.nn.Module]) -> None:
+    parameter_average(available(model(0), model(0)))
+    for name, value in model(0).network().state_dict().items():
+        assert torch.equal(measured[0].state_dict()[name], value), name
+
+
+def test_the_average_of_two_models_lies_in_their_middle(measured: list[torch.nn.Module]) -> None:
+    first, second = model(0), model(1)
+    parameter_average(available(first, second))
+    found, states = measured[0].state_dict(), [each.network().state_dict() for each in (first, second)]
+    assert torch.allclose(found["head.weight"], (states[0]["head.weight"] + states[1]["head.weight"]) / 2)
+
+
+def test_models_of_different_shapes_have_no_average() -> None:
+    assert parameter_average(available(model(0), model(0, Architecture("resnet10")))) is None
+
+
+def test_a_model_beside_itself_is_as_good_as_alone() -> None:
+    images = ImageSet(
+        torch.randint(0, 255, (12, 1, 16, 16), dtype=torch.uint8), torch.arange(12) // 4, ("a", "b", "c")
+    )
+    spec = EpisodeSpec(2, 1, 2)
+    episodes = [sample_episodes(images.labels, spec, 20, seed=0)]
+    (alone,) = pool_concatenation(available(model(0)))(images, episodes)
+    (twice,) = pool_concatenation(available(model(0), model(0)))(images, episodes)
+    assert torch.equal(alone, twice)
+
+
+def test_a_baseline_that_is_added_to_the_table_is_measured_and_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    added = {
+        "always_right": Baseline("always right", lambda _: lambda _, episodes: [torch.ones(len(episodes))]),
+        "absent": Baseline("absent here", lambda _: None, is_reference=True),
+    }
+    monkeypatch.setattr(evaluate, "BASELINES", added)
+    assert list(evaluate._competitors(available(model(0)))) == ["meta_learner", "always_right"]
+    monkeypatch.setattr(scores, "BASELINES", added)
+    measured = {"5way1shot": {"mean": 40.0, "ci95": 0.6}}
+    rows = scores.comparison({"few_shot": measured, "baselines": {"always_right": measured}})
+    labels = ["meta-learner", "always right", "absent here (reference: cannot be broadcast)"]
+    assert [row.label for row in rows] == labels
+    assert [row.scores[0] is not None for row in rows] == [True, True, False]
