@@ -54,7 +54,7 @@ class Description(Settings):
 
 
 class FewShotClassifier(nn.Module):
-    """From pixels to the probabilities of an organisation's own classes.
+    """From pixels of any size to the probabilities of an organisation's own classes.
 
     Its state dict is what the file holds: the network after adaptation, and for head ``nearest_mean`` the
     class means in place of the network's linear head.
@@ -99,15 +99,15 @@ class FewShotClassifier(nn.Module):
         return tuple(self.description.support)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """[batch, channels, height, width] in [0, 1] to [batch, n_way], as the recipe gives them."""
-        recipe = self.description.recipe
-        outputs = embed(self.network, self.description.input.normalise(pixels), mirror=recipe.mirror)
+        """[batch, channels, any height, any width] in [0, 1] to [batch, n_way], as the recipe gives them."""
+        recipe, input = self.description.recipe, self.description.input
+        outputs = embed(self.network, input.normalise(input.resize(pixels)), mirror=recipe.mirror)
         if recipe.head == "nearest_mean":
             return NearestMean(self.centre, self.means, recipe.temperature).logits(outputs)
         return outputs
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[batch, channels, height, width] in [0, 1] to probabilities [batch, n_way]."""
+        """[batch, channels, any height, any width] in [0, 1] to probabilities [batch, n_way]."""
         return (self.logits(pixels) / self.temperature).softmax(1)
 
 
