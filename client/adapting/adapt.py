@@ -10,7 +10,7 @@ from client.adapting.calibrate import calibrate
 from client.adapting.classifier import Description, FewShotClassifier
 from client.config import ClientConfig
 from client.data.images import ImageSet, load_configured, to_input
-from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed, nearest_mean
+from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
@@ -73,7 +73,7 @@ def leave_one_out(
     """
     counts = labels.bincount(minlength=n_way)
     has_company = (counts[labels] >= 2).nonzero().squeeze(1)
-    fixed = recipe.head == "nearest_mean" and recipe.steps == 0
+    fixed = recipe.keeps_network
     left_out = _evenly_spaced(has_company, MAX_REFITS if fixed else MAX_READAPTATIONS)
     evidence = extract_features(network, inputs, mirror=recipe.mirror) if fixed else inputs
     logits = [torch.empty(0, n_way)]
@@ -81,7 +81,7 @@ def leave_one_out(
         others = torch.arange(len(labels)) != index
         support, query = evidence[others], evidence[index : index + 1]
         if fixed:
-            head = nearest_mean(support, labels[others], n_way=n_way, temperature=recipe.temperature)
+            head = recipe.fit_head(support, labels[others], n_way=n_way)
             logits.append(head.logits(query))
         else:
             adapted = adapt(network, recipe, support, labels[others], n_way=n_way)
@@ -126,8 +126,8 @@ def episode_accuracies(
         inputs: [images, channels, height, width], normalised, that the episodes index.
         sets: of episodes, for instance 1-shot and 5-shot.
     """
-    if recipe.head == "nearest_mean" and recipe.steps == 0:
-        return nearest_mean_accuracies(extract_features(network, inputs, mirror=recipe.mirror), recipe, sets)
+    if recipe.keeps_network:
+        return head_accuracies(extract_features(network, inputs, mirror=recipe.mirror), recipe, sets)
     return [
         torch.stack([_adapted_accuracy(network, recipe, inputs, episode) for episode in episodes])
         for episodes in sets
@@ -147,21 +147,16 @@ def extract_features(network: Classifier, inputs: Tensor, *, mirror: bool = Fals
     )
 
 
-def nearest_mean_accuracies(
-    features: Tensor, recipe: Recipe, sets: Sequence[Sequence[Episode]]
-) -> list[Tensor]:
+def head_accuracies(features: Tensor, recipe: Recipe, sets: Sequence[Sequence[Episode]]) -> list[Tensor]:
     """As :func:`episode_accuracies`, for features [images, size] already extracted."""
     return [
-        torch.stack([_nearest_mean_accuracy(features, recipe, episode) for episode in episodes])
-        for episodes in sets
+        torch.stack([_head_accuracy(features, recipe, episode) for episode in episodes]) for episodes in sets
     ]
 
 
-def _nearest_mean_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor:
+def _head_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor:
     n_way = int(episode.support_labels.max()) + 1
-    head = nearest_mean(
-        features[episode.support], episode.support_labels, n_way=n_way, temperature=recipe.temperature
-    )
+    head = recipe.fit_head(features[episode.support], episode.support_labels, n_way=n_way)
     predicted = head.logits(features[episode.query]).argmax(1)
     return (predicted == episode.query_labels).double().mean()
 

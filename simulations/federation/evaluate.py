@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.adapting.adapt import SHOTS, episode_accuracies, nearest_mean_accuracies, sample_episodes
+from client.adapting.adapt import SHOTS, episode_accuracies, head_accuracies, sample_episodes
 from client.data.images import ImageSet, load_images, to_input
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec
@@ -100,7 +100,7 @@ def _competitors(
     }
     if average is not None:
         competitors["parameter_average"] = measured(average, contributions[0].input)
-    competitors["pool_concatenation"] = lambda images, episodes: nearest_mean_accuracies(
+    competitors["pool_concatenation"] = lambda images, episodes: head_accuracies(
         baselines.pool_concatenation(contributions, images.images, mirror=recipe.mirror, device=device),
         Recipe(),
         episodes,
