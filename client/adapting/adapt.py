@@ -9,7 +9,7 @@ from torch import Tensor
 from client.adapting.calibrate import calibrate
 from client.adapting.classifier import Description, FewShotClassifier
 from client.config import ClientConfig
-from client.data.images import ImageSet, load_configured, to_input
+from client.data.images import ImageSet, load_images, to_input
 from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
@@ -100,12 +100,20 @@ def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAcc
     if config.evaluate is None:
         return []
     use_cpu(config.training.threads)
-    images = load_configured(config.evaluate.data, size=meta_learner.input.height)
+    data, input = config.evaluate.data, meta_learner.input
+    images = load_images(
+        data.source,
+        split=data.split,
+        classes=data.classes,
+        images_per_class=data.images_per_class,
+        size=input.height,
+        channels=input.channels,
+    )
     specs = [EpisodeSpec(config.evaluate.n_way, n_shot, config.evaluate.n_query) for n_shot in SHOTS]
     episodes = [
         sample_episodes(images.labels, spec, config.evaluate.episodes, seed=config.seed) for spec in specs
     ]
-    inputs = to_input(images.images, meta_learner.input)
+    inputs = to_input(images.images, input)
     network = meta_learner.network().to(choose_device(config.training.device))
     accuracies = episode_accuracies(network, meta_learner.recipe, inputs, episodes)
     return [FewShotAccuracy(spec, mean_and_ci95(each)) for spec, each in zip(specs, accuracies, strict=True)]

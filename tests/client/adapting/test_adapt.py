@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from client.adapting import adapt as adaptation
-from client.adapting.adapt import leave_one_out, make_classifier
+from client.adapting.adapt import evaluate, leave_one_out, make_classifier
 from client.adapting.classifier import read_classifier, write_classifier
+from client.config import ClientConfig
 from client.data.images import load_images, to_input
 from fedfree.adaptation import HEADS, Recipe, adapt
 from fedfree.architectures import Architecture, InputSpec, build
@@ -123,3 +125,17 @@ def test_a_recipe_that_diverges_makes_no_classifier(
     support = load_images(write_images(tmp_path / "support", {"cat": 1, "gnu": 1}), size=16)
     with pytest.raises(ContributionError, match="holds NaN or infinity"):
         make_classifier(make_meta_learner(Recipe("gradient", steps=30, learning_rate=99)), support)
+
+
+def test_one_grey_image_among_coloured_ones_does_not_make_evaluate_blind_to_colour(
+    tmp_path: Path, make_meta_learner: MakeMetaLearner
+) -> None:
+    for name, colour in (("blue", (60, 60, 255)), ("red", (134, 60, 60))):  # equally bright
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            mode, shade = ("L", 82) if (name, index) == ("blue", 0) else ("RGB", colour)
+            Image.new(mode, (16, 16), shade).save(tmp_path / name / f"{index:02}.png")
+    data = {"source": tmp_path}
+    values = {"data": data, "evaluate": {"data": data, "n_way": 2, "episodes": 20}, "cache": tmp_path}
+    results = evaluate(make_meta_learner(), ClientConfig.parse(values, origin="test"))
+    assert min(result.accuracy.mean for result in results) > 90
