@@ -10,8 +10,8 @@ from client.adapting.calibrate import calibrate
 from client.adapting.classifier import Description, FewShotClassifier
 from client.config import ClientConfig
 from client.data.image_set import ImageSet, to_input
-from client.data.loading import load_configured
-from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed, nearest_mean
+from client.data.loading import load_images
+from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
@@ -74,7 +74,7 @@ def leave_one_out(
     """
     counts = labels.bincount(minlength=n_way)
     has_company = (counts[labels] >= 2).nonzero().squeeze(1)
-    fixed = recipe.head == "nearest_mean" and recipe.steps == 0
+    fixed = recipe.keeps_network
     left_out = _evenly_spaced(has_company, MAX_REFITS if fixed else MAX_READAPTATIONS)
     evidence = extract_features(network, inputs, mirror=recipe.mirror) if fixed else inputs
     logits = [torch.empty(0, n_way)]
@@ -82,7 +82,7 @@ def leave_one_out(
         others = torch.arange(len(labels)) != index
         support, query = evidence[others], evidence[index : index + 1]
         if fixed:
-            head = nearest_mean(support, labels[others], n_way=n_way, temperature=recipe.temperature)
+            head = recipe.fit_head(support, labels[others], n_way=n_way)
             logits.append(head.logits(query))
         else:
             adapted = adapt(network, recipe, support, labels[others], n_way=n_way)
@@ -101,12 +101,20 @@ def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAcc
     if config.evaluate is None:
         return []
     use_cpu(config.training.threads)
-    images = load_configured(config.evaluate.data, size=meta_learner.input.height)
+    data, input = config.evaluate.data, meta_learner.input
+    images = load_images(
+        data.source,
+        split=data.split,
+        classes=data.classes,
+        images_per_class=data.images_per_class,
+        size=input.height,
+        channels=input.channels,
+    )
     specs = [EpisodeSpec(config.evaluate.n_way, n_shot, config.evaluate.n_query) for n_shot in SHOTS]
     episodes = [
         sample_episodes(images.labels, spec, config.evaluate.episodes, seed=config.seed) for spec in specs
     ]
-    inputs = to_input(images.images, meta_learner.input)
+    inputs = to_input(images.images, input)
     network = meta_learner.network().to(choose_device(config.training.device))
     accuracies = episode_accuracies(network, meta_learner.recipe, inputs, episodes)
     return [FewShotAccuracy(spec, mean_and_ci95(each)) for spec, each in zip(specs, accuracies, strict=True)]
@@ -127,8 +135,8 @@ def episode_accuracies(
         inputs: [images, channels, height, width], normalised, that the episodes index.
         sets: of episodes, for instance 1-shot and 5-shot.
     """
-    if recipe.head == "nearest_mean" and recipe.steps == 0:
-        return nearest_mean_accuracies(extract_features(network, inputs, mirror=recipe.mirror), recipe, sets)
+    if recipe.keeps_network:
+        return head_accuracies(extract_features(network, inputs, mirror=recipe.mirror), recipe, sets)
     return [
         torch.stack([_adapted_accuracy(network, recipe, inputs, episode) for episode in episodes])
         for episodes in sets
@@ -148,21 +156,16 @@ def extract_features(network: Classifier, inputs: Tensor, *, mirror: bool = Fals
     )
 
 
-def nearest_mean_accuracies(
-    features: Tensor, recipe: Recipe, sets: Sequence[Sequence[Episode]]
-) -> list[Tensor]:
+def head_accuracies(features: Tensor, recipe: Recipe, sets: Sequence[Sequence[Episode]]) -> list[Tensor]:
     """As :func:`episode_accuracies`, for features [images, size] already extracted."""
     return [
-        torch.stack([_nearest_mean_accuracy(features, recipe, episode) for episode in episodes])
-        for episodes in sets
+        torch.stack([_head_accuracy(features, recipe, episode) for episode in episodes]) for episodes in sets
     ]
 
 
-def _nearest_mean_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor:
+def _head_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor:
     n_way = int(episode.support_labels.max()) + 1
-    head = nearest_mean(
-        features[episode.support], episode.support_labels, n_way=n_way, temperature=recipe.temperature
-    )
+    head = recipe.fit_head(features[episode.support], episode.support_labels, n_way=n_way)
     predicted = head.logits(features[episode.query]).argmax(1)
     return (predicted == episode.query_labels).double().mean()
 

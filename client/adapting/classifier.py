@@ -6,6 +6,7 @@ description and tensors, which tells a damaged file. Nothing in it is executed: 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedfree.adaptation import AdaptedClassifier, NearestMean, Recipe, embed
+from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, embed, head_tensors
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
 from fedfree.errors import ConfigError, ContributionError
@@ -54,16 +55,11 @@ class Description(Settings):
 
 
 class FewShotClassifier(nn.Module):
-    """From pixels to the probabilities of an organisation's own classes.
+    """From pixels of any size to the probabilities of an organisation's own classes.
 
-    Its state dict is what the file holds: the network after adaptation, and for head ``nearest_mean`` the
-    class means in place of the network's linear head.
+    Its state dict is what the file holds: the network after adaptation, and where a head was fitted to
+    features, that head's tensors in place of the network's linear head.
     """
-
-    centre: Tensor
-    """[feature_size], as in :class:`fedfree.adaptation.NearestMean`."""
-    means: Tensor
-    """[n_way, feature_size]."""
 
     def __init__(self, description: Description) -> None:
         super().__init__()
@@ -71,10 +67,14 @@ class FewShotClassifier(nn.Module):
         n_way = len(description.support)
         self.network = build(description.architecture, num_classes=n_way, input=description.input)
         self.temperature = description.calibration.temperature if description.calibration else 1.0
-        if description.recipe.head == "nearest_mean":
+        self.head: FittedHead | None = None
+        if description.recipe.fits_head:
             self.network.head = nn.Identity()
-            self.register_buffer("centre", torch.zeros(self.network.feature_size))
-            self.register_buffer("means", torch.zeros(n_way, self.network.feature_size))
+            # Fitted to nothing: it tells the shapes, and what of the head is no tensor.
+            blank = torch.zeros(n_way, self.network.feature_size)
+            self.head = description.recipe.fit_head(blank, torch.arange(n_way), n_way=n_way)
+            for name, tensor in head_tensors(self.head).items():
+                self.register_buffer(name, torch.zeros_like(tensor))
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -88,7 +88,7 @@ class FewShotClassifier(nn.Module):
         learned = adapted.network.state_dict() | dict(adapted.parameters)
         tensors = {f"network.{name}": tensor for name, tensor in learned.items()}
         if adapted.head is not None:
-            tensors |= {"centre": adapted.head.centre, "means": adapted.head.means}
+            tensors |= head_tensors(adapted.head)
         tensors = {name: tensors[name] for name in classifier.state_dict()}
         fill_network(classifier, tensors, "the adapted classifier")
         return classifier
@@ -99,15 +99,16 @@ class FewShotClassifier(nn.Module):
         return tuple(self.description.support)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """[batch, channels, height, width] in [0, 1] to [batch, n_way], as the recipe gives them."""
-        recipe = self.description.recipe
-        outputs = embed(self.network, self.description.input.normalise(pixels), mirror=recipe.mirror)
-        if recipe.head == "nearest_mean":
-            return NearestMean(self.centre, self.means, recipe.temperature).logits(outputs)
-        return outputs
+        """[batch, channels, any height, any width] in [0, 1] to [batch, n_way], as the recipe gives them."""
+        recipe, input = self.description.recipe, self.description.input
+        outputs = embed(self.network, input.normalise(input.resize(pixels)), mirror=recipe.mirror)
+        if self.head is None:
+            return outputs
+        kept = {name: getattr(self, name) for name in head_tensors(self.head)}
+        return replace(self.head, **kept).logits(outputs)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[batch, channels, height, width] in [0, 1] to probabilities [batch, n_way]."""
+        """[batch, channels, any height, any width] in [0, 1] to probabilities [batch, n_way]."""
         return (self.logits(pixels) / self.temperature).softmax(1)
 
 

@@ -1,4 +1,8 @@
-"""EXPORT: an adapted classifier as one ONNX file, for programs that know nothing of PyTorch or FedFREE."""
+"""EXPORT: an adapted classifier as one ONNX file, for programs that know nothing of PyTorch or FedFREE.
+
+All that follows decoding a picture is inside, antialiased shrinking too: whoever has to shrink photos
+elsewhere does it without, and loses accuracy.
+"""
 
 import importlib.util
 import json
@@ -8,22 +12,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import fedfree
 from client.adapting.classifier import FewShotClassifier
+from fedfree.architectures import InputSpec
 from fedfree.errors import ConfigError, FedFreeError
 from fedfree.host.files import write_file
 from fedfree.seeding import make_generator
 
 TOLERANCE = 1e-4
 """Largest difference of a probability between PyTorch and onnxruntime."""
+CHECKED_QUARTERS = ((4, 4), (2, 3), (9, 13), (4, 21))
+"""Heights and widths at which the two are compared, in quarters of the network's own."""
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
-    """Write the classifier as ONNX, after comparing it with PyTorch on random images.
+    """Write the classifier as ONNX, after comparing it with PyTorch on random images of several sizes.
 
-    Input ``pixels`` [batch, channels, height, width], float32 in [0, 1], any batch size; output
-    ``probabilities`` [batch, n_way], calibrated. Normalisation is inside. The file's metadata names the
-    classes in the order of the outputs, as JSON under ``class_names``.
+    Input ``pixels`` [batch, channels, height, width], float32 in [0, 1], of any batch size, height and width;
+    output ``probabilities`` [batch, n_way], calibrated. Resizing and normalisation are inside. The file's
+    metadata says all this, and names the classes in the order of the outputs, as JSON under ``class_names``.
 
     Returns:
         The largest absolute difference of a probability.
@@ -38,7 +46,9 @@ def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
             f"export needs {', '.join(missing)}, not installed here: pip install 'fedfree[onnx]'"
         )
     model = _to_onnx(classifier)
-    difference = max(_difference(classifier, model, batch) for batch in (1, 7))
+    input = classifier.description.input
+    sizes = [(height * input.height // 4, width * input.width // 4) for height, width in CHECKED_QUARTERS]
+    difference = max(_difference(classifier, model, *size) for size in sizes)
     if not difference <= TOLERANCE:
         raise FedFreeError(
             f"the exported probabilities differ from PyTorch's by {difference:.1e}, more than "
@@ -49,7 +59,9 @@ def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
 
 
 def _to_onnx(classifier: FewShotClassifier) -> bytes:
-    example = _random_images(classifier, 2)
+    input, dimension = classifier.description.input, torch.export.Dim
+    # Of another size than the network's own, or tracing would leave out the resize.
+    example = _random_images(input, 2, 2 * input.height, 3 * input.width)
     with warnings.catch_warnings():
         # The means and deviations of the normalisation are constants, which torch.export lifts by itself.
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
@@ -58,29 +70,45 @@ def _to_onnx(classifier: FewShotClassifier) -> bytes:
             (example,),
             input_names=["pixels"],
             output_names=["probabilities"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"pixels": {0: dimension("batch"), 2: dimension("height"), 3: dimension("width")}},
             dynamo=True,
             verbose=False,
         )
     assert program is not None, "torch.onnx.export returns a program unless it is given a file"
     for node in program.model.graph:
         node.metadata_props.clear()  # the exporter notes the lines and paths of the source there
-    program.model.metadata_props["class_names"] = json.dumps(classifier.class_names)
+    program.model.metadata_props.update(_metadata(classifier))
     return program.model_proto.SerializeToString()
 
 
-def _difference(classifier: FewShotClassifier, model: bytes, batch: int) -> float:
+def _metadata(classifier: FewShotClassifier) -> dict[str, str]:
+    """What whoever runs the file has to know, and has nobody to ask."""
+    description = classifier.description
+    input = description.input
+    return {
+        "class_names": json.dumps(classifier.class_names),
+        "value_range": "0 to 1",
+        "channel_order": "RGB" if input.channels == 3 else "grey",
+        "resize": f"inside: any size is brought to {input.height} x {input.width}, bilinear, antialiased",
+        "normalisation": f"inside: mean {list(input.mean)}, standard deviation {list(input.std)}",
+        "calibrated": json.dumps(description.calibration is not None),
+        "meta_learner_sha256": description.meta_learner,
+        "fedfree_version": fedfree.__version__,
+    }
+
+
+def _difference(classifier: FewShotClassifier, model: bytes, height: int, width: int) -> float:
+    """Largest absolute difference of a probability on random images of one size."""
     import onnxruntime
 
-    images = _random_images(classifier, batch)
+    images = _random_images(classifier.description.input, 3, height, width)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (exported,) = session.run(None, {"pixels": images.numpy()})
     with torch.no_grad():
         return float((torch.from_numpy(exported) - classifier(images)).abs().max())
 
 
-def _random_images(classifier: FewShotClassifier, batch: int) -> Tensor:
+def _random_images(input: InputSpec, batch: int, height: int, width: int) -> Tensor:
     """[batch, channels, height, width] in [0, 1]."""
-    input = classifier.description.input
-    shape = (batch, input.channels, input.height, input.width)
-    return torch.rand(shape, generator=make_generator(0, "export", batch))
+    generator = make_generator(0, "export", batch, height, width)
+    return torch.rand(batch, input.channels, height, width, generator=generator)

@@ -23,11 +23,14 @@ from fedfree.host.cli import WRONG_INPUT, App, print_refusal
 
 app = App()
 
+MetaLearnerFile = Annotated[Path, typer.Option(help="What fetch wrote, or a run; its manifest beside it.")]
+META_LEARNER = Path("meta_learner.safetensors")
+
 
 @app.command(name="evaluate")
 def evaluate_command(
-    meta_learner: Annotated[Path, typer.Argument(help="meta_learner.safetensors of a run.")],
     data: Data,
+    meta_learner: MetaLearnerFile = META_LEARNER,
     split: Split = None,
     ways: Annotated[int, typer.Option(help="Classes an episode.")] = 5,
     episodes: Annotated[int, typer.Option(help="Few-shot tasks to draw from the images.")] = 600,
@@ -49,8 +52,8 @@ def evaluate_command(
 
 @app.command()
 def adapt(
-    meta_learner: Annotated[Path, typer.Option(help="meta_learner.safetensors, its manifest beside it.")],
     support: Annotated[Path, typer.Option(help="Folder or zip of labelled images, a folder a class.")],
+    meta_learner: MetaLearnerFile = META_LEARNER,
     split: Split = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("classifier.safetensors"),
 ) -> None:
@@ -133,7 +136,7 @@ def export(
     onnx: Annotated[Path, typer.Option(help="The file to write.")],
     classifier: Classifier = Path("classifier.safetensors"),
 ) -> None:
-    """Write a classifier as ONNX, from pixels to calibrated probabilities, and check it with onnxruntime."""
+    """Write a classifier as ONNX, from pixels of any size to probabilities, checked with onnxruntime."""
     difference = export_onnx(read_classifier(classifier), onnx)
     typer.echo(f"wrote {onnx} ({onnx.stat().st_size} bytes)")
     typer.echo(f"largest difference of a probability between PyTorch and onnxruntime: {difference:.1e}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fedfree.codec import MetaLearner, decode_meta_learner
+from fedfree.errors import ConfigError
 from fedfree.host.files import read_file
 
 
@@ -12,6 +13,10 @@ def manifest_beside(meta_learner: Path) -> Path:
 
 
 def read_meta_learner(weights: Path) -> MetaLearner:
-    """A meta-learner from its weights and the manifest beside them."""
+    """A meta-learner from its weights and the manifest beside them; raises ConfigError where they are not."""
+    if not weights.is_file():
+        raise ConfigError(
+            f"no meta-learner at {weights}: get it with fedfree-client fetch, or name it with --meta-learner"
+        )
     manifest = read_file(manifest_beside(weights))
     return decode_meta_learner(manifest, read_file(weights))

@@ -6,7 +6,7 @@ once, and all the others, whose training images the attacker knows, are its shad
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ def lira_offline(scores: Floats, members: Mask) -> Floats:
 Attack = Callable[[Floats, Mask], Floats]
 """From φ and memberships [models, images] to what the attacker sorts by: higher, more likely a member."""
 
-ATTACKS: Mapping[str, Attack] = {
+ATTACKS: dict[str, Attack] = {
     LOSS_THRESHOLD: loss_threshold,
     OFFLINE: lira_offline,
     ONLINE: lira_online,

@@ -11,6 +11,7 @@ so a query's prediction does not depend on the other queries.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,6 @@ from torch.func import functional_call
 from fedfree.architectures import Classifier
 from fedfree.errors import ContributionError, DataError
 
-HEADS = ("nearest_mean", "gradient")
 FEATURE_BATCH = 64
 """Images whose features are computed together: bounds the memory that a large support set takes."""
 
@@ -30,15 +30,15 @@ class Recipe:
     """How a network becomes a classifier for new classes."""
 
     head: str = "nearest_mean"
-    """``nearest_mean`` or ``gradient``."""
+    """One of ``HEADS``: ``nearest_mean`` or ``gradient``."""
     steps: int = 0
-    """Gradient steps on the support images; with ``nearest_mean``, 0 leaves the network as it is."""
+    """Gradient steps on the support images; 0 leaves the network as it is."""
     learning_rate: float = 0.01
     """Of those steps (plain gradient descent)."""
     temperature: float = 0.1
-    """``nearest_mean`` logits are cosine similarities divided by this."""
+    """``nearest_mean`` logits are cosine similarities divided by this; ``gradient`` knows none."""
     mirror: bool = False
-    """``nearest_mean`` takes the mean of the features of each image and of its mirror image."""
+    """The head takes the mean of the features of each image and of its mirror image; not ``gradient``."""
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -50,8 +50,47 @@ class Recipe:
                 "learning_rate and temperature of a recipe lie between 0 and 100, got "
                 f"{self.learning_rate} and {self.temperature}"
             )
-        if self.mirror and self.head != "nearest_mean":
+        if self.mirror and not self.fits_head:
             raise ContributionError(f"head {self.head} knows no mirror images: set mirror to false")
+
+    @property
+    def fits_head(self) -> bool:
+        """Whether a head is fitted to features; else the network's own linear head decides."""
+        return HEADS[self.head] is not None
+
+    @property
+    def keeps_network(self) -> bool:
+        """Whether only a head is fitted, so that an image's features are the same for every support set."""
+        return self.fits_head and self.steps == 0
+
+    def fit_head(self, features: Tensor, labels: Tensor, *, n_way: int) -> "FittedHead":
+        """Fit the head to support features [images, feature_size] with labels [images] in 0 … n_way - 1."""
+        fit = HEADS[self.head]
+        assert fit is not None, f"head {self.head} is the network's own: ask fits_head first"
+        return fit(features, labels, n_way=n_way, temperature=self.temperature)
+
+
+class FittedHead(Protocol):
+    """A head fitted to one support set: a frozen dataclass, whose tensors are all that is kept of it.
+
+    Their shapes depend on n_way and feature_size alone.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[queries, feature_size] to [queries, n_way], each query on its own."""
+
+
+class FitHead(Protocol):
+    """Fits a head to support features [images, feature_size] with labels [images] in 0 … n_way - 1."""
+
+    def __call__(self, features: Tensor, labels: Tensor, *, n_way: int, temperature: float) -> FittedHead: ...
+
+
+def head_tensors(head: FittedHead) -> dict[str, Tensor]:
+    """The tensors of a fitted head by name."""
+    return {name: value for name, value in vars(head).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -77,6 +116,10 @@ def nearest_mean(features: Tensor, labels: Tensor, *, n_way: int, temperature: f
     return NearestMean(centre, F.normalize(sums, dim=1), temperature)
 
 
+HEADS: dict[str, FitHead | None] = {"nearest_mean": nearest_mean, "gradient": None}
+"""From name to what fits the head to features; None: gradient steps on the network's own linear head."""
+
+
 @dataclass(frozen=True)
 class AdaptedClassifier:
     """A network adapted to the classes of one support set."""
@@ -84,7 +127,7 @@ class AdaptedClassifier:
     network: Classifier
     parameters: Mapping[str, Tensor]
     """The network's parameters after adaptation; the linear head has n_way rows with head ``gradient``."""
-    head: NearestMean | None
+    head: FittedHead | None
     """None: the network's own linear head decides."""
     mirror: bool
     """As in the recipe."""
@@ -122,14 +165,14 @@ def adapt(
         raise DataError(f"each of the {n_way} classes needs at least one support image")
     parameters: dict[str, Tensor] = dict(network.named_parameters())
 
-    def head_of(current: Mapping[str, Tensor]) -> NearestMean | None:
-        if recipe.head == "gradient":
+    def head_of(current: Mapping[str, Tensor]) -> FittedHead | None:
+        if not recipe.fits_head:
             return None
         features = _features(network, current, support_images, mirror=recipe.mirror)
-        return nearest_mean(features, support_labels, n_way=n_way, temperature=recipe.temperature)
+        return recipe.fit_head(features, support_labels, n_way=n_way)
 
     with torch.enable_grad():
-        if recipe.head == "gradient":
+        if not recipe.fits_head:
             parameters |= _resized_head(parameters, n_way)
         for _ in range(recipe.steps):
             current = AdaptedClassifier(network, parameters, head_of(parameters), recipe.mirror)

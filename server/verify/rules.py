@@ -1,27 +1,36 @@
 """What is looked at before a contribution joins the pool: one function a rule."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from fedfree.accounting import run_epsilon
 from fedfree.codec import Contribution, sha256
 from fedfree.errors import ContributionError
 from fedfree.seeding import make_generator
-from fedfree.statement import PrivacyStatement
 
 PROBE_IMAGES = 16
 EPSILON_TOLERANCE = 0.02
 """By how much a claimed ε may lie below the one recomputed here: accountants round differently."""
 
 
-def check_not_a_copy(contribution: Contribution, known: dict[str, str]) -> None:
+Rule = Callable[[Contribution, Mapping[str, str]], Mapping[str, float]]
+"""From a contribution, and the pool so far (SHA-256 of weights to contribution id), to what to record of it.
+
+Raises ContributionError with the reason, to quarantine it.
+"""
+
+
+def check_not_a_copy(contribution: Contribution, pool: Mapping[str, str]) -> Mapping[str, float]:
     """Refuse weights that are already in the pool."""
-    original = known.get(sha256(contribution.weights))
+    original = pool.get(sha256(contribution.weights))
     if original is not None:
         raise ContributionError(f"the same weights as contribution {original[:12]}…")
+    return {}
 
 
 @torch.no_grad()
-def check_behaviour(contribution: Contribution) -> None:
+def check_behaviour(contribution: Contribution, pool: Mapping[str, str]) -> Mapping[str, float]:
     """Refuse a network that computes nothing useful: outputs not finite, or the same for every image."""
     spec = contribution.input
     noise = torch.rand(
@@ -32,9 +41,10 @@ def check_behaviour(contribution: Contribution) -> None:
         raise ContributionError("the network's outputs on noise are not finite")
     if torch.equal(logits, logits[:1].expand_as(logits)):
         raise ContributionError("the network's outputs do not depend on the image")
+    return {}
 
 
-def check_privacy_claim(privacy: PrivacyStatement) -> dict[str, float]:
+def check_privacy_claim(contribution: Contribution, pool: Mapping[str, str]) -> Mapping[str, float]:
     """Recompute ε from the noise, sampling rate and steps that a statement names.
 
     What was really done cannot be seen from here, so even an ε that agrees is the client's claim.
@@ -45,7 +55,7 @@ def check_privacy_claim(privacy: PrivacyStatement) -> dict[str, float]:
     Raises:
         ContributionError: the claimed ε is below the recomputed one.
     """
-    claim = privacy.differential_privacy
+    claim = contribution.privacy.differential_privacy
     if claim is None:
         return {}
     recomputed = run_epsilon(claim.run, claim.delta)
@@ -59,3 +69,7 @@ def check_privacy_claim(privacy: PrivacyStatement) -> dict[str, float]:
         "epsilon_recomputed_from_the_claim": recomputed,
         "delta": claim.delta,
     }
+
+
+RULES: list[Rule] = [check_not_a_copy, check_behaviour, check_privacy_claim]
+"""In the order in which they are applied."""

@@ -4,7 +4,7 @@ from fedfree.codec import sha256
 from fedfree.errors import ContributionError
 from server.events import Event, OnEvent
 from server.storage.store import ACCEPTED, RECEIVED, Store
-from server.verify.rules import check_behaviour, check_not_a_copy, check_privacy_claim
+from server.verify.rules import RULES
 
 
 def verify_received(store: Store, on_event: OnEvent) -> None:
@@ -15,14 +15,17 @@ def verify_received(store: Store, on_event: OnEvent) -> None:
     for identity in received:
         try:
             contribution = store.contribution(identity)
-            check_not_a_copy(contribution, known)
-            check_behaviour(contribution)
-            privacy = check_privacy_claim(contribution.privacy)
+            recorded = [rule(contribution, known) for rule in RULES]
         except ContributionError as error:
             store.quarantine(identity, str(error))
             on_event(Event("verify", "quarantined", {"contribution": identity, "reason": str(error)}))
         else:
             store.accept(identity)
             known[sha256(contribution.weights)] = identity
-            described = {"contribution": identity, "architecture": str(contribution.architecture)}
-            on_event(Event("verify", "accepted", {**described, **privacy}))
+            values: dict[str, int | float | str] = {
+                "contribution": identity,
+                "architecture": str(contribution.architecture),
+            }
+            for each in recorded:
+                values |= each
+            on_event(Event("verify", "accepted", values))

@@ -11,7 +11,7 @@ from torch import Tensor
 from client.adapting.adapt import (
     episode_accuracies,
     extract_features,
-    nearest_mean_accuracies,
+    head_accuracies,
     sample_episodes,
 )
 from client.data.image_set import ImageSet, to_input
@@ -120,7 +120,7 @@ def pool_concatenation(available: Available) -> Measure:
 
     def measure(images: ImageSet, episodes: Sequence[Sequence[Episode]]) -> list[Tensor]:
         blocks = [features(images.images, each) for each in available.contributions]
-        return nearest_mean_accuracies(torch.cat(blocks, dim=1), Recipe(), episodes)
+        return head_accuracies(torch.cat(blocks, dim=1), Recipe(), episodes)
 
     return measure
 

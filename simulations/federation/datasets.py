@@ -69,7 +69,7 @@ def resolve(name_or_path: str, *, cache: Path, seed: int, images_per_class: int)
     """The zip or folder of a data set, made or downloaded into the cache where it is not there yet.
 
     Args:
-        name_or_path: ``glyphs``, ``omniglot``, ``cifar-fs``, or an image folder or zip.
+        name_or_path: ``glyphs``, a name in ``DATASETS``, or an image folder or zip.
         cache: folder for what is made or downloaded.
         seed: of the images of ``glyphs``; the others do not depend on it.
         images_per_class: of ``glyphs``; the others are whole.
@@ -79,12 +79,12 @@ def resolve(name_or_path: str, *, cache: Path, seed: int, images_per_class: int)
     """
     if name_or_path == "glyphs":
         return _glyphs(cache, seed, images_per_class)
-    if name_or_path in _DOWNLOADS:
+    if name_or_path in DATASETS:
         return _downloaded(name_or_path, cache)
     path = Path(name_or_path)
     if not path.exists():
         raise DataError(
-            f"no such data set or path: {name_or_path}; use glyphs, omniglot, cifar-fs, "
+            f"no such data set or path: {name_or_path}; use {', '.join(('glyphs', *DATASETS))}, "
             "or the path of an image folder or zip"
         )
     return path
@@ -145,7 +145,7 @@ def _downloaded(name: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            return glyphs.write_zip(path, _DOWNLOADS[name](Path(folder)))
+            return glyphs.write_zip(path, DATASETS[name](Path(folder)))
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DataError(
             f"cannot download {name} into {cache} ({error}); pass the path of a zip or folder of its images"
@@ -177,10 +177,11 @@ def _cifar_fs_split(class_name: str) -> str:
     return val if class_name in CIFAR_FS_VAL else test if class_name in CIFAR_FS_TEST else train
 
 
-_DOWNLOADS: dict[str, Callable[[Path], Members]] = {
+DATASETS: dict[str, Callable[[Path], Members]] = {
     "omniglot": _omniglot_members,
     "cifar-fs": _cifar_fs_members,
 }
+"""From name to what fills its archive, once, given an empty folder to download into."""
 
 
 def _disjoint(classes: Sequence[str], organisations: int, each: int, seed: int) -> list[tuple[str, ...]]:

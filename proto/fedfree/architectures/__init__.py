@@ -1,6 +1,8 @@
 """Architecture id to network, one small file each: nothing is built from what another party sends."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -20,11 +22,13 @@ from fedfree.architectures.torchvision import TorchvisionClassifier, torchvision
 from fedfree.errors import ContributionError
 
 __all__ = [
+    "ARCHITECTURES",
     "MAX_IMAGE_SIZE",
     "MIN_IMAGE_SIZE",
     "Architecture",
     "ArchitectureId",
     "Classifier",
+    "Family",
     "InputSpec",
     "TorchvisionClassifier",
     "build",
@@ -32,39 +36,30 @@ __all__ = [
     "use_channels_last",
 ]
 
-TORCHVISION_PREFIX = "torchvision/"
-
 
 @dataclass(frozen=True)
 class Architecture:
     """Which network; together with classes and input it fixes every tensor's name and shape."""
 
     id: str = "conv4"
-    """``conv4``, ``resnet10``, ``resnet18`` or ``torchvision/<name>``."""
+    """One of ``ARCHITECTURES``: ``conv4``, ``resnet10``, ``resnet18`` or ``torchvision/<name>``."""
     width: int = 0
-    """Filters a layer, conv4 only: 32 (default) or 64."""
+    """Filters a layer; 0 for the default (conv4: 32), or where there is no choice."""
     norm: str = ""
-    """``batch`` (default) or ``group`` (what DP-SGD needs); empty for torchvision networks."""
+    """``batch`` (default) or ``group`` (what DP-SGD needs); empty where there is no choice."""
 
     def __post_init__(self) -> None:
-        if self.id == "conv4":
-            object.__setattr__(self, "width", self.width or 32)
-        if self.id in ("conv4", "resnet10", "resnet18"):
-            object.__setattr__(self, "norm", self.norm or "batch")
-        elif not (self.id.startswith(TORCHVISION_PREFIX) and self._torchvision_name() in torchvision_names()):
-            raise ContributionError(
-                f"unknown architecture {self.id!r}: use conv4, resnet10, resnet18 or torchvision/<name> "
-                "with a torchvision classification model such as torchvision/mobilenet_v2"
-            )
-        if self.id == "conv4" and self.width not in (32, 64):
-            raise ContributionError(f"conv4 comes in width 32 and 64, got {self.width}")
-        if self.id != "conv4" and self.width:
+        family = _family(self.id)
+        object.__setattr__(self, "width", self.width or next(iter(family.widths), 0))
+        object.__setattr__(self, "norm", self.norm or next(iter(family.norms), ""))
+        if self.width and not family.widths:
             raise ContributionError(f"{self.id} has no width option, got width {self.width}")
-        if self.norm not in (("",) if self._torchvision_name() else ("batch", "group")):
-            raise ContributionError(f"{self.id} cannot be built with norm {self.norm!r}: use batch or group")
-
-    def _torchvision_name(self) -> str:
-        return self.id.removeprefix(TORCHVISION_PREFIX) if self.id.startswith(TORCHVISION_PREFIX) else ""
+        if family.widths and self.width not in family.widths:
+            widths = " and ".join(map(str, family.widths))
+            raise ContributionError(f"{self.id} comes in width {widths}, got {self.width}")
+        if self.norm and self.norm not in family.norms:
+            remedy = f"use {' or '.join(family.norms)}" if family.norms else "leave it out"
+            raise ContributionError(f"{self.id} cannot be built with norm {self.norm!r}: {remedy}")
 
     @classmethod
     def parse(cls, text: str) -> "Architecture":
@@ -98,16 +93,33 @@ def build(architecture: Architecture, *, num_classes: int, input: InputSpec) -> 
     """
     if not 2 <= num_classes <= 10_000:
         raise ContributionError(f"a classifier has 2 to 10000 classes, got {num_classes}")
-    if architecture.id == "conv4":
-        return Conv4(
-            width=architecture.width, norm=architecture.norm, num_classes=num_classes, input=input
-        ).eval()
-    if architecture.id in ("resnet10", "resnet18"):
-        blocks = 1 if architecture.id == "resnet10" else 2
-        return ResNet(
-            blocks_a_stage=blocks, norm=architecture.norm, num_classes=num_classes, input=input
-        ).eval()
-    name = architecture.id.removeprefix(TORCHVISION_PREFIX)
+    return _family(architecture.id).build(architecture, num_classes, input).eval()
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the networks of one id are built, and in which variants they come."""
+
+    build: Callable[[Architecture, int, InputSpec], Classifier]
+    """From an architecture, the number of classes and the input to the network, freshly initialised."""
+    widths: tuple[int, ...] = ()
+    """Filters a layer to choose from, the default first; empty where there is no choice."""
+    norms: tuple[str, ...] = ()
+    """Of ``batch`` and ``group``, likewise."""
+    names: Callable[[], Collection[str]] = tuple
+    """What an id ``library/<name>`` may have for its name."""
+
+
+def _conv4(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
+    return Conv4(width=architecture.width, norm=architecture.norm, num_classes=num_classes, input=input)
+
+
+def _resnet(architecture: Architecture, num_classes: int, input: InputSpec, *, blocks: int) -> Classifier:
+    return ResNet(blocks_a_stage=blocks, norm=architecture.norm, num_classes=num_classes, input=input)
+
+
+def _torchvision(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
+    name = architecture.id.removeprefix("torchvision/")
     try:
         network = TorchvisionClassifier(name=name, num_classes=num_classes, input=input).eval()
         with torch.no_grad():
@@ -117,3 +129,23 @@ def build(architecture: Architecture, *, num_classes: int, input: InputSpec) -> 
             f"{architecture.id} cannot take {input.channels}x{input.height}x{input.width} images: {error}"
         ) from error
     return network
+
+
+ARCHITECTURES: dict[str, Family] = {
+    "conv4": Family(_conv4, widths=(32, 64), norms=("batch", "group")),
+    "resnet10": Family(partial(_resnet, blocks=1), norms=("batch", "group")),
+    "resnet18": Family(partial(_resnet, blocks=2), norms=("batch", "group")),
+    "torchvision/<name>": Family(_torchvision, names=torchvision_names),
+}
+"""From id to what builds it; ``<name>`` stands for any name that the family knows."""
+
+
+def _family(id: str) -> Family:
+    library, slash, name = id.partition("/")
+    family = ARCHITECTURES.get(f"{library}/<name>" if slash else id)
+    if family is None or (slash and name not in family.names()):
+        raise ContributionError(
+            f"unknown architecture {id!r}: use one of {', '.join(ARCHITECTURES)}; "
+            "<name> is a classification model of that library, such as torchvision/mobilenet_v2"
+        )
+    return family

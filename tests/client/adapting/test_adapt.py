@@ -1,17 +1,21 @@
 """A meta-learner becomes a classifier: exactly the shared recipe, from any number of classes and images."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from client.adapting import adapt as adaptation
-from client.adapting.adapt import leave_one_out, make_classifier
+from client.adapting.adapt import evaluate, leave_one_out, make_classifier
 from client.adapting.classifier import read_classifier, write_classifier
+from client.config import ClientConfig
 from client.data.image_set import to_input
 from client.data.loading import load_images
-from fedfree.adaptation import Recipe, adapt
+from fedfree.adaptation import HEADS, Recipe, adapt
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import MetaLearner
 from fedfree.errors import ContributionError
@@ -46,6 +50,43 @@ def test_the_stored_classifier_is_the_shared_recipe_on_the_same_images(
     assert calibration is not None and calibration.images == 5
     torch.testing.assert_close(stored(queries / 255), (expected / calibration.temperature).softmax(1))
     assert stored.description.support == COUNTS
+
+
+@dataclass(frozen=True)
+class FirstFeatures:
+    """A head of another kind: the class whose images' mean of one feature is nearest."""
+
+    heights: Tensor
+    temperature: float
+
+    def logits(self, features: Tensor) -> Tensor:
+        return -(features[:, :1] - self.heights).abs() / self.temperature
+
+
+def first_features(features: Tensor, labels: Tensor, *, n_way: int, temperature: float) -> FirstFeatures:
+    members = torch.nn.functional.one_hot(labels, n_way).to(features.dtype)
+    return FirstFeatures((features[:, 0] @ members) / members.sum(0), temperature)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_head_that_joins_the_table_is_stored_and_read_like_the_others(
+    tmp_path: Path,
+    write_images: WriteImages,
+    make_meta_learner: MakeMetaLearner,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+) -> None:
+    monkeypatch.setitem(HEADS, "first_features", first_features)
+    recipe = Recipe("first_features", steps=steps, mirror=True)
+    meta_learner = make_meta_learner(recipe)
+    support = load_images(write_images(tmp_path / "support", COUNTS), size=16)
+    write_classifier(make_classifier(meta_learner, support), tmp_path / "classifier.safetensors")
+    stored = read_classifier(tmp_path / "classifier.safetensors")
+
+    inputs = to_input(support.images, meta_learner.input)
+    adapted = adapt(meta_learner.network(), recipe, inputs, support.labels, n_way=3)
+    torch.testing.assert_close(stored.logits(support.images / 255), adapted.logits(inputs).detach())
+    assert "heights" in stored.state_dict() and stored.description.calibration is not None
 
 
 def test_a_class_with_one_image_each_leaves_the_recipe_as_it_is(
@@ -85,3 +126,17 @@ def test_a_recipe_that_diverges_makes_no_classifier(
     support = load_images(write_images(tmp_path / "support", {"cat": 1, "gnu": 1}), size=16)
     with pytest.raises(ContributionError, match="holds NaN or infinity"):
         make_classifier(make_meta_learner(Recipe("gradient", steps=30, learning_rate=99)), support)
+
+
+def test_one_grey_image_among_coloured_ones_does_not_make_evaluate_blind_to_colour(
+    tmp_path: Path, make_meta_learner: MakeMetaLearner
+) -> None:
+    for name, colour in (("blue", (60, 60, 255)), ("red", (134, 60, 60))):  # equally bright
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            mode, shade = ("L", 82) if (name, index) == ("blue", 0) else ("RGB", colour)
+            Image.new(mode, (16, 16), shade).save(tmp_path / name / f"{index:02}.png")
+    data = {"source": tmp_path}
+    values = {"data": data, "evaluate": {"data": data, "n_way": 2, "episodes": 20}, "cache": tmp_path}
+    results = evaluate(make_meta_learner(), ClientConfig.parse(values, origin="test"))
+    assert min(result.accuracy.mean for result in results) > 90

@@ -1,4 +1,4 @@
-"""ONNX: the same probabilities, for any number of images, or a word why not."""
+"""ONNX: the same probabilities, for any number of images of any size, or a word why not."""
 
 import json
 from collections.abc import Callable
@@ -7,13 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
+import fedfree
 from client.adapting import export
+from client.adapting.adapt import make_classifier
 from client.adapting.classifier import Calibration, Description, FewShotClassifier, write_classifier
 from client.adapting.export import export_onnx
+from client.data.image_set import ImageSet
+from client.data.loading import load_images
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec
-from fedfree.codec import Provenance
+from fedfree.codec import MetaLearner, Provenance
 from fedfree.errors import ConfigError, FedFreeError
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
@@ -38,22 +47,92 @@ def make(recipe: Recipe, channels: int = 3) -> FewShotClassifier:
     return classifier
 
 
+def run(path: Path, pixels: Tensor) -> NDArray[np.float32]:
+    """Probabilities [batch, n_way] as onnxruntime gives them."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(["probabilities"], {"pixels": pixels.numpy()})
+    return probabilities  # type: ignore[no-any-return]
+
+
+def metadata(path: Path) -> dict[str, str]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.get_modelmeta().custom_metadata_map  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("recipe", "channels"), [(Recipe(), 3), (Recipe(mirror=True), 3), (Recipe("gradient", 1), 1)], ids=str
 )
-def test_onnxruntime_gives_the_same_probabilities(tmp_path: Path, recipe: Recipe, channels: int) -> None:
+def test_onnxruntime_gives_the_same_probabilities_at_any_size(
+    tmp_path: Path, recipe: Recipe, channels: int
+) -> None:
     classifier, path = make(recipe, channels), tmp_path / "classifier.onnx"
     assert export_onnx(classifier, path) < 1e-5
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for batch in (1, 3, 40):
-        pixels = torch.rand(batch, channels, 16, 16)
-        (found,) = session.run(["probabilities"], {"pixels": pixels.numpy()})
+    for batch, height, width in (
+        (1, 16, 16),
+        (40, 16, 16),
+        (3, 8, 8),
+        (2, 70, 100),
+        (2, 333, 500),
+        (2, 16, 90),
+    ):
+        pixels = torch.rand(batch, channels, height, width)
+        found = run(path, pixels)
+        small = F.interpolate(pixels, (16, 16), mode="bilinear", antialias=True)
+        np.testing.assert_allclose(found, classifier(small).numpy(), atol=1e-5)
         np.testing.assert_allclose(found, classifier(pixels).numpy(), atol=1e-5)
         np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
-    names = session.get_modelmeta().custom_metadata_map["class_names"]
-    assert json.loads(names) == ["owl", "cat", "ćmą"]
     assert [each.name for each in tmp_path.iterdir()] == ["classifier.onnx"]
     assert b".py" not in path.read_bytes()
+
+
+def test_the_file_says_what_it_expects_and_what_it_does_itself(tmp_path: Path) -> None:
+    export_onnx(make(Recipe()), tmp_path / "classifier.onnx")
+    said = metadata(tmp_path / "classifier.onnx")
+    assert json.loads(said.pop("class_names")) == ["owl", "cat", "ćmą"]
+    assert said == {
+        "value_range": "0 to 1",
+        "channel_order": "RGB",
+        "resize": "inside: any size is brought to 16 x 16, bilinear, antialiased",
+        "normalisation": "inside: mean [0.4, 0.4, 0.4], standard deviation [0.2, 0.2, 0.2]",
+        "calibrated": "true",
+        "meta_learner_sha256": "ef" * 32,
+        "fedfree_version": fedfree.__version__,
+    }
+
+
+def photo(colour: tuple[int, int, int], seed: int) -> Image.Image:
+    """128 x 96 pixels of one colour between white stripes as wide: shrunk to 16 x 16 by leaving out pixels,
+    every other photo shows the stripes alone."""
+    pixels = np.full((96, 128, 3), colour, np.uint8)
+    for start in range(4):
+        pixels[:, start + 4 * (seed % 2) :: 8] = 255
+    return Image.fromarray(pixels - np.random.default_rng(seed).integers(0, 20, pixels.shape, np.uint8))
+
+
+def test_large_photos_are_told_apart_as_well_as_by_the_clients_own_reading(
+    tmp_path: Path, make_meta_learner: Callable[..., MetaLearner]
+) -> None:
+    colours = {"blue": (40, 40, 200), "green": (40, 200, 40), "grey": (100, 100, 100), "red": (200, 40, 40)}
+    for name, colour in colours.items():
+        (tmp_path / name).mkdir()
+        for seed in range(12):
+            photo(colour, seed).save(tmp_path / name / f"{seed:02}.png")
+    small = load_images(tmp_path, size=16)
+    support = ImageSet(small.images[::3], small.labels[::3], small.class_names)
+    classifier = make_classifier(make_meta_learner(), support)
+    export_onnx(classifier, tmp_path / "classifier.onnx")
+
+    large = torch.stack([pil_to_tensor(Image.open(path)) for path in sorted(tmp_path.rglob("*.png"))]) / 255
+    found = run(tmp_path / "classifier.onnx", large)
+    np.testing.assert_allclose(
+        found, classifier(small.images / 255).numpy(), atol=0.01
+    )  # Pillow rounds to 1/255
+
+    def accuracy(probabilities: NDArray[np.float32]) -> float:
+        return float((probabilities.argmax(1) == small.labels.numpy()).mean())
+
+    assert accuracy(found) == 1
+    assert accuracy(run(tmp_path / "classifier.onnx", F.interpolate(large, (16, 16)))) < 0.9
 
 
 def test_an_export_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,3 +177,25 @@ def test_a_file_that_is_no_classifier_is_refused_in_one_line(
 ) -> None:
     status, printed, err = run_client("predict", "--classifier", meta_learner_path, queries)
     assert (status, printed) == (2, "") and "no adapted classifier" in err and len(err.splitlines()) == 1
+
+
+def test_evaluate_and_adapt_take_the_meta_learner_alike_by_default_where_fetch_puts_it(
+    tmp_path: Path,
+    meta_learner_path: Path,
+    write_images: WriteImages,
+    run_client: RunClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = write_images(tmp_path / "images", {"cat": 20, "gnu": 20})
+    commands = (
+        ("evaluate", "--ways", 2, "--episodes", 2, "--data", images),
+        ("adapt", "--out", tmp_path / "classifier.safetensors", "--support", images),
+    )
+    for command in commands:
+        monkeypatch.chdir(tmp_path)
+        assert run_client(*command, "--meta-learner", meta_learner_path)[0] == 0
+        status, _, err = run_client(*command)
+        assert status == 2 and err.startswith("error: no meta-learner at meta_learner.safetensors")
+        assert "fedfree-client fetch" in err and "--meta-learner" in err
+        monkeypatch.chdir(meta_learner_path.parent)
+        assert run_client(*command)[0] == 0
