@@ -1,5 +1,6 @@
 """Where the images of an experiment come from, and which organisation gets which classes."""
 
+import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torchvision.datasets import CIFAR100, Omniglot
 
 from client.data.images import SPLITS, list_classes, load_images
 from fedfree.errors import DataError
+from fedfree.host.files import write_file
 from fedfree.seeding import make_generator
 from simulations.federation import glyphs
 
@@ -141,8 +143,9 @@ def picture(source: Path, split: str, path: Path, rows: int = 12, columns: int =
     chosen = [names[place] for place in spread]
     shown = load_images(source, split=split, classes=chosen, images_per_class=columns, min_classes=1)
     cells = [shown.images[shown.labels == label].permute(0, 2, 3, 1).numpy() for label in range(len(chosen))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(_mosaic(cells, columns)).save(path)
+    buffer = io.BytesIO()
+    Image.fromarray(_mosaic(cells, columns)).save(buffer, "png")
+    write_file(path, buffer.getvalue())
 
 
 def _mosaic(cells: Sequence[NDArray[np.uint8]], columns: int, gap: int = 2) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.figure import Figure
 from rich import box
@@ -82,8 +83,15 @@ def write(
     for stem, figure in plots.items():
         for suffix in PLOT_FORMATS:
             paths.append(out / f"{stem}.{suffix}")
-            figure.savefig(paths[-1], dpi=150, bbox_inches="tight")
+            write_figure(paths[-1], figure, bbox_inches="tight")
     return paths
+
+
+def write_figure(path: Path, figure: Figure, *, bbox_inches: Literal["tight"] | None = None) -> None:
+    """Write a figure in the format of the file's suffix."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=150, bbox_inches=bbox_inches)
+    write_file(path, buffer.getvalue())
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
