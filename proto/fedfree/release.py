@@ -10,10 +10,7 @@ from fedfree.errors import VersionError
 
 Side = Literal["coordinator", "organisation"]
 
-_CONTRACT = ("*.py", "*.proto")
-_NOSide = Literal["coordinator", "organisation"]
-
-_CONTRACT = "host"
+_CONTRACT, _NO_CONTRACT = ("*.py", "*.proto"), "host"
 _DIGITS = 12
 _MAX_CHARACTERS = 60
 """Of what another party says that it is."""
@@ -42,7 +39,7 @@ def require_same_release(theirs: object, who: Side) -> None:
     shown = "".join(character for character in said[:_MAX_CHARACTERS] if character.isprintable())
     here = "coordinator" if who == "organisation" else "organisation"
     raise VersionError(
-        f"the {here} has FedFREE {this_release()}, the {who} a FedFREE {shown}: install the same on both sides"
+        f"the {here} has FedFREE {this_release()}, the {who} a FedFREE {shown}: install the same twice"
     )
 
 

@@ -103,9 +103,9 @@ def up(side: str, directory: Path, *where: str) -> Iterator["subprocess.Popen[st
     Args:
         where: what the command is given to, to be run in another place.
     """
-    code = f"import sys; from {side}.cli import main; sys.argv[1:] = ['up', {str(directory)!r}]; main()"
+    code = f"import sys; from {side}.commands.main import main; sys.argv[1:] = sys.argv[2:]; main()"
     process = subprocess.Popen(
-        [*where, sys.executable, "-c", code],
+        [*where, sys.executable, "-c", code, side, "up", str(directory)],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -135,7 +135,7 @@ def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear
         organisation(tmp_path / name, port, server.authority, seed) for seed, name in enumerate(ORGANISATIONS)
     ]
     misled = organisation(tmp_path / "misled", port, stranger_authority, 8)
-    unknown = organisation(tmp_path / "unknown", port, server.doors.authority, 9)
+    unknown = organisation(tmp_path / "unknown", port, server.authority, 9)
     for name, member in zip(ORGANISATIONS, members, strict=True):
         server.enroll(name, member.path / "node.key.pub")
     with ExitStack() as stack:

@@ -78,7 +78,7 @@ class Address:
         leads = f" (here it leads to {', '.join(self._resolved()) or 'nothing'})" * (self.host == "localhost")
         raise ConfigError(
             f"without TLS the token and the weights would cross the network in clear: "
-            f"--insecure is for this machine, such as 127.0.0.1, not for {self.host}{leads}"
+            f"--insecure is for localhost, not for {self.host}{leads}"
         )
 
     def _resolved(self) -> list[str]:

@@ -53,6 +53,7 @@ class Proxy:
         try:
             connection.connect()
         except (OSError, http.client.HTTPException) as error:
+            connection.close()
             raise FederationError(self.blame(target, str(error))) from error
         return connection.sock
 
