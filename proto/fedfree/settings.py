@@ -36,7 +36,7 @@ class Settings(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read a TOML file; raises ConfigError as :meth:`parse` does."""
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

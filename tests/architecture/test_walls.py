@@ -141,10 +141,9 @@ _COPYING = (
     "shutil.copyfile",
     "shutil.copytree",
     "shutil.move",
-    "os.open",
     "os.fdopen",
 )
-_NOWHERE = ("buffer", "os.devnull")
+_NOWHERE = ("buffer",)
 _NO_FILES = ("safetensors.torch.save", "saved.save")
 """Calls of such a name that return bytes, or go through a function of ours."""
 
@@ -157,6 +156,10 @@ def writes_a_file(call: ast.Call) -> bool:
         modes = words[:1] if "." in name else words[1:2]
         modes += [ast.unparse(each.value) for each in call.keywords if each.arg == "mode"]
         return any(set("wax+") & set(mode) for mode in modes if mode.startswith(("'", '"')))
+    if name == "os.open":
+        return (
+            any(flag in words[1] for flag in ("O_WRONLY", "O_RDWR", "O_CREAT")) and words[0] != "os.devnull"
+        )
     if last == "ZipFile":
         return len(words) > 1 and words[0] != "partial" and "r" not in words[1]
     is_writing = name in _COPYING or (last in _WRITING and name not in _NO_FILES)

@@ -1,6 +1,7 @@
 """A coordinator's directory: certificates that hold for the names given, keys that are admitted, refusals."""
 
 import ipaddress
+import os
 import socket
 import ssl
 import sys
@@ -144,6 +145,14 @@ def test_what_is_no_public_key_is_refused(coordinator: Path, run: Run, tmp_path:
         status, _, error = run("enroll", "org-1", tmp_path / name, "--in", coordinator)
         assert (status, error.count("\n")) == (2, 1)
         assert word in error
+
+
+def test_up_is_refused_where_another_process_learns(coordinator: Path, run: Run) -> None:
+    with Deployment(coordinator).run.held():
+        status, _, error = run("up", coordinator)
+    assert status == 2
+    assert f"another process runs in {coordinator}: process {os.getpid()} on " in error
+    assert not (coordinator / ".flwr" / "superlink.log").exists()
 
 
 def test_a_folder_that_is_no_coordinators_is_refused(tmp_path: Path, run: Run, public_key: Path) -> None:
