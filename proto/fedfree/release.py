@@ -39,7 +39,8 @@ def require_same_release(theirs: object, who: Side) -> None:
     shown = "".join(character for character in said[:_MAX_CHARACTERS] if character.isprintable())
     here = "coordinator" if who == "organisation" else "organisation"
     raise VersionError(
-        f"the {here} has FedFREE {this_release()}, the {who} a FedFREE {shown}: install the same twice"
+        f"the {here} has FedFREE {this_release()}, the {who} a FedFREE {shown}: "
+        "install the same on both sides"
     )
 
 

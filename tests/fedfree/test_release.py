@@ -35,7 +35,7 @@ def test_a_contract_that_changed_under_one_version_is_another(installed: Path) -
     this_release.cache_clear()
     with pytest.raises(VersionError) as refused:
         require_same_release(before, "coordinator")
-    for named in (before, this_release(), "install the same twice"):
+    for named in (before, this_release(), "install the same on both sides"):
         assert named in str(refused.value)
 
 

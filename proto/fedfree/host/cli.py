@@ -74,10 +74,10 @@ def _end(error: FedFreeError, status: int) -> NoReturn:
 
 
 def _flush() -> None:
-    """Say the last words here: where nobody reads them (`| head`), Python would complain of it at its end."""
+    """Say the last words here: where nobody can read them (`| head`), Python would complain at its end."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

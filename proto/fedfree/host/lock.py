@@ -1,6 +1,7 @@
 """A folder held by one process, which others can name: the kernel lets go of it however that process ends."""
 
 import fcntl
+import itertools
 import os
 import shlex
 import socket
@@ -59,6 +60,8 @@ def _take(descriptor: int, folder: Path) -> None:
 
 
 def _this_process() -> str:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Who this is, without the options of its command: they may hold what is not for everyone."""
+    words = itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:])
+    command = shlex.join([Path(sys.argv[0]).name, *words])
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return f"process {os.getpid()} on {socket.gethostname()}, since {since}: {command}\n"

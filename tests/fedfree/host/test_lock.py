@@ -28,7 +28,7 @@ def test_a_second_process_is_refused_until_the_first_is_done(tmp_path: Path) -> 
 def test_the_one_refused_is_told_who_holds_the_folder_and_a_killed_holder_leaves_nothing(
     tmp_path: Path,
 ) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path), "a word"]
+    command = [sys.executable, "-c", HOLD, str(tmp_path), "a word", "--token", "secret"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as holder:
         assert holder.stdout is not None
@@ -37,6 +37,7 @@ def test_the_one_refused_is_told_who_holds_the_folder_and_a_killed_holder_leaves
             require_free(tmp_path)
         for word in (str(tmp_path), f"process {holder.pid} on ", "since 20", "'a word'"):
             assert word in str(refused.value)
+        assert "secret" not in str(refused.value)
         holder.send_signal(signal.SIGKILL)
     with exclusive(tmp_path):
         pass
