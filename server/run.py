@@ -40,17 +40,18 @@ def learn(directory: RunDirectory, *, team: Team = ALONE, on_event: OnEvent = ig
     Raises:
         FederationError: fewer accepted contributions than the quorum.
     """
-    outcome = pipeline.run(
-        directory.store(),
-        directory.config(),
-        checkpoint=directory.checkpoint,
-        team=team,
-        on_event=directory.recorded(on_event) if team.leads else ignore,
-    )
-    if team.leads:
-        directory.write_recovered(outcome.gallery)
-        directory.write_meta_learner(outcome.meta_learner)
-        directory.checkpoint.unlink(missing_ok=True)
+    with directory.held() if team.leads else contextlib.nullcontext():
+        outcome = pipeline.run(
+            directory.store(),
+            directory.config(),
+            checkpoint=directory.checkpoint,
+            team=team,
+            on_event=directory.recorded(on_event) if team.leads else ignore,
+        )
+        if team.leads:
+            directory.write_recovered(outcome.gallery)
+            directory.write_meta_learner(outcome.meta_learner)
+            directory.checkpoint.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfree.host.files import write_file
+from fedfree.host.lock import exclusive, require_free
 from server.events import Event
 from server.storage.run_directory import RunDirectory
 from simulations.baselines.evaluate import evaluate
@@ -23,6 +24,12 @@ def simulate(run: Path, config: SimulationConfig, *, command: str) -> dict[str, 
     Args:
         command: the command line that makes this run, for the report.
     """
+    with exclusive(run / ".flwr"):
+        require_free(run)  # a learner of its own
+        return _simulate(run, config, command)
+
+
+def _simulate(run: Path, config: SimulationConfig, command: str) -> dict[str, Any]:
     commit = facts.commit()
     with Progress() as progress:
         progress(Event("prepare", "started"))

@@ -9,11 +9,12 @@ from client.doors.flower_node import Node, NodeConfig
 from client.doors.flower_node import init as init_node
 from client.doors.flower_node import up as keep_up
 from fedfree.host.cli import App
-from fedfree.host.logs import JsonLines, log_to_stderr
+from fedfree.host.logs import log_to_stderr
 
 app = App()
 
 Directory = Annotated[Path, typer.Argument(help="The organisation's directory.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
 
 
 @app.command()

@@ -82,7 +82,6 @@ def fetch(
     insecure: Insecure = False,
 ) -> None:
     """Fetch the meta-learner, going on where an earlier attempt was cut off."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     with _connect(from_, ca, token_file, cert, key, insecure) as remote:
         meta_learner = remote.fetch(out, manifest_beside(out))
     typer.echo(f"wrote {out} ({meta_learner.architecture}, {len(meta_learner.weights)} bytes)")

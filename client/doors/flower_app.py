@@ -15,11 +15,12 @@ from client.adapting import adapt as adaptation
 from client.config import ClientConfig
 from client.training.pretrain import pretrain
 from fedfree.codec import decode_meta_learner
-from fedfree.errors import ConfigError, FedFreeError
+from fedfree.errors import ConfigError, FedFreeError, VersionError
 from fedfree.flower_records import (
     CONTRIBUTE,
     ORGANISATION_FAILED,
     accuracies_to_records,
+    check_release,
     from_records,
     to_records,
 )
@@ -30,8 +31,8 @@ RAISE_BUGS = "raise-bugs"
 """Node configuration, set by the in-process engine alone: what is not a FedFreeError propagates."""
 
 
-def redact(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Flower mod: reply with an error that says no more than the exception's class.
+def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Flower mod: refuse a coordinator of another release; of an exception say only the class.
 
     Flower would send an exception's text to the server, with paths and class names; here the full
     exception goes to the organisation's own log. With RAISE_BUGS in the node configuration, which no
@@ -39,10 +40,13 @@ def redact(message: Message, context: Context, call_next: ClientAppCallable) -> 
     process, while a FedFreeError is an organisation's failure there too.
     """
     try:
+        check_release(message.content, "coordinator")
         return call_next(message, context)
     except Exception as error:
         if context.node_config.get(RAISE_BUGS) and not isinstance(error, FedFreeError):
             raise
+        if isinstance(error, VersionError):  # it names versions and nothing else
+            return Message(Error(ORGANISATION_FAILED, str(error)), reply_to=message)
         step = "train" if message.metadata.message_type == CONTRIBUTE else "adapt the meta-learner"
         log.exception("could not %s", step)
         reason = f"the organisation could not {step}: {type(error).__name__}"
@@ -52,14 +56,14 @@ def redact(message: Message, context: Context, call_next: ClientAppCallable) -> 
 app = ClientApp()
 
 
-@app.train("contribute", mods=[redact])
+@app.train("contribute", mods=[guard])
 def contribute(message: Message, context: Context) -> Message:
     """Train, or take the model trained before, and send it."""
     manifest, weights = pretrain(read_config(context))
     return Message(to_records(manifest, weights), reply_to=message)
 
 
-@app.evaluate("adapt", mods=[redact])
+@app.evaluate("adapt", mods=[guard])
 def adapt(message: Message, context: Context) -> Message:
     """Measure the meta-learner on the organisation's new classes; numbers leave only where it allows it."""
     config = read_config(context)

@@ -27,7 +27,8 @@ from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.files import write_new
 from fedfree.host.flower_process import environment, executable, free_port, stop_all
-from fedfree.host.supervise import ProcessEndedError, child, exclusive, persist, signals_raise
+from fedfree.host.lock import exclusive
+from fedfree.host.supervise import ProcessEndedError, child, persist, signals_raise
 from fedfree.host.tls import check_server, read_authority
 from fedfree.settings import Settings
 
@@ -137,7 +138,7 @@ def _attempt(node: Node, home: Path) -> None:
     address = Address.parse(node.config().server)
     _find(address, node.authority)
     said_before = node.log_file.stat().st_size if node.log_file.exists() else 0
-    quiet = environment(home)
+    quiet = environment(home, address)
     command = [
         executable("flower-supernode", quiet),
         *("--superlink", str(address), "--root-certificates", str(node.authority.resolve())),
@@ -155,10 +156,11 @@ def _attempt(node: Node, home: Path) -> None:
 
 def _find(address: Address, authority: Path) -> None:
     """Return once the coordinator answers: with a wrong CA Flower would try for ever and say nothing."""
-    if check_server(address, authority):
-        return
-    log.info("waiting for %s", address)
-    while not check_server(address, authority):
+    said = ""
+    while why := check_server(address, authority):
+        if why != said:
+            log.info("waiting for %s: %s", address, why)
+        said = why
         time.sleep(_LOOK_SECONDS)
 
 

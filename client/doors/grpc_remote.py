@@ -1,7 +1,9 @@
 """The coordinator's gRPC door, from an organisation's side: contribute, ask, fetch."""
 
+import functools
 import glob
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +14,13 @@ from typing import Any, TypeVar
 import grpc
 
 from fedfree.codec import MAX_WEIGHTS_BYTES, MetaLearner, contribution_id, decode_meta_learner
-from fedfree.errors import ContributionError, FederationError
-from fedfree.grpc_status import error_of
-from fedfree.host.channel import AUTHORIZATION, BEARER, CLIENT_OPTIONS, Address, chunks
+from fedfree.errors import ContributionError, FederationError, FedFreeError
+from fedfree.grpc_status import error_of, printable
+from fedfree.host.channel import AUTHORIZATION, BEARER, CLIENT_OPTIONS, RELEASE, Address, chunks
+from fedfree.host.files import move_into_place, named, open_stream, read_file, write_file
+from fedfree.host.proxy import Proxy
 from fedfree.host.tls import read_authority, read_certificate
+from fedfree.release import this_release
 from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEStub
 
@@ -36,6 +41,8 @@ _PLACES = {
 }
 # A server that stops cancels what it cannot end.
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+# Gone wrong before the server's certificate was seen.
+_NO_CONNECTION = "failed to connect.*(refused|closed|reset|HTTP proxy|unreachable|timeout)|errors resolving"
 _HEX_DIGIT = "[0-9a-f]"
 _Result = TypeVar("_Result")
 
@@ -81,9 +88,22 @@ def credentials(ca: Path | None, certificate: Path | None = None, key: Path | No
 class Remote:
     """Calls to a coordinator, made again with growing pauses where it cannot be reached."""
 
-    def __init__(self, channel: Any, token: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        channel: Any,
+        token: str,
+        *,
+        blame: Callable[[str], str] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Take a channel to the coordinator.
+
+        Args:
+            blame: tells why there is no connection, where a proxy is on the way.
+        """
         self._stub = FedFREEStub(channel)
-        self._metadata = ((AUTHORIZATION, BEARER + token),)
+        self._metadata = ((AUTHORIZATION, BEARER + token), (RELEASE, this_release()))
+        self._blame = blame
         self._sleep = sleep
 
     def contribute(self, manifest: bytes, weights: bytes) -> ContributionState:
@@ -124,15 +144,17 @@ class Remote:
         Raises:
             NotReadyError: there is none yet.
             ContributionError: what came breaks the contract; nothing of it is kept.
+            StorageError: the disk is full, or the folder cannot be written; what came is gone on with later.
         """
-        partial, manifest_bytes = self._insist(lambda: self._download(weights))
-        try:
-            meta_learner = decode_meta_learner(manifest_bytes, partial.read_bytes())
-        except ContributionError:
-            partial.unlink()
-            raise
-        partial.replace(weights)
-        manifest.write_bytes(manifest_bytes)
+        with named(f"cannot write {weights}"):
+            partial, manifest_bytes = self._insist(lambda: self._download(weights))
+            try:
+                meta_learner = decode_meta_learner(manifest_bytes, read_file(partial))
+            except ContributionError:
+                partial.unlink()
+                raise
+            move_into_place(partial, weights)
+        write_file(manifest, manifest_bytes)
         return meta_learner
 
     def _status(self, identity: str) -> schema.GetStatusResponse:
@@ -148,6 +170,7 @@ class Remote:
 
     def _download(self, target: Path) -> tuple[Path, bytes]:
         """Bring the weights into a file beside ``target`` that is named by their hash; also the manifest."""
+        target.parent.mkdir(parents=True, exist_ok=True)
         begun = _begun(target)
         request = schema.FetchMetaLearnerRequest(
             offset=begun.stat().st_size if begun else 0,
@@ -158,7 +181,7 @@ class Remote:
         partial = target.with_name(f"{target.name}.{header.weights_sha256.hex()}.partial")
         if begun and begun != partial:
             begun.unlink()
-        with partial.open("ab") as file:
+        with open_stream(partial, begun=True) as file:
             file.truncate(header.offset)
             for answer in answers:
                 if file.tell() + len(answer.chunk) > header.weights_bytes:
@@ -172,12 +195,18 @@ class Remote:
             try:
                 return call()
             except grpc.RpcError as failure:
-                error, pause = error_of(failure), next(pauses, None)
+                error, pause = self._error(failure), next(pauses, None)
                 is_passing = failure.code() in _PASSING and isinstance(error, FederationError)
                 if pause is None or not is_passing:
                     raise error from failure
             log.warning("%s; trying again in %.0f s", error, pause)
             self._sleep(pause)
+
+    def _error(self, failure: grpc.RpcError) -> FedFreeError:
+        details = printable(failure.details() or "")
+        if self._blame and re.search(_NO_CONNECTION, details):
+            return FederationError(self._blame(details))
+        return error_of(failure)
 
 
 @contextmanager
@@ -185,11 +214,17 @@ def connect(address: Address, tls: Any | None, token: str) -> Iterator[Remote]:
     """A coordinator's door; without ``tls`` on this machine only. Raises ConfigError."""
     if tls is None:
         address.require_loopback()
-        channel = grpc.insecure_channel(str(address), options=CLIENT_OPTIONS)
+    proxy = Proxy.towards(address)
+    # What gRPC reads in the environment by itself would take it through a proxy to this machine.
+    way = ("grpc.http_proxy", proxy.url) if proxy else ("grpc.enable_http_proxy", 0)
+    options = (*CLIENT_OPTIONS, way)
+    if tls is None:
+        channel = grpc.insecure_channel(str(address), options=options)
     else:
-        channel = grpc.secure_channel(str(address), tls, options=CLIENT_OPTIONS)
+        channel = grpc.secure_channel(str(address), tls, options=options)
+    blame = functools.partial(proxy.blame, address) if proxy else None
     with channel:
-        yield Remote(channel, token)
+        yield Remote(channel, token, blame=blame)
 
 
 def _upload(manifest: bytes, weights: bytes) -> Iterator[schema.ContributeRequest]:

@@ -23,6 +23,7 @@ from rich.table import Table
 from client.config import PrivacyConfig
 from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure, Interval
 from client.rehearsing.rehearse import CANARIES, NATURAL, Finding, Observer, Plan, attack_ceiling
+from fedfree.host.files import write_file
 
 NOT_RESOLVABLE = "—"
 
@@ -126,7 +127,7 @@ def audit_values(plan: Plan, findings: Sequence[Finding]) -> dict[str, Any]:
 
 def write_audit(path: Path, plan: Plan, findings: Sequence[Finding], **more: object) -> None:
     """Write :func:`audit_values` and whatever ``more`` there is as JSON."""
-    path.write_text(json.dumps(audit_values(plan, findings) | more, indent=2) + "\n")
+    write_file(path, (json.dumps(audit_values(plan, findings) | more, indent=2) + "\n").encode())
 
 
 class Stopwatch:

@@ -25,6 +25,10 @@ class ContributionError(FedFreeError):
     """A contribution or meta-learner that breaks the contract."""
 
 
+class VersionError(ContributionError):
+    """Two sides that are not the same FedFREE, so that they may disagree on the contract."""
+
+
 class PrivacyError(FedFreeError):
     """A privacy guarantee that cannot be given, or a privacy budget that is used up."""
 

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedfree.codec import MAX_MANIFEST_BYTES, MAX_WEIGHTS_BYTES
 from fedfree.episodes import Accuracy, EpisodeSpec
 from fedfree.errors import ContributionError, FedFreeError
+from fedfree.release import Side, require_same_release, this_release
 
 CONTRIBUTE = "train.contribute"
 """Message type: the server asks an organisation for its contribution."""
@@ -22,7 +23,7 @@ ADAPT = "evaluate.adapt"
 ORGANISATION_FAILED = 1000
 """Code of an error reply whose text the organisation chose itself, so that it may be shown."""
 
-_WEIGHTS, _MANIFEST = "weights", "manifest"
+_WEIGHTS, _MANIFEST, _RELEASE = "weights", "manifest", "release"
 _SAFETENSORS, _PROTOBUF = "safetensors", "protobuf"
 _MAX_RESULTS = 16
 
@@ -34,8 +35,28 @@ def to_records(manifest: bytes, weights: bytes) -> RecordDict:
         {
             _WEIGHTS: ArrayRecord({_SAFETENSORS: array}),
             _MANIFEST: ConfigRecord({_PROTOBUF: manifest}),
+            _RELEASE: _release(),
         }
     )
+
+
+def question() -> RecordDict:
+    """The content of a message that asks for something: who is asking."""
+    return RecordDict({_RELEASE: _release()})
+
+
+def _release() -> ConfigRecord:
+    return ConfigRecord({_RELEASE: this_release()})
+
+
+def check_release(records: RecordDict, who: Side) -> None:
+    """Refuse a message of another FedFREE than this one; raises VersionError, which names both.
+
+    Args:
+        who: the sender.
+    """
+    record = records.get(_RELEASE)
+    require_same_release(record.get(_RELEASE) if isinstance(record, ConfigRecord) else None, who)
 
 
 def from_records(records: RecordDict) -> tuple[bytes, bytes]:

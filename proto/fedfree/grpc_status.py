@@ -11,6 +11,7 @@ from fedfree.errors import (
     FedFreeError,
     LimitError,
     NotReadyError,
+    VersionError,
 )
 
 MAX_DETAIL_CHARACTERS = 500
@@ -18,6 +19,7 @@ MAX_DETAIL_CHARACTERS = 500
 
 _TABLE: dict[type[FedFreeError], grpc.StatusCode] = {
     ContributionError: grpc.StatusCode.INVALID_ARGUMENT,
+    VersionError: grpc.StatusCode.FAILED_PRECONDITION,
     AccessError: grpc.StatusCode.UNAUTHENTICATED,
     LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotReadyError: grpc.StatusCode.NOT_FOUND,
@@ -46,7 +48,7 @@ def status_of(error: FedFreeError) -> grpc.StatusCode:
 
 def error_of(call: grpc.RpcError) -> FedFreeError:
     """The error behind a failed call, in words for whoever made it."""
-    details = _printable(call.details() or "")
+    details = printable(call.details() or "")
     for pattern, words in _HANDSHAKES.items():
         if re.search(pattern, details):
             return AccessError(words)
@@ -55,6 +57,6 @@ def error_of(call: grpc.RpcError) -> FedFreeError:
     return FederationError(f"the server answered {call.code().name}: {details}")
 
 
-def _printable(text: str) -> str:
-    """Another party's words as one short line."""
+def printable(text: str) -> str:
+    """Words of others as one short line."""
     return "".join(character for character in text[:MAX_DETAIL_CHARACTERS] if character.isprintable())

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from fedfree.host.cli import App
-from fedfree.host.logs import JsonLines, log_to_stderr
+from fedfree.host.logs import log_to_stderr
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer
+from server.commands.options import JsonLines, MetricsAddress
 from server.config import CollectConfig
 from server.doors.deployment import Deployment, DeploymentConfig
 from server.doors.deployment import init as init_deployment
-from server.doors.metrics import MetricsAddress, served
+from server.doors.metrics import served
 from server.events import log_event
 
 app = App()

@@ -11,15 +11,16 @@ from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.cli import App, run_app
 from fedfree.host.files import read_file, write_file
-from fedfree.host.logs import JsonLines, log_to_stderr
+from fedfree.host.logs import log_to_stderr
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import value_at
 from server import run as runs
 from server.commands import deploying
+from server.commands.options import JsonLines, MetricsAddress
 from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
 from server.doors.limits import ServiceConfig
-from server.doors.metrics import MetricsAddress, served
+from server.doors.metrics import served
 from server.doors.status import RunStatus
 from server.doors.tokens import Tokens
 from server.events import log_event

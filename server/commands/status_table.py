@@ -3,7 +3,7 @@
 from rich import box
 from rich.table import Table
 
-from server.doors.status import Learning, RunStatus
+from server.doors.status import LearningStatus, RunStatus
 from server.storage.store import ACCEPTED, PLACES, QUARANTINED, Store
 
 _ID_DIGITS = 12
@@ -25,7 +25,7 @@ def status_table(status: RunStatus) -> Table:
     return table
 
 
-def _learning_rows(learning: Learning | None) -> list[tuple[str, str]]:
+def _learning_rows(learning: LearningStatus | None) -> list[tuple[str, str]]:
     if learning is None:
         return [("iteration", "learning has not begun")]
     rows = [("iteration", f"{learning.iteration} of {learning.of}")]

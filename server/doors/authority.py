@@ -11,16 +11,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fedfree.errors import ConfigError
+from fedfree.host.channel import LOOPBACK
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 825
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""In every certificate: Flower's own commands and the gRPC door's health check run on the server."""
 
 _CLOCK_SKEW = timedelta(hours=1)
 
 
 def subject_names(names: Sequence[str]) -> list[x509.GeneralName]:
-    """Host names and IP addresses as a certificate holds them; raises ConfigError."""
+    """Host names and IP addresses as a certificate holds them; raises ConfigError.
+
+    This machine is always among them: Flower's commands and the gRPC door's health check run on the server.
+    """
     return [_subject_name(name) for name in dict.fromkeys((*names, *LOOPBACK))]
 
 

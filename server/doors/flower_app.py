@@ -21,9 +21,12 @@ from fedfree.flower_records import (
     CONTRIBUTE,
     ORGANISATION_FAILED,
     accuracies_from_records,
+    check_release,
     from_records,
+    question,
     to_records,
 )
+from fedfree.release import this_release
 from server import pipeline
 from server.config import CollectConfig
 from server.events import Event, OnEvent, ignore
@@ -41,7 +44,8 @@ MAX_ASKS = 3
 _NODE_OFFLINE = 5
 _FLOWER_ERRORS = {
     0: "the organisation's Flower node failed",
-    1: "the organisation's Flower node could not load the ClientApp",
+    1: f"the organisation's Flower node could not load the ClientApp: "
+    f"is its FedFREE {this_release()}, as here?",
     2: "the organisation's ClientApp raised an exception",
     3: "the message expired before the organisation took it",
     4: "the organisation's reply expired before it could be fetched",
@@ -71,14 +75,16 @@ def serve(grid: Grid, path: Path, *, on_event: OnEvent = ignore) -> None:
     Raises:
         FederationError: too few organisations contributed. This and any other failure also leaves
             its reason in the run directory, for an engine that runs this in another process.
+        ConfigError: another process learns there; that leaves nothing.
     """
     run = RunDirectory(path)
-    run.error.unlink(missing_ok=True)
-    try:
-        _federate(grid, run, run.recorded(on_event))
-    except Exception as error:
-        run.write_error(error)
-        raise
+    with run.held():
+        run.error.unlink(missing_ok=True)
+        try:
+            _federate(grid, run, run.recorded(on_event))
+        except Exception as error:
+            run.write_error(error)
+            raise
 
 
 def _federate(grid: Grid, run: RunDirectory, on_event: OnEvent) -> None:
@@ -86,7 +92,7 @@ def _federate(grid: Grid, run: RunDirectory, on_event: OnEvent) -> None:
     collect(grid, store, config.collect, on_event)
     outcome = pipeline.run(store, config, checkpoint=run.checkpoint, on_event=on_event)
     run.write_recovered(outcome.gallery)
-    content = publish(run, outcome.meta_learner, on_event)
+    content = broadcast(run, outcome.meta_learner, on_event)
     run.write_adaptation(adapt(grid, content, on_event))
     run.checkpoint.unlink(missing_ok=True)
 
@@ -149,7 +155,7 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
     whether that is enough is the pipeline's decision.
     """
     known, answered, failed = set(store.all_ids()), set[int](), set[int]()
-    conversation = Conversation(grid, CONTRIBUTE, RecordDict(), ttl_seconds=config.timeout_seconds)
+    conversation = Conversation(grid, CONTRIBUTE, question(), ttl_seconds=config.timeout_seconds)
     deadline = time.monotonic() + config.timeout_seconds
     on_event(Event("collect", "started", {"done": len(known), "of": config.organisations}))
 
@@ -166,7 +172,9 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
         for node, reply in conversation.replies():
             heard = True
             try:
-                identity = store.receive(*from_records(_content(reply)))
+                content = _content(reply)
+                check_release(content, "organisation")
+                identity = store.receive(*from_records(content))
             except ContributionError as error:
                 failed.add(node)
                 on_event(Event("collect", "failed", {"node": node, "reason": str(error)}))
@@ -182,7 +190,7 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
     on_event(Event("collect", "finished", summary))
 
 
-def publish(run: RunDirectory, meta_learner: MetaLearner, on_event: OnEvent) -> RecordDict:
+def broadcast(run: RunDirectory, meta_learner: MetaLearner, on_event: OnEvent) -> RecordDict:
     """Write the meta-learner to disk before anybody is sent it, and return it as a message's content."""
     manifest = run.write_meta_learner(meta_learner)
     on_event(Event("broadcast", "finished", {"bytes": len(manifest) + len(meta_learner.weights)}))

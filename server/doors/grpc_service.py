@@ -9,7 +9,7 @@ waits at the sender, held back by HTTP/2's flow control.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, NoReturn, TypeVar
 
@@ -22,16 +22,17 @@ from fedfree.codec import (
     contribution_id,
     stated_weights_sha256,
 )
-from fedfree.errors import AccessError, ContributionError
+from fedfree.errors import AccessError, ContributionError, StorageError
 from fedfree.grpc_status import MAX_DETAIL_CHARACTERS, TOLD, status_of
-from fedfree.host.channel import AUTHORIZATION, BEARER, CHUNK_BYTES
+from fedfree.host.channel import AUTHORIZATION, BEARER, CHUNK_BYTES, RELEASE
+from fedfree.release import require_same_release
 from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEServicer
 from server.doors.limits import Quota, RateLimit, ServiceConfig
 from server.doors.status import RunStatus
 from server.doors.tokens import Tokens
 from server.events import Event, OnEvent
-from server.storage.published import Published
+from server.storage.broadcast import Broadcast
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, QUARANTINED, RECEIVED, Store, Upload
 
@@ -76,16 +77,16 @@ class Service(FedFREEServicer):
     ) -> AsyncIterator[schema.FetchMetaLearnerResponse]:
         """Hand out the meta-learner, from where the caller's copy of the same weights ends."""
         async with self._caller(context):
-            with closing(await _in_thread(Published.open, self._run)) as published:
-                offset = published.offset(request.weights_sha256, request.offset)
+            with closing(await _in_thread(Broadcast.open, self._run)) as broadcast:
+                offset = broadcast.offset(request.weights_sha256, request.offset)
                 header = schema.MetaLearnerHeader(
-                    manifest=published.manifest,
-                    weights_bytes=published.size,
-                    weights_sha256=published.sha256,
+                    manifest=broadcast.manifest,
+                    weights_bytes=broadcast.size,
+                    weights_sha256=broadcast.sha256,
                     offset=offset,
                 )
                 yield schema.FetchMetaLearnerResponse(header=header)
-                while chunk := await _in_thread(published.read, offset, CHUNK_BYTES):
+                while chunk := await _in_thread(broadcast.read, offset, CHUNK_BYTES):
                     yield schema.FetchMetaLearnerResponse(chunk=chunk)
                     offset += len(chunk)
 
@@ -135,15 +136,18 @@ class Service(FedFREEServicer):
     async def _caller(self, context: Any) -> AsyncIterator[str]:
         """The organisation that calls; whatever goes wrong while it is served becomes a status."""
         try:
-            organisation = self._tokens.organisation_of(_token(context))
+            metadata = dict(context.invocation_metadata())
+            organisation = self._tokens.organisation_of(_token(metadata))
             self._rate_limit.take(organisation)
+            if RELEASE in metadata:  # a program that is no FedFREE may call too
+                require_same_release(metadata[RELEASE], "organisation")
             yield organisation
         except TOLD as error:
             await context.abort(status_of(error), str(error)[:MAX_DETAIL_CHARACTERS])
         except TimeoutError:
             limit = f"the upload took longer than {self._config.upload_seconds:g} s"
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, limit)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             await _fail(context, grpc.StatusCode.UNAVAILABLE, "the server cannot use its disk", error)
         except Exception as error:
             await _fail(context, grpc.StatusCode.INTERNAL, "the server failed", error)
@@ -162,8 +166,8 @@ def _handed_over(store: Store) -> Counter[str]:
     return Counter(organisation for organisation in organisations if organisation is not None)
 
 
-def _token(context: Any) -> str:
-    value = dict(context.invocation_metadata()).get(AUTHORIZATION, "")
+def _token(metadata: Mapping[str, str | bytes]) -> str:
+    value = metadata.get(AUTHORIZATION, "")
     if not isinstance(value, str) or not value.startswith(BEARER):
         raise AccessError("a token is needed: ask the coordinator for yours")
     return value.removeprefix(BEARER)

@@ -6,21 +6,15 @@ supervisor of Flower's processes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
-import typer
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
-from server.doors.status import Learning, RunStatus
+from server.doors.status import LearningStatus, RunStatus
 from server.storage.run_directory import RunDirectory
-
-MetricsAddress = Annotated[
-    str | None, typer.Option("--metrics", help="HOST:PORT on which Prometheus may ask for metrics.")
-]
 
 
 class RunCollector(Collector):
@@ -48,7 +42,7 @@ class RunCollector(Collector):
             yield from _learning(status.learning)
 
 
-def _learning(learning: Learning) -> Iterator[Metric]:
+def _learning(learning: LearningStatus) -> Iterator[Metric]:
     losses = GaugeMetricFamily("fedfree_loss", "Of the latest iteration.", labels=["name"])
     for loss, amount in learning.losses.items():
         losses.add_metric([loss], amount)

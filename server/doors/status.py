@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from fedfree.errors import FedFreeError
+from fedfree.host.files import read_file
 from fedfree.v1.meta_learner_pb2 import MetaLearner
 from server.events import Event
-from server.storage.run_directory import RunDirectory, event_from_line
+from server.storage.run_directory import RunDirectory, events_from_lines
 from server.storage.store import PLACES
 
 _TAIL_BYTES = 1 << 16
@@ -17,7 +17,7 @@ NOT_LOSSES = ("iteration", "of", "gpu_bytes")
 
 
 @dataclass(frozen=True)
-class Learning:
+class LearningStatus:
     """Since the server last started to learn, or as far back as the end of the events goes."""
 
     iteration: int
@@ -46,32 +46,32 @@ class RunStatus:
 
     contributions: Mapping[str, int]
     """Place in the store to how many are there; those ``received`` wait to be verified."""
-    learning: Learning | None
+    learning: LearningStatus | None
     """None before the first iteration."""
     meta_learner_sha256: bytes
-    """Of what was published; empty before."""
+    """Of what is handed out; empty before."""
     failure: str
     """Why the run failed, one line; empty otherwise."""
 
     @classmethod
     def read(cls, run: RunDirectory) -> Self:
-        """Look at the store, the end of the events, and what was published."""
+        """Look at the store, the end of the events, and what is handed out."""
         store = run.store()
         return cls(
             contributions={place: len(store.ids(place)) for place in PLACES},
             learning=read_learning(run),
-            meta_learner_sha256=_published_sha256(run),
-            failure=run.error.read_text().strip() if run.error.is_file() else "",
+            meta_learner_sha256=_broadcast_sha256(run),
+            failure=run.failure(),
         )
 
 
-def _published_sha256(run: RunDirectory) -> bytes:
+def _broadcast_sha256(run: RunDirectory) -> bytes:
     if not run.manifest.is_file():
         return b""
-    return MetaLearner.FromString(run.manifest.read_bytes()).weights_sha256
+    return MetaLearner.FromString(read_file(run.manifest)).weights_sha256
 
 
-def read_learning(run: RunDirectory) -> Learning | None:
+def read_learning(run: RunDirectory) -> LearningStatus | None:
     """Learning by the end of the events; None before the first iteration."""
     iterations: list[Event] = []
     recovered: list[Event] = []
@@ -83,7 +83,7 @@ def read_learning(run: RunDirectory) -> Learning | None:
     if not iterations:
         return None
     values = iterations[0].values
-    return Learning(
+    return LearningStatus(
         iteration=int(values["iteration"]),
         of=int(values["of"]),
         images=int(recovered[0].values["images"]) if recovered else 0,
@@ -109,11 +109,7 @@ def _inverse(rate: float | None) -> float | None:
 
 def _latest(path: Path) -> Iterator[Event]:
     """Events from the last one back."""
-    for line in reversed(_last_lines(path)):
-        try:
-            yield event_from_line(line)
-        except (ValueError, KeyError, FedFreeError):  # the first is cut off, the last may be half written
-            continue
+    return events_from_lines(reversed(_last_lines(path)))
 
 
 def _last_lines(path: Path) -> list[str]:

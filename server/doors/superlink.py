@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import server
 from fedfree.errors import FederationError
 from fedfree.host.channel import Address
+from fedfree.host.files import write_file
 from fedfree.host.flower_process import executable, stop_all
 from fedfree.host.supervise import ProcessEndedError, child
+from server.doors.bundle import write_bundle
 from server.events import OnEvent
-from server.storage.run_directory import RunDirectory, event_from_line
+from server.storage.run_directory import RunDirectory, events_from_lines
 
 CONNECTION = "private"
 COMPLETED = "finished:completed"
@@ -36,11 +37,13 @@ class SuperLink:
     process: "subprocess.Popen[bytes]"
     environment: Mapping[str, str]
     log_file: Path
+    bundle: Path
+    """The Flower app that its runs are runs of."""
 
     def submit(self, run: Path, *options: str) -> str:
-        """Submit the project's apps for a run directory and return Flower's run id."""
+        """Submit the bundle's apps for a run directory and return Flower's run id."""
         configuration = f"run={json.dumps(str(run))}"
-        answer = self._flwr("run", str(project_root()), CONNECTION, "--run-config", configuration, *options)
+        answer = self._flwr("run", str(self.bundle), CONNECTION, "--run-config", configuration, *options)
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> tuple[str, str]:
@@ -133,9 +136,9 @@ def superlink(
         reached_at: where its commands find it, if not at ``listen``.
         authority: the CA that signed its certificate; None for a SuperLink without TLS.
     """
-    home.mkdir(exist_ok=True)
     reached_at = reached_at or listen
     _write_connection(home, reached_at, authority)
+    bundle = write_bundle(home / "bundle")
     log_file = home / "superlink.log"
     command = [
         executable("flower-superlink", environment),
@@ -145,8 +148,8 @@ def superlink(
     ]
     try:
         # Ray's workers import the apps from their working directory before they look into Flower's bundle.
-        with child(command, environment=environment, directory=project_root()) as process:
-            link = SuperLink(process, environment, log_file)
+        with child(command, environment=environment, directory=bundle) as process:
+            link = SuperLink(process, environment, log_file, bundle)
             link.wait_until_ready(reached_at)
             yield link
     finally:
@@ -155,9 +158,8 @@ def superlink(
 
 def _write_connection(home: Path, address: Address, authority: Path | None) -> None:
     trust = "insecure = true" if authority is None else f"root-certificates = {json.dumps(str(authority))}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n{trust}\n'
-    )
+    connection = f'[superlink.{CONNECTION}]\naddress = "{address}"\n{trust}\n'
+    write_file(home / "config.toml", f'[superlink]\ndefault = "{CONNECTION}"\n\n{connection}'.encode())
 
 
 def follow(
@@ -178,8 +180,7 @@ def follow(
     while True:
         flower.require_alive()
         meanwhile()
-        for line in events.lines():
-            event = event_from_line(line)
+        for event in events_from_lines(events.lines()):
             on_event(event)
             heard_at = time.monotonic()
             ending |= (event.stage, event.kind) == ("adapt", "finished")
@@ -187,8 +188,8 @@ def follow(
         if ending or time.monotonic() - heard_at > _STATUS_SECONDS:
             status, details = flower.status(run_id)
             if status.startswith("finished"):
-                for line in events.lines():
-                    on_event(event_from_line(line))
+                for event in events_from_lines(events.lines()):
+                    on_event(event)
                 return status, details
             heard_at = time.monotonic()
         time.sleep(_POLL_SECONDS)
@@ -196,9 +197,7 @@ def follow(
 
 def reason(directory: RunDirectory, details: str) -> str:
     """Why a run failed: in the server app's words, else in Flower's."""
-    with suppress(OSError):
-        return directory.error.read_text().strip()
-    return details.strip()
+    return directory.failure() or details.strip()
 
 
 class Tail:
@@ -216,15 +215,4 @@ class Tail:
             file.seek(self._offset)
             whole, _, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + 1 if whole else 0
-        return whole.decode().splitlines()
-
-
-def project_root() -> Path:
-    """The folder of pyproject.toml, which names the apps."""
-    root = Path(server.__file__).resolve().parent.parent
-    if not (root / "pyproject.toml").is_file():
-        raise FederationError(
-            f"Flower needs the project's sources, and {root} has no pyproject.toml: "
-            "run it from a clone, or use the in-process engine"
-        )
-    return root
+        return whole.decode(errors="replace").splitlines()

@@ -6,7 +6,8 @@ from pathlib import Path
 from fedfree.errors import FederationError
 from fedfree.host.channel import Address
 from fedfree.host.flower_process import environment, stop_all
-from fedfree.host.supervise import ProcessEndedError, exclusive, persist, signals_raise
+from fedfree.host.lock import exclusive, require_free
+from fedfree.host.supervise import ProcessEndedError, persist, signals_raise
 from fedfree.host.tls import check_server, read_certificate
 from server.doors.deployment import Deployment
 from server.doors.superlink import COMPLETED, SuperLink, Tail, follow, reason, superlink
@@ -29,6 +30,7 @@ def up(deployment: Deployment, on_event: OnEvent) -> None:
     home = _home(deployment)
     with signals_raise(), exclusive(home):
         stop_all(home)  # what an `up` that was killed left behind
+        require_free(deployment.path)  # what learns here holds it: the server app, once the run has started
         persist(lambda: _attempt(deployment, home, on_event), retries=retries)
 
 
@@ -48,9 +50,8 @@ def _attempt(deployment: Deployment, home: Path, on_event: OnEvent) -> None:
         *("--enable-supernode-auth", "--database", str(root / deployment.database.name)),
     )
     authority = root / deployment.authority.name
-    with superlink(
-        home, listen, *options, environment=environment(home), reached_at=here, authority=authority
-    ) as flower:
+    quiet = environment(home, here)
+    with superlink(home, listen, *options, environment=quiet, reached_at=here, authority=authority) as flower:
         check_server(here, authority)
         log.info("SuperLink listens on %s", listen)
         flower.stop_unfinished()

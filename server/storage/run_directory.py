@@ -18,7 +18,7 @@
 import contextlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from fedfree.codec import MetaLearner, encode_meta_learner
 from fedfree.errors import ConfigError, FedFreeError
-from fedfree.host.files import write_file
+from fedfree.host.files import append_line, read_file, write_file
+from fedfree.host.lock import exclusive
 from server.config import ServerConfig
 from server.events import Event, OnEvent
 from server.storage.store import Store
@@ -99,6 +100,10 @@ class RunDirectory:
         """The server's configuration; raises ConfigError."""
         return ServerConfig.read(self.server_toml)
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Learn here alone: raises ConfigError, naming the other, where another process learns here."""
+        return exclusive(self.path)
+
     def store(self) -> Store:
         """The store, created where there is none."""
         return Store(self.path / "store")
@@ -117,17 +122,21 @@ class RunDirectory:
 
     def read_recovered(self) -> dict[str, Tensor]:
         """What :meth:`write_recovered` wrote."""
-        return safetensors.torch.load(self.recovered.read_bytes())
+        return safetensors.torch.load(read_file(self.recovered))
 
     def read_events(self) -> list[Event]:
         """Every event so far, of earlier starts of the same run too."""
         if not self.events.exists():
             return []
-        return [event_from_line(line) for line in self.events.read_text().splitlines()]
+        return list(events_from_lines(read_file(self.events).decode(errors="replace").splitlines()))
 
     def write_adaptation(self, replies: Sequence[Mapping[str, object]]) -> None:
         """Write what the organisations answered."""
         write_file(self.adaptation, (json.dumps(replies, indent=2) + "\n").encode())
+
+    def failure(self) -> str:
+        """Why the run failed, as :meth:`write_error` wrote it; empty where it did not."""
+        return read_file(self.error).decode(errors="replace").strip() if self.error.is_file() else ""
 
     def write_error(self, error: BaseException) -> None:
         """Write why the run failed, for an engine that cannot see the exception."""
@@ -138,8 +147,7 @@ class RunDirectory:
         """An observer that appends each event to events.jsonl, then hands it on."""
 
         def record(event: Event) -> None:
-            with self.events.open("a") as file:
-                file.write(event_to_line(event))
+            append_line(self.events, event_to_line(event))
             on_event(event)
 
         return record
@@ -152,8 +160,13 @@ def event_to_line(event: Event) -> str:
     return json.dumps(fields) + "\n"
 
 
-def event_from_line(line: str) -> Event:
-    """The event that :func:`event_to_line` wrote."""
-    fields = json.loads(line)
-    time = datetime.fromisoformat(fields["time"]).timestamp()
-    return Event(fields["stage"], fields["kind"], fields["values"], time)
+def events_from_lines(lines: Iterable[str]) -> Iterator[Event]:
+    """The events of :func:`event_to_line`; what a killed process left half written is passed over."""
+    for line in lines:
+        try:
+            fields = json.loads(line)
+            time = datetime.fromisoformat(fields["time"]).timestamp()
+            event = Event(fields["stage"], fields["kind"], fields["values"], time)
+        except (ValueError, KeyError, TypeError):
+            continue
+        yield event

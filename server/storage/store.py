@@ -31,7 +31,8 @@ from fedfree.codec import (
     fill_network,
     stated_weights_sha256,
 )
-from fedfree.host.files import sync, write_file
+from fedfree.errors import StorageError
+from fedfree.host.files import named, open_stream, read_file, sync, write_file
 
 PLACES = RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
@@ -44,29 +45,30 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for place in PLACES:
-            (path / place).mkdir(parents=True, exist_ok=True)
+        with named(f"cannot write {path}"):
+            for place in PLACES:
+                (path / place).mkdir(parents=True, exist_ok=True)
 
     def receive(self, manifest: bytes, weights: bytes) -> str:
         """Persist a contribution unread and return its id; the same bytes twice are one contribution."""
         identity = contribution_id(manifest)
         if self.place_of(identity) is None:
-            with closing(self.upload(manifest)) as upload:
+            with named(f"cannot write {self.path}"), closing(self.upload(manifest)) as upload:
                 upload.write(weights)
                 upload.commit()
         return identity
 
     def upload(self, manifest: bytes, *, organisation: str | None = None) -> "Upload":
         """Begin to receive a contribution piece by piece; whoever asks must close what is returned."""
-        with self.locked():
+        with named(f"cannot write {self.path}"), self.locked():
             staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=self.path))
             lock = _lock(staging)
         try:
-            (staging / MANIFEST).write_bytes(manifest)
+            write_file(staging / MANIFEST, manifest)
             if organisation is not None:
-                (staging / ORGANISATION).write_text(organisation)
+                write_file(staging / ORGANISATION, organisation.encode())
             return Upload(self, contribution_id(manifest), staging, lock)
-        except OSError:
+        except StorageError:
             _discard(staging, lock)
             raise
 
@@ -97,15 +99,15 @@ class Store:
         if place is None:
             raise KeyError(identity)
         folder = self.path / place / identity
-        return (folder / MANIFEST).read_bytes(), (folder / WEIGHTS).read_bytes()
+        return read_file(folder / MANIFEST), read_file(folder / WEIGHTS)
 
     def describe(self, identity: str) -> Contribution:
         """What an accepted contribution says of itself; its weights are left on disk."""
-        return describe_contribution((self.path / ACCEPTED / identity / MANIFEST).read_bytes())
+        return describe_contribution(read_file(self.path / ACCEPTED / identity / MANIFEST))
 
     def weights_hash(self, identity: str) -> str:
         """SHA-256 of an accepted contribution's weights, hexadecimal; they are left on disk."""
-        return stated_weights_sha256((self.path / ACCEPTED / identity / MANIFEST).read_bytes())
+        return stated_weights_sha256(read_file(self.path / ACCEPTED / identity / MANIFEST))
 
     def network(self, identity: str) -> tuple[Contribution, Classifier]:
         """An accepted contribution's description and network, its weights mapped from disk."""
@@ -123,22 +125,27 @@ class Store:
 
     def accept(self, identity: str) -> None:
         """Move a received contribution into the pool."""
-        (self.path / RECEIVED / identity).rename(self.path / ACCEPTED / identity)
+        self._move(identity, ACCEPTED)
 
     def quarantine(self, identity: str, reason: str) -> None:
         """Set a received contribution aside, with the reason."""
-        folder = self.path / RECEIVED / identity
-        write_file(folder / REASON, reason.encode())
-        folder.rename(self.path / QUARANTINED / identity)
+        write_file(self.path / RECEIVED / identity / REASON, reason.encode())
+        self._move(identity, QUARANTINED)
+
+    def _move(self, identity: str, place: str) -> None:
+        with named(f"cannot write {self.path}"):
+            (self.path / RECEIVED / identity).rename(self.path / place / identity)
+            for changed in (place, RECEIVED):
+                sync(self.path / changed)
 
     def reason(self, identity: str) -> str:
         """Why a contribution is in quarantine."""
-        return (self.path / QUARANTINED / identity / REASON).read_text()
+        return read_file(self.path / QUARANTINED / identity / REASON).decode(errors="replace")
 
     def organisation(self, identity: str) -> str | None:
         """Who handed a contribution over, where the door knew."""
         file = self.path / str(self.place_of(identity)) / identity / ORGANISATION
-        return file.read_text() if file.is_file() else None
+        return read_file(file).decode(errors="replace") if file.is_file() else None
 
     def discard_leftovers(self) -> None:
         """Remove what killed processes left half written; uploads that go on are left alone."""
@@ -159,7 +166,7 @@ class Upload:
         self._identity = identity
         self._staging = staging
         self._lock = lock
-        self._weights = (staging / WEIGHTS).open("wb")
+        self._weights = open_stream(staging / WEIGHTS)
         self._hash = hashlib.sha256()
         self.size = 0
         """Bytes of weights so far."""

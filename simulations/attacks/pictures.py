@@ -10,6 +10,7 @@ from torch import Tensor
 
 from client.rehearsing.attacks import Roc
 from simulations.attacks.memorisation import LABEL, Nearness
+from simulations.reporting.tables import write_figure
 
 LOWEST_RATE = 1e-3
 
@@ -30,7 +31,7 @@ def roc_picture(curves: Mapping[str, Roc], path: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", loc="lower right")
     for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+        write_figure(path.with_suffix(suffix), figure)
 
 
 def pairs_picture(
@@ -56,7 +57,7 @@ def pairs_picture(
                 _show(axes, images[index])
         for axes, title in zip(grid[0], ("synthetic", "nearest\nprivate", "nearest\nheld-out"), strict=True):
             axes.set_title(title, fontsize=8)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _show(axes: Axes, image: Tensor) -> None:

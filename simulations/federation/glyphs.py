@@ -5,7 +5,6 @@ Whole scripts belong to one split, so that meta-testing meets scripts, not just 
 """
 
 import io
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from fedfree.errors import DataError
+from fedfree.host.files import replacing
 from fedfree.seeding import derive_seed
 
 SIZE = 32
@@ -155,14 +155,9 @@ def write_tree(path: Path, *, seed: int, images_per_class: int) -> Path:
 def write_zip(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     """Write named files into an uncompressed zip without clock or half-written result."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            for name, content in members:
-                archive.writestr(_zip_info(name), content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            archive.writestr(_zip_info(name), content)
     return path
 
 

@@ -1,9 +1,12 @@
 """The picture of what a server recovered from the models it was given."""
 
+import io
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from fedfree.host.files import write_file
 
 CELL_PIXELS = 64
 """Smallest side of a cell."""
@@ -49,7 +52,9 @@ def synthetic_picture(gallery: dict[str, Tensor], path: Path) -> None:
         draw.text(label_at, _row_label(identity), fill=_INK, font=font, anchor="rm")
         for x, image in zip(xs, images, strict=False):
             _paste_centred(canvas, _enlarged(image, cell), (x, y), cell)
-    canvas.save(path)
+    buffer = io.BytesIO()
+    canvas.save(buffer, "png")
+    write_file(path, buffer.getvalue())
 
 
 def _cell_side(largest: int) -> int:

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.ticker import MaxNLocator
 
+from fedfree.host.files import write_file
 from server.events import Event
-from server.storage.run_directory import event_from_line
+from server.storage.run_directory import events_from_lines
 from simulations.baselines.evaluate import META_LEARNER
 from simulations.baselines.table import BASELINES
 from simulations.reporting.scores import Row, Score, comparison, task_label
@@ -106,7 +107,7 @@ def write_report(run: Path) -> Path:
     environment.filters |= {"duration": duration, "task_label": task_label}
     page = environment.get_template("report.html.j2").render(_context(run))
     path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page.encode())
     return path
 
 
@@ -144,7 +145,7 @@ def _context(run: Path) -> dict[str, Any]:
 
 
 def _events(path: Path) -> list[Event]:
-    return [event_from_line(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return list(events_from_lines(path.read_text(encoding="utf-8").splitlines()))
 
 
 def _find(config: Mapping[str, Any], key: str) -> object:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from matplotlib.figure import Figure
 from rich import box
@@ -69,8 +69,15 @@ def write(out: Path, name: str, record: Record, plots: Mapping[str, Figure]) -> 
     for stem, figure in plots.items():
         for suffix in PLOT_FORMATS:
             paths.append(out / f"{stem}.{suffix}")
-            figure.savefig(paths[-1], dpi=150, bbox_inches="tight")
+            write_figure(paths[-1], figure, bbox_inches="tight")
     return paths
+
+
+def write_figure(path: Path, figure: Figure, *, bbox_inches: Literal["tight"] | None = None) -> None:
+    """Write a figure in the format of the file's suffix."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=150, bbox_inches=bbox_inches)
+    write_file(path, buffer.getvalue())
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fedfree
+from server.doors.bundle import app_toml
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -160,6 +161,76 @@ def test_an_owner_packs_a_checkpoint_as_plain_tensors_and_at_one_place() -> None
     assert importing == {"client.commands.contributing"}
 
 
+WRITES = {
+    "fedfree.host.files": "the one place where files are written",
+    "fedfree.host.lock": "a lock must stay the same file, so it is written in place",
+    "server.doors.bundle": "copies of sources, made anew at every start",
+    "server.storage.checkpoint": "tensors go to a file beside, which is synced and renamed",
+    "client.training.pretrain": "files go into a folder beside, which is renamed",
+}
+"""Modules that write files by themselves, and why they may."""
+_WRITING = ("write_text", "write_bytes", "touch", "savefig", "save", "save_file")
+_COPYING = (
+    "shutil.copy",
+    "shutil.copy2",
+    "shutil.copyfile",
+    "shutil.copytree",
+    "shutil.move",
+    "os.fdopen",
+)
+_NOWHERE = ("buffer",)
+_NO_FILES = ("safetensors.torch.save", "saved.save")
+"""Calls of such a name that return bytes, or go through a function of ours."""
+
+
+def writes_a_file(call: ast.Call) -> bool:
+    """Whether a call writes a file, as far as its words tell."""
+    name, words = ast.unparse(call.func), [ast.unparse(each) for each in call.args]
+    last = name.rpartition(".")[2]
+    if last == "open" and name != "os.open":
+        modes = words[:1] if "." in name else words[1:2]
+        modes += [ast.unparse(each.value) for each in call.keywords if each.arg == "mode"]
+        return any(set("wax+") & set(mode) for mode in modes if mode.startswith(("'", '"')))
+    if name == "os.open":
+        return (
+            any(flag in words[1] for flag in ("O_WRONLY", "O_RDWR", "O_CREAT")) and words[0] != "os.devnull"
+        )
+    if last == "ZipFile":
+        return len(words) > 1 and words[0] != "partial" and "r" not in words[1]
+    is_writing = name in _COPYING or (last in _WRITING and name not in _NO_FILES)
+    return is_writing and not (words and words[0] in _NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("code", "writes"),
+    [
+        ("path.open('wb')", True),
+        ("path.open(mode='a')", True),
+        ("open(path, 'w')", True),
+        ("path.write_text('x')", True),
+        ("figure.savefig(path)", True),
+        ("safetensors.torch.save_file(tensors, path)", True),
+        ("path.open('rb')", False),
+        ("open(path)", False),
+        ("image.save(buffer, 'png')", False),
+        ("safetensors.torch.save(tensors)", False),
+    ],
+)
+def test_writing_is_known_by_its_words(code: str, writes: bool) -> None:
+    (call,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert writes_a_file(call) == writes
+
+
+def test_files_are_written_in_one_way() -> None:
+    """Beside their place, synced and renamed: by ``fedfree.host.files``."""
+    found = []
+    for name, path in ALL.items():
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        writing = [call for call in calls if writes_a_file(call)]
+        found += [f"{name}:{call.lineno} {ast.unparse(call)}" for call in writing if name not in WRITES]
+    assert found == []
+
+
 def test_generated_code_is_what_the_proto_files_generate(tmp_path: Path) -> None:
     if importlib.util.find_spec("grpc_tools") is None:
         pytest.skip("needs grpcio-tools, part of the dev extra")
@@ -180,6 +251,12 @@ def test_every_tracked_package_is_installed() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     packages = {name for name, path in ALL.items() if path.name == "__init__.py"}
     assert packages == listed
+
+
+def test_the_flower_app_is_told_alike_twice() -> None:
+    told = tomllib.loads(app_toml())
+    assert told["tool"]["flwr"] == PROJECT["tool"]["flwr"]
+    assert told["project"]["version"] == fedfree.__version__
 
 
 def test_the_version_is_said_alike_twice() -> None:

@@ -11,9 +11,11 @@ import signal
 import ssl
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
+import venv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +35,7 @@ from client.training.pretrain import pretrain
 from fedfree.architectures import Architecture
 from fedfree.codec import contribution_id, decode_meta_learner
 from fedfree.host.channel import Address
+from fedfree.host.files import write_file
 from fedfree.host.flower_process import free_port, processes
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
 from server.doors import deployment
@@ -97,16 +100,25 @@ def training(data: Path, cache: Path, seed: int, **pretrain: object) -> ClientCo
 
 
 @contextmanager
-def up(side: str, directory: Path, *where: str) -> Iterator["subprocess.Popen[str]"]:
+def up(
+    side: str, directory: Path, *where: str, programs: Path | None = None
+) -> Iterator["subprocess.Popen[str]"]:
     """``fedfree-server up`` or ``fedfree-client up``, told to end with its block.
 
     Args:
         where: what the command is given to, to be run in another place.
+        programs: where the installed commands are; the checkout's by default.
     """
-    code = f"import sys; from {side}.cli import main; sys.argv[1:] = ['up', {str(directory)!r}]; main()"
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH" or not programs}
+    code = f"import sys; from {side}.commands.main import main; sys.argv[1:] = sys.argv[2:]; main()"
     process = subprocess.Popen(
-        [*where, sys.executable, "-c", code],
-        env=ENVIRONMENT,
+        [
+            *where,
+            *([str(programs / f"fedfree-{side}")] if programs else [sys.executable, "-c", code, side]),
+            *("up", str(directory)),
+        ],
+        env=environment,
+        cwd=directory,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -135,7 +147,7 @@ def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear
         organisation(tmp_path / name, port, server.authority, seed) for seed, name in enumerate(ORGANISATIONS)
     ]
     misled = organisation(tmp_path / "misled", port, stranger_authority, 8)
-    unknown = organisation(tmp_path / "unknown", port, server.doors.authority, 9)
+    unknown = organisation(tmp_path / "unknown", port, server.authority, 9)
     for name, member in zip(ORGANISATIONS, members, strict=True):
         server.enroll(name, member.path / "node.key.pub")
     with ExitStack() as stack:
@@ -157,6 +169,60 @@ def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear
     for directory in (server.path, *(member.path for member in members)):
         assert processes(directory / ".flwr") == []
     assert "org-0-images" not in server.run.events.read_text()
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """Where the programs of an installed wheel are: outside the checkout, which is not on its path.
+
+    What it needs of others is taken from where this interpreter has it.
+    """
+    source, environment = tmp_path / "source", tmp_path / "environment"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in filter(None, tracked.stdout.decode().split("\0")):
+        write_file(source / name, (ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path / "wheel"),
+        str(source),
+    ]
+    subprocess.run([*pip, *build], check=True)
+    shutil.rmtree(source)
+    venv.create(environment, symlinks=True)
+    programs = environment / "bin"
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    into = [*pip, "--python", str(programs / "python"), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(into, check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    for program in Path(sys.executable).parent.glob("fl*"):
+        _, _, rest = program.read_text().partition("\n")
+        write_file(programs / program.name, f"#!{programs / 'python'}\n{rest}".encode(), mode=0o755)
+    return programs
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_finishes_a_run_outside_the_checkout_whatever_proxy_is_named(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setitem(ENVIRONMENT, variable, f"http://127.0.0.1:{free_port()}")
+    listen = Address("127.0.0.1", free_port())
+    server, members = enrolled_pair(tmp_path, listen, listen)
+    with ExitStack() as stack:
+        running = stack.enter_context(up("server", server.path, programs=installed))
+        for member in members:
+            stack.enter_context(up("client", member.path, programs=installed))
+        _, said = running.communicate(timeout=DEADLINE_SECONDS)
+        assert running.returncode == 0, said
+    assert contributors(server) == len(ORGANISATIONS)
+    bundled = server.path / ".flwr" / "bundle"
+    assert (bundled / "server" / "pipeline.py").is_file()
+    assert not (bundled / "proto").exists()
 
 
 @dataclass(frozen=True)

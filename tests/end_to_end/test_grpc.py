@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import errno
 import hashlib
 import ipaddress
 import threading
@@ -43,9 +44,13 @@ from fedfree.errors import (
     FederationError,
     LimitError,
     NotReadyError,
+    StorageError,
+    VersionError,
 )
 from fedfree.grpc_status import error_of
 from fedfree.host.channel import CHUNK_BYTES, MAX_MESSAGE_BYTES, Address
+from fedfree.host.files import open_stream
+from fedfree.release import this_release
 from fedfree.statement import PrivacyStatement
 from fedfree.v1 import contribution_pb2, service_pb2
 from fedfree.v1.service_pb2_grpc import FedFREEStub
@@ -551,6 +556,59 @@ def test_nothing_is_said_in_clear_over_a_network(run: RunDirectory, host: str) -
         asyncio.run(listen())
     with pytest.raises(ConfigError), connect(Address(host, 1), None, "token"):
         pass
+
+
+def test_a_caller_of_another_release_is_refused_with_both_named(
+    run: RunDirectory, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.doors.grpc_remote.this_release", lambda: "9.9.9 (protocol 2, contract 00)")
+    with serving(run) as address, remote(address, token) as other:
+        for call in (other.run, lambda: other.contribute(*model())):
+            with pytest.raises(VersionError) as refused:
+                call()
+            for named in (
+                f"the coordinator has FedFREE {this_release()}",
+                "the organisation a FedFREE 9.9.9",
+            ):
+                assert named in str(refused.value)
+    assert run.store().all_ids() == []
+
+
+def test_a_fetch_into_a_full_disk_is_told_in_one_word_and_gone_on_with_later(
+    run: RunDirectory, token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = meta_learner()
+    run.write_meta_learner(learned)
+    weights, manifest = tmp_path / "m.safetensors", tmp_path / "m.manifest.pb"
+
+    class Filling:
+        """A file on a disk that has room for its beginning."""
+
+        def __init__(self, path: Path, *, begun: bool) -> None:
+            self._file = open_stream(path, begun=begun)
+
+        def __enter__(self) -> "Filling":
+            return self
+
+        def __exit__(self, *raised: object) -> None:
+            self._file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def write(self, data: bytes) -> None:
+            self._file.write(data[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serving(run) as address, remote(address, token) as fetching:
+        with monkeypatch.context() as disk:
+            disk.setattr("client.doors.grpc_remote.open_stream", Filling)
+            with pytest.raises(StorageError, match=r"cannot write .*m\.safetensors: No space"):
+                fetching.fetch(weights, manifest)
+        (partial,) = tmp_path.glob("m.safetensors.*.partial")
+        assert partial.stat().st_size == 1000
+        assert fetching.fetch(weights, manifest) == learned
+    assert weights.read_bytes() == learned.weights
 
 
 def test_health_is_told_without_a_token(run: RunDirectory) -> None:

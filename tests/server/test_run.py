@@ -4,15 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 import torch
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
+from server.run import learn
 from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
 
@@ -64,6 +67,14 @@ def test_two_processes_publish_the_meta_learner_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-5)
     started = build(Architecture(), num_classes=3, input=INPUT).state_dict()
     assert any(not torch.equal(tensor, started[name]) for name, tensor in weights[0].items())
+
+
+def test_a_folder_in_which_another_process_learns_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with RunDirectory(tmp_path).held(), pytest.raises(ConfigError, match="another process runs in"):
+        learn(RunDirectory(tmp_path))
+    assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
 
 
 def test_more_processes_than_models_in_a_meta_batch_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What both ends of the gRPC door agree on besides the schema: addresses, sizes, the token's place."""
 
 import ipaddress
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -13,6 +14,12 @@ CHUNK_BYTES = 1 << 20
 """Of the weights, in one message."""
 AUTHORIZATION, BEARER = "authorization", "Bearer "
 """Metadata key of the organisation's token, and what stands before the token."""
+
+RELEASE = "fedfree-release"
+"""Metadata key of the FedFREE that calls."""
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""How this machine is called from itself."""
 
 _PING_MILLISECONDS = 30_000
 _PONG_MILLISECONDS = 20_000
@@ -58,19 +65,34 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether what is said there cannot leave this machine."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        """Whether what is said there cannot leave this machine; a name counts for what it leads to."""
+        if self.host != "localhost":
+            return _is_loopback(self.host)
+        found = self._resolved()
+        return bool(found) and all(map(_is_loopback, found))
 
     def require_loopback(self) -> None:
         """Refuse to send weights and tokens in clear over a network; raises ConfigError."""
-        if not self.is_loopback:
-            raise ConfigError(
-                f"without TLS the token and the weights would cross the network in clear: "
-                f"--insecure is for localhost, not for {self.host}"
-            )
+        if self.is_loopback:
+            return
+        leads = f" (here it leads to {', '.join(self._resolved()) or 'nothing'})" * (self.host == "localhost")
+        raise ConfigError(
+            f"without TLS the token and the weights would cross the network in clear: "
+            f"--insecure is for localhost, not for {self.host}{leads}"
+        )
+
+    def _resolved(self) -> list[str]:
+        try:
+            return sorted({str(each[4][0]) for each in socket.getaddrinfo(self.host, self.port)})
+        except OSError:
+            return []
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def chunks(data: bytes) -> Iterator[bytes]:

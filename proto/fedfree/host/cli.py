@@ -1,10 +1,13 @@
 """What the three command lines share: a refusal is one line on standard error and an exit status."""
 
+import codecs
+import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import typer
@@ -12,9 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from fedfree.errors import FederationError, FedFreeError
+from fedfree.errors import FederationError, FedFreeError, StorageError
 
-WRONG_INPUT, FAILED = 2, 1
+WRONG_INPUT, FAILED, OWN_FAULT, INTERRUPTED = 2, 1, 70, 130
+
+_PLAIN = {"±": "+-", "×": "x", "·": "*", "—": "-", "…": "...", "ε": "epsilon", "δ": "delta", "λ": "lambda"}
+"""What a console shows of characters that it does not have; a question mark of all others."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,12 +57,58 @@ def print_refusal(error: FedFreeError) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command line; exit status 2 for wrong input, 1 for a federation that failed."""
+    """Run a command line, and end the process with its exit status.
+
+    0; 2 for wrong input, and for files that cannot be read or written; 1 for a federation that failed;
+    130 for Ctrl-C; 70 for a fault of our own.
+    """
     # gRPC would add lines of its own to the one of an error; it reads this when it is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fedfree.plain")
+    try:
+        _run(app)
+    finally:
+        _flush()
+
+
+def _run(app: typer.Typer) -> None:
     try:
         app()
     except FedFreeError as error:
-        print_refusal(error)
-        sys.exit(FAILED if isinstance(error, FederationError) else WRONG_INPUT)
+        _end(error, FAILED if isinstance(error, FederationError) else WRONG_INPUT)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if getattr(stopped, "code", INTERRUPTED) != INTERRUPTED:
+            raise
+        _end(FedFreeError("interrupted"), INTERRUPTED)
+    except OSError as error:
+        _end(StorageError(f"{error.filename or 'a file'}: {error.strerror or error}"), WRONG_INPUT)
+    except Exception as error:
+        traceback.print_exc()
+        words = f"a fault of FedFREE's own ({type(error).__name__}): please report it with the lines above"
+        _end(FedFreeError(f"{words}, once you have looked through them for names of yours"), OWN_FAULT)
+
+
+def _end(error: FedFreeError, status: int) -> NoReturn:
+    print_refusal(error)
+    sys.exit(status)
+
+
+def _flush() -> None:
+    """Say the last words here: where nobody can read them (`| head`), Python would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of an encoding."""
+    assert isinstance(error, UnicodeEncodeError)
+    wanting = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in wanting), error.end
+
+
+codecs.register_error("fedfree.plain", _plainly)

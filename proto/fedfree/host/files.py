@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from fedfree.errors import ConfigError, StorageError
 
@@ -47,12 +48,45 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield partial
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
+        move_into_place(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def move_into_place(partial: Path, path: Path) -> None:
+    """Let a finished file take the place of ``path`` beside it, on disk; raises StorageError."""
+    with named(f"cannot write {path}"):
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+
+
+def open_stream(path: Path, *, begun: bool = False) -> BinaryIO:
+    """A file to write piece by piece, which nobody looks for before it, or its folder, is moved into place.
+
+    Args:
+        begun: go on at the end of what is there, instead of beginning anew.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with named(f"cannot write {path}"):
+        return path.open("ab" if begun else "wb")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line, with its end, to a log that several processes share.
+
+    A line that a killed process left half written is ended first: it stays one line that cannot be read, and
+    spoils no other.
+
+    Raises:
+        StorageError: the disk is full, or the file cannot be written; of the new line nothing may be there.
+    """
+    with named(f"cannot write {path}"), path.open("a+b", buffering=0) as file:
+        torn = file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write(b"\n" * bool(torn) + line.encode())
 
 
 def write_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str] = ()) -> None:

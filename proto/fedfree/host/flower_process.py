@@ -11,14 +11,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedfree.errors import FederationError
+from fedfree.host.channel import Address
+from fedfree.host.proxy import without_proxy_to_loopback
 
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.3
 
 
-def environment(home: Path) -> dict[str, str]:
-    """This process's environment, with Flower's state in ``home``, and Flower private and quiet."""
-    return os.environ | {
+def environment(home: Path, *addresses: Address) -> dict[str, str]:
+    """This process's environment, with Flower's state in ``home``, and Flower private and quiet.
+
+    Args:
+        addresses: where Flower's programs will find each other; those of this machine without a proxy.
+    """
+    return without_proxy_to_loopback(os.environ, *addresses) | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -32,7 +38,8 @@ def executable(name: str, environment: Mapping[str, str]) -> str:
     found = shutil.which(name, path=environment["PATH"])
     if found is None:
         raise FederationError(
-            f"{name} is not installed: install fedfree with its extra, `pip install fedfree[simulation]`"
+            f"{name} is not installed beside {sys.executable}: install fedfree there, with its extra "
+            "`simulation` for simulations"
         )
     return found
 

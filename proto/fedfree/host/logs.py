@@ -4,11 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from typing import Annotated
-
-import typer
-
-JsonLines = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
 
 
 class _Json(logging.Formatter):

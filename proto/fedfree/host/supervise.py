@@ -1,6 +1,5 @@
-"""Keep a process running: alone in its folder, again with longer and longer pauses, until a signal."""
+"""Keep a process running: again with longer and longer pauses, until a signal."""
 
-import fcntl
 import logging
 import os
 import signal
@@ -12,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from fedfree.errors import ConfigError, FederationError
+from fedfree.errors import FederationError
+from fedfree.host.files import open_stream
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ def child(
     Args:
         output: file to which it appends what it prints; nowhere by default.
     """
-    target = (output or Path(os.devnull)).open("ab")
-    with target:
+    with open_stream(output or Path(os.devnull), begun=True) as target:
         process = subprocess.Popen(
             command,
             env=environment,
@@ -80,20 +79,6 @@ def child(
             process.wait(STOP_SECONDS)
         process.kill()
         process.wait()
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone, until it ends in whatever way; raises ConfigError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ConfigError(f"another process runs in {folder.parent}: stop it first") from error
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -4,9 +4,10 @@ import socket
 import ssl
 from pathlib import Path
 
-from fedfree.errors import AccessError, ConfigError
+from fedfree.errors import AccessError, ConfigError, FederationError
 from fedfree.host.channel import Address
 from fedfree.host.files import read_file
+from fedfree.host.proxy import Proxy
 
 _CONNECT_SECONDS = 10.0
 
@@ -34,11 +35,11 @@ def read_authority(path: Path) -> bytes:
     return content
 
 
-def check_server(address: Address, authority: Path) -> bool:
+def check_server(address: Address, authority: Path) -> str:
     """Refuse a server whose certificate ``authority`` did not sign.
 
     Returns:
-        Whether a server answers at all.
+        Why no server answers; empty where one does.
 
     Raises:
         ConfigError: ``authority`` cannot be used.
@@ -48,11 +49,19 @@ def check_server(address: Address, authority: Path) -> bool:
     context = ssl.create_default_context(cafile=str(authority))
     try:
         with (
-            socket.create_connection((address.host, address.port), _CONNECT_SECONDS) as connection,
+            _connection(address) as connection,
             context.wrap_socket(connection, server_hostname=address.host),
         ):
-            return True
+            return ""
     except ssl.SSLCertVerificationError as error:
         raise AccessError(f"the certificate of {address} is refused: {error.verify_message}") from error
-    except OSError:
-        return False
+    except FederationError as error:
+        return str(error)
+    except OSError as error:
+        return f"{address} does not answer: {error}"
+
+
+def _connection(address: Address) -> socket.socket:
+    if proxy := Proxy.towards(address):
+        return proxy.connect(address, _CONNECT_SECONDS)
+    return socket.create_connection((address.host, address.port), _CONNECT_SECONDS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.metadata import Metadata
 
 from client.adapting import adapt as adaptation
@@ -23,8 +23,10 @@ from fedfree.flower_records import (
     ORGANISATION_FAILED,
     accuracies_from_records,
     from_records,
+    question,
     to_records,
 )
+from fedfree.release import this_release
 
 RESULT = FewShotAccuracy(EpisodeSpec(5, 1, 15), Accuracy(41.5, 0.8, 600))
 SECRET = "/hospital/patient-jane-doe.png"
@@ -75,7 +77,7 @@ def test_contribute_replies_with_the_model(config: ClientConfig, monkeypatch: py
     monkeypatch.setattr(
         "client.doors.flower_app.pretrain", lambda given: (given.to_toml().encode(), b"weights")
     )
-    reply = app(_message(CONTRIBUTE, RecordDict()), _own(config))
+    reply = app(_message(CONTRIBUTE, question()), _own(config))
     assert from_records(reply.content) == (config.to_toml().encode(), b"weights")
     assert reply.metadata.reply_to_message_id == "question"
 
@@ -87,7 +89,7 @@ def test_a_simulated_organisation_reads_its_configuration_from_the_run_directory
     (tmp_path / "organisations").mkdir()
     toml = config.model_copy(update={"seed": 42}).to_toml()
     (tmp_path / "organisations" / "3.toml").write_text(toml)
-    reply = app(_message(CONTRIBUTE, RecordDict()), _context({"partition-id": 3}, tmp_path))
+    reply = app(_message(CONTRIBUTE, question()), _context({"partition-id": 3}, tmp_path))
     assert from_records(reply.content)[0] == b"42"
 
 
@@ -112,7 +114,7 @@ def test_a_failure_is_named_by_its_class_alone(
     config: ClientConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, raise_bugs: bool
 ) -> None:
     monkeypatch.setattr("client.doors.flower_app.pretrain", _fail)
-    reply = app(_message(CONTRIBUTE, RecordDict()), _own(config, **{RAISE_BUGS: raise_bugs}))
+    reply = app(_message(CONTRIBUTE, question()), _own(config, **{RAISE_BUGS: raise_bugs}))
     assert reply.error.code == ORGANISATION_FAILED
     assert reply.error.reason == "the organisation could not train: DataError"
     assert SECRET in caplog.text
@@ -120,7 +122,7 @@ def test_a_failure_is_named_by_its_class_alone(
 
 def test_a_bug_is_redacted_too(config: ClientConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: {}[SECRET])
-    reply = app(_message(CONTRIBUTE, RecordDict()), _own(config))
+    reply = app(_message(CONTRIBUTE, question()), _own(config))
     assert reply.error.reason == "the organisation could not train: KeyError"
 
 
@@ -129,11 +131,11 @@ def test_a_bug_propagates_where_server_and_clients_share_a_process(
 ) -> None:
     monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: {}[SECRET])
     with pytest.raises(KeyError):
-        app(_message(CONTRIBUTE, RecordDict()), _own(config, **{RAISE_BUGS: True}))
+        app(_message(CONTRIBUTE, question()), _own(config, **{RAISE_BUGS: True}))
 
 
 @pytest.mark.parametrize(
-    "content", [RecordDict(), to_records(b"no manifest", b"no weights")], ids=["empty", "garbage"]
+    "content", [question(), to_records(b"no manifest", b"no weights")], ids=["empty", "garbage"]
 )
 def test_a_broken_meta_learner_is_answered_with_an_error(config: ClientConfig, content: RecordDict) -> None:
     reply = app(_message(ADAPT, content), _own(config))
@@ -141,5 +143,30 @@ def test_a_broken_meta_learner_is_answered_with_an_error(config: ClientConfig, c
 
 
 def test_a_node_without_configuration_answers_with_an_error() -> None:
-    reply = app(_message(CONTRIBUTE, RecordDict()), _context({}))
+    reply = app(_message(CONTRIBUTE, question()), _context({}))
     assert reply.error.reason == "the organisation could not train: ConfigError"
+
+
+@pytest.mark.parametrize("message_type", [CONTRIBUTE, ADAPT])
+@pytest.mark.parametrize(
+    ("theirs", "shown"),
+    [
+        (RecordDict(), "that does not say which"),
+        (RecordDict({"release": ConfigRecord({"release": "9.9.9 (protocol 2, contract 00)"})}), "9.9.9"),
+        (RecordDict({"release": ConfigRecord({"release": 3})}), "that does not say which"),
+    ],
+    ids=["silent", "other", "garbage"],
+)
+def test_a_coordinator_of_another_release_is_refused_before_anything_else_with_both_named(
+    config: ClientConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    message_type: str,
+    theirs: RecordDict,
+    shown: str,
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.read_config", lambda _: pytest.fail("went on"))
+    reply = app(_message(message_type, theirs), _own(config, **{RAISE_BUGS: True}))
+    assert reply.error.code == ORGANISATION_FAILED
+    assert f"the organisation has FedFREE {this_release()}" in reply.error.reason
+    assert f"the coordinator a FedFREE {shown}" in reply.error.reason
+    assert len(reply.error.reason) < 200

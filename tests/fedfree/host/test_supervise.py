@@ -1,4 +1,4 @@
-"""Processes kept up: when they are tried again, how long is waited, and who may run where."""
+"""Processes kept up: when they are tried again, and how long is waited."""
 
 import os
 import signal
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedfree.errors import ConfigError
 from fedfree.host.flower_process import environment, processes, stop_all
-from fedfree.host.supervise import HEALTHY_SECONDS, ProcessEndedError, child, exclusive, persist
+from fedfree.host.supervise import HEALTHY_SECONDS, ProcessEndedError, child, persist
 
 
 class Attempts:
@@ -47,14 +46,6 @@ def test_after_so_many_retries_the_last_reason_is_told() -> None:
     with pytest.raises(ProcessEndedError, match="the process ended"):
         attempts.persist(retries=2)
     assert attempts.pauses == [1, 2]
-
-
-def test_a_second_process_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
-    home = tmp_path / "coordinator" / ".flwr"
-    with exclusive(home), pytest.raises(ConfigError, match="another process runs in"), exclusive(home):
-        pytest.fail("both hold it")
-    with exclusive(home):
-        pass
 
 
 def test_a_child_is_ended_with_its_block_and_what_it_printed_is_kept(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A coordinator's directory: certificates that hold for the names given, keys that are admitted, refusals."""
 
 import ipaddress
+import os
 import socket
 import ssl
 import sys
@@ -146,6 +147,14 @@ def test_what_is_no_public_key_is_refused(coordinator: Path, run: Run, tmp_path:
         assert word in error
 
 
+def test_up_is_refused_where_another_process_learns(coordinator: Path, run: Run) -> None:
+    with Deployment(coordinator).run.held():
+        status, _, error = run("up", coordinator)
+    assert status == 2
+    assert f"another process runs in {coordinator}: process {os.getpid()} on " in error
+    assert not (coordinator / ".flwr" / "superlink.log").exists()
+
+
 def test_a_folder_that_is_no_coordinators_is_refused(tmp_path: Path, run: Run, public_key: Path) -> None:
     for arguments in (("up", tmp_path), ("enroll", "org-1", public_key, "--in", tmp_path)):
         status, _, error = run(*arguments)
@@ -156,10 +165,10 @@ def test_a_folder_that_is_no_coordinators_is_refused(tmp_path: Path, run: Run, p
 def test_a_server_is_known_by_its_own_authority_alone(coordinator: Path, tmp_path: Path, run: Run) -> None:
     run("init", tmp_path / "other", "--name", "other.example.org")
     with listening(coordinator / "server.crt", coordinator / "server.key") as address:
-        assert check_server(address, coordinator / "ca.crt")
+        assert check_server(address, coordinator / "ca.crt") == ""
     with (
         listening(coordinator / "server.crt", coordinator / "server.key") as address,
         pytest.raises(AccessError, match="is refused: unable to get local issuer"),
     ):
         check_server(address, tmp_path / "other" / "ca.crt")
-    assert not check_server(address, coordinator / "ca.crt")
+    assert "does not answer" in check_server(address, coordinator / "ca.crt")

@@ -12,6 +12,7 @@ from fedfree.codec import contribution_id
 from fedfree.episodes import Accuracy, EpisodeSpec
 from fedfree.errors import ConfigError, FederationError
 from fedfree.flower_records import ADAPT, CONTRIBUTE, ORGANISATION_FAILED, accuracies_to_records, to_records
+from fedfree.release import this_release
 from server import pipeline
 from server.config import CollectConfig, ServerConfig
 from server.doors import flower_app as server_app
@@ -103,6 +104,38 @@ def test_a_failing_organisation_is_skipped_and_named(store: Store) -> None:
     grid = _grid(_except(2, lambda message: Message(Error(ORGANISATION_FAILED, reason), reply_to=message)))
     failed = next(event for event in _collect(grid, store) if event.kind == "failed")
     assert failed.values == {"node": FIRST_NODE_ID + 2, "reason": reason}
+
+
+def test_a_model_of_another_release_is_not_taken_and_both_are_named(store: Store) -> None:
+    def foreign(message: Message) -> Message:
+        content = to_records(b"manifest", b"weights")
+        content["release"] = ConfigRecord({"release": "0.0.1 (protocol 1, contract 00)"})
+        return Message(content, reply_to=message)
+
+    failed = next(event for event in _collect(_grid(_except(0, foreign)), store) if event.kind == "failed")
+    for named in (f"the coordinator has FedFREE {this_release()}", "the organisation a FedFREE 0.0.1"):
+        assert named in str(failed.values["reason"])
+    assert len(store.ids(RECEIVED)) == 2
+
+
+def test_the_question_says_which_release_asks(store: Store) -> None:
+    asked: list[object] = []
+
+    def answer(message: Message, index: int) -> Message:
+        asked.append(message.content.config_records["release"]["release"])
+        return _model(message, index)
+
+    _collect(_grid(answer), store)
+    assert asked == [this_release()] * 3
+
+
+def test_a_run_in_which_another_process_learns_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "server.toml").write_text(ServerConfig().to_toml())
+    run = RunDirectory(tmp_path)
+    with run.held(), pytest.raises(ConfigError, match="another process runs in"):
+        serve(_grid(_model), tmp_path)
+    assert not run.error.exists()
+    assert run.read_events() == []
 
 
 def test_what_flower_says_of_an_exception_is_not_repeated(store: Store) -> None:

@@ -17,7 +17,7 @@ from fedfree.statement import PrivacyStatement
 from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
 from server.doors.metrics import served
-from server.doors.status import Learning, RunStatus, read_learning
+from server.doors.status import LearningStatus, RunStatus, read_learning
 from server.events import Event, ignore
 from server.storage.run_directory import RunDirectory, event_to_line
 
@@ -156,8 +156,8 @@ def test_a_run_keeps_its_name_and_shares_it_with_nobody(run: RunDirectory, tmp_p
 
 
 def test_the_time_left_is_unknown_before_two_iterations() -> None:
-    assert Learning(1, 5).seconds_left is None
-    assert Learning(1, 5, seconds_an_iteration=2).seconds_left == 8
+    assert LearningStatus(1, 5).seconds_left is None
+    assert LearningStatus(1, 5, seconds_an_iteration=2).seconds_left == 8
 
 
 def test_an_address_is_taken_apart_once(run: RunDirectory) -> None:

@@ -10,8 +10,8 @@ from fedfree.v1.meta_learner_pb2 import MetaLearner
 from server.storage.run_directory import RunDirectory
 
 
-class Published:
-    """A published meta-learner, opened: that another takes its place meanwhile does not show."""
+class Broadcast:
+    """A meta-learner to hand out, opened: that another takes its place meanwhile does not show."""
 
     def __init__(self, manifest: bytes, weights: BufferedReader) -> None:
         self.manifest = manifest
@@ -21,21 +21,21 @@ class Published:
 
     @classmethod
     def open(cls, run: RunDirectory) -> Self:
-        """Open what was published last.
+        """Open what was written last.
 
         Raises:
-            NotReadyError: nothing was published yet.
+            NotReadyError: there is none yet.
             FederationError: it is just being replaced; ask again.
         """
         try:
             manifest, weights = run.manifest.read_bytes(), run.weights.open("rb")
         except FileNotFoundError as error:
             raise NotReadyError("there is no meta-learner yet: ask again later") from error
-        published = cls(manifest, weights)
-        if published.sha256 != MetaLearner.FromString(manifest).weights_sha256:
-            published.close()
+        opened = cls(manifest, weights)
+        if opened.sha256 != MetaLearner.FromString(manifest).weights_sha256:
+            opened.close()
             raise FederationError("the meta-learner is just being replaced: ask again")
-        return published
+        return opened
 
     def offset(self, sha256: bytes, size: int) -> int:
         """Where someone goes on who has ``size`` bytes of weights with this hash; others begin anew."""

@@ -1,0 +1,132 @@
+"""What a person sees of a command line: whatever happens, one line and an exit status."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = r"""
+import sys
+from rich.console import Console
+from rich.table import Table
+from fedfree.errors import ConfigError
+from fedfree.host.cli import make_app, run_app
+
+app = make_app("program", "A program that prints 48.1 \u00b1 0.4.")
+
+@app.command()
+def show() -> None:
+    "Print \u03b5, \u00b1 and a box."
+    table = Table("\u03b5", "accuracy")
+    table.add_row("8", "48.1 \u00b1 0.4 \u2713")
+    Console().print(table)
+
+@app.command()
+def refuse() -> None:
+    "Refuse \u03b5."
+    raise ConfigError("\u03b5 = 0 is too small")
+
+@app.command()
+def much() -> None:
+    "Print without end."
+    while True:
+        print("x" * 1000)
+
+@app.command()
+def interrupted() -> None:
+    "Be interrupted."
+    raise KeyboardInterrupt
+
+@app.command()
+def stopped() -> None:
+    "Be stopped in good order."
+    raise SystemExit(130)
+
+@app.command()
+def full() -> None:
+    "Meet a full disk."
+    with open("/dev/full", "w") as file:
+        file.write("x")
+
+@app.command()
+def missing() -> None:
+    "Meet a file that is not there."
+    open("/nowhere/file")
+
+@app.command()
+def broken() -> None:
+    "Have a fault."
+    {}["key"]
+
+run_app(app)
+"""
+ASCII = {
+    "LC_ALL": "C",
+    "LANG": "C",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "PYTHONIOENCODING": "ascii",
+}
+
+
+def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+
+
+def test_a_console_that_has_no_such_characters_shows_something_for_them() -> None:
+    done = run("show", **ASCII)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "48.1 +- 0.4 ?" in done.stdout
+    assert "epsilon" in done.stdout
+    refused = run("refuse", **ASCII)
+    assert (refused.returncode, refused.stderr) == (2, "error: epsilon = 0 is too small\n")
+    assert run("--help", **ASCII).returncode == 0
+
+
+def test_a_console_that_has_them_shows_them() -> None:
+    assert "48.1 ± 0.4 ✓" in run("show", PYTHONIOENCODING="utf-8").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "line"),
+    [
+        ("interrupted", 130, "error: interrupted"),
+        ("stopped", 130, "error: interrupted"),
+        ("full", 2, "error: a file: No space left on device"),
+        ("missing", 2, "error: /nowhere/file: No such file or directory"),
+    ],
+)
+def test_whatever_stops_a_command_is_one_line(command: str, status: int, line: str) -> None:
+    done = run(command)
+    assert (done.returncode, done.stderr) == (status, f"{line}\n")
+
+
+def test_a_fault_of_our_own_says_so_below_what_is_needed_to_find_it() -> None:
+    done = run("broken")
+    assert done.returncode == 70
+    assert "KeyError: 'key'" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: a fault of FedFREE's own (KeyError): please report"
+    )
+
+
+@pytest.mark.parametrize("command", ["much", "show"])
+def test_a_reader_that_goes_away_is_no_error(command: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    with process:
+        process.stdout.close()
+        assert process.stderr.read() == b""

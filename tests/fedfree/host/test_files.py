@@ -1,0 +1,57 @@
+"""Files that matter: whole or not at all, and a log whose torn lines spoil no others."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fedfree.errors import StorageError
+from fedfree.host import files
+from fedfree.host.files import append_line, move_into_place, open_stream, write_file
+
+
+def test_a_line_after_a_torn_one_is_a_line_of_its_own(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    for line in ("one\n", "tor", "two\n", "three\n"):
+        append_line(log, line)
+    assert log.read_text() == "one\ntor\ntwo\nthree\n"
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*none/log: No such file"):
+        append_line(tmp_path / "none" / "log", "line\n")
+
+
+def test_a_stream_goes_on_where_it_was_left_or_begins_anew(tmp_path: Path) -> None:
+    for begun, expected in ((False, b"b"), (True, b"bb"), (False, b"b")):
+        with open_stream(tmp_path / "file", begun=begun) as stream:
+            stream.write(b"b")
+        assert (tmp_path / "file").read_bytes() == expected
+    with pytest.raises(StorageError, match=r"cannot write .*none/file: No such file"):
+        open_stream(tmp_path / "none" / "file")
+
+
+def test_a_finished_file_is_on_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial, path, synced = tmp_path / "partial", tmp_path / "path", list[tuple[str, bool]]()
+    partial.write_bytes(b"new")
+    path.write_bytes(b"old")
+    monkeypatch.setattr(files, "sync", lambda each: synced.append((each.name, partial.exists())))
+    move_into_place(partial, path)
+    assert path.read_bytes() == b"new"
+    assert synced == [("partial", True), (tmp_path.name, False)]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "path"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write .*path: No space left on device"):
+        write_file(path, b"new")
+    assert [each.name for each in tmp_path.iterdir()] == ["path"]
+    assert path.read_bytes() == b"old"

@@ -1,0 +1,55 @@
+"""A folder held by one process at a time, which the others are told of."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedfree.errors import ConfigError, StorageError
+from fedfree.host.lock import exclusive, require_free
+
+HOLD = (
+    "import sys, threading; from pathlib import Path; from fedfree.host.lock import exclusive\n"
+    "with exclusive(Path(sys.argv[1])): print('held', flush=True); threading.Event().wait()"
+)
+
+
+def test_a_second_process_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    home = tmp_path / "coordinator" / ".flwr"
+    with exclusive(home), pytest.raises(ConfigError, match="another process runs in"), exclusive(home):
+        pytest.fail("both hold it")
+    with exclusive(home):
+        pass
+
+
+def test_the_one_refused_is_told_who_holds_the_folder_and_a_killed_holder_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path), "a word", "--token", "secret"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError) as refused:
+            require_free(tmp_path)
+        for word in (str(tmp_path), f"process {holder.pid} on ", "since 20", "'a word'"):
+            assert word in str(refused.value)
+        assert "secret" not in str(refused.value)
+        holder.send_signal(signal.SIGKILL)
+    with exclusive(tmp_path):
+        pass
+
+
+def test_looking_whether_a_folder_is_free_leaves_nothing_in_it(tmp_path: Path) -> None:
+    require_free(tmp_path)
+    require_free(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"), exclusive(tmp_path / "file"):
+        pytest.fail("held")
