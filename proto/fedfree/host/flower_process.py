@@ -31,9 +31,7 @@ def executable(name: str, environment: Mapping[str, str]) -> str:
     """Path of a program of Flower's; raises FederationError."""
     found = shutil.which(name, path=environment["PATH"])
     if found is None:
-        raise FederationError(
-            f"{name} is not installed: install fedfree with its extra, `pip install fedfree[simulation]`"
-        )
+        raise FederationError(f"{name} is not installed: pip install 'fedfree[flower]'")
     return found
 
 
