@@ -27,7 +27,7 @@ from fedfree.host.flower_process import free_port
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {"fedfree": "proto/fedfree", "server": "server", "client": "client", "simulations": "simulations"}
-SECONDS = 300.0
+SECONDS = 600.0
 PIXELS = 16
 
 SERVER_TOML = f"""
