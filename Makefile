@@ -4,14 +4,14 @@ BIN := $(VENV)/bin
 ENGINE ?= in-process
 OUT ?= runs/demo-$(ENGINE)
 
-.PHONY: install demo test test-slow test-gpu check proto clean
+.PHONY: install demo test test-slow test-gpu test-python coverage check lint types rules check-wheel proto clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("FedFREE needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[simulation,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: install
@@ -26,16 +26,33 @@ test-slow: install
 test-gpu: install
 	$(BIN)/pytest -m gpu
 
-check: install
+# make test-python PYTHON=python3.13: the default tests, in an environment of that Python.
+test-python:
+	$(MAKE) test VENV=.venv-$(notdir $(PYTHON))
+
+coverage: install
+	$(BIN)/pytest --cov
+
+check: lint types rules
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/architecture
+
+rules: install
+	$(BIN)/pytest -q tests/architecture tests/packaging
+
+# With FULL=1 the wheel's dependencies are installed anew: minutes, and gigabytes.
+check-wheel: install
+	$(BIN)/pytest -q -m slow --timeout 1800 tests/packaging/test_wheel.py
 
 proto: install
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto proto/fedfree/v1/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=proto proto/fedfree/v1/service.proto
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache runs *.egg-info
+	rm -rf .venv .venv-* .cache .coverage* .mypy_cache .pytest_cache .ruff_cache runs *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

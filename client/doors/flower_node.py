@@ -136,11 +136,12 @@ def up(node: Node) -> None:
 def _attempt(node: Node, home: Path) -> None:
     """One life of the SuperNode."""
     address = Address.parse(node.config().server)
+    quiet = environment(home, address)
+    supernode = executable("flower-supernode", quiet)
     _find(address, node.authority)
     said_before = node.log_file.stat().st_size if node.log_file.exists() else 0
-    quiet = environment(home, address)
     command = [
-        executable("flower-supernode", quiet),
+        supernode,
         *("--superlink", str(address), "--root-certificates", str(node.authority.resolve())),
         *("--auth-supernode-private-key", str(node.key.resolve())),
         *("--host", "127.0.0.1", "--port", str(free_port())),

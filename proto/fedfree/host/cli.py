@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -26,9 +25,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _PlainCommand(TyperCommand):
-    def get_help(self, ctx: click.Context) -> str:
+    def get_help(self, ctx: Any) -> str:
         # typer escapes the bracket of a default for rich also where rich does not draw the help.
-        return super().get_help(ctx).replace("\\[", "[")
+        return str(super().get_help(ctx)).replace("\\[", "[")
 
 
 class App(typer.Typer):

@@ -38,8 +38,7 @@ def executable(name: str, environment: Mapping[str, str]) -> str:
     found = shutil.which(name, path=environment["PATH"])
     if found is None:
         raise FederationError(
-            f"{name} is not installed beside {sys.executable}: install fedfree there, with its extra "
-            "`simulation` for simulations"
+            f"{name} is not installed beside {sys.executable}: pip install 'fedfree[flower]' there"
         )
     return found
 

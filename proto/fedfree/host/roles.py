@@ -1,0 +1,29 @@
+"""The start of a program: one role of FedFREE, which its extra of the same name installs."""
+
+import importlib
+import sys
+
+_OURS = ("fedfree", "server", "client", "simulations")
+
+
+def run_role(program: str, extra: str, commands: str) -> None:
+    """Run a command line; a package that is not installed is one line and exit status 2.
+
+    Only the standard library is imported before, so that whatever is missing is told in the same way.
+
+    Args:
+        program: what a person typed.
+        extra: of this project, which brings what the program needs.
+        commands: module whose ``main`` is the command line.
+    """
+    try:
+        importlib.import_module(commands).main()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in _OURS:
+            raise
+        sys.stderr.write(
+            f"error: {program} needs fedfree[{extra}], and its package {package} is not installed: "
+            f"pip install 'fedfree[{extra}]'\n"
+        )
+        sys.exit(2)

@@ -1,0 +1,35 @@
+"""A package that a program lacks is named with its remedy, whenever it is missed."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fedfree.host.roles import run_role
+
+
+def start(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """Run a command line that finds out in the middle of its work that a module is missing."""
+
+    def main() -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setitem(sys.modules, "some_commands", SimpleNamespace(main=main))
+    run_role("fedfree-some", extra="some", commands="some_commands")
+
+
+def test_a_package_missed_in_mid_command_is_one_line_that_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, "opacus.accountants")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: fedfree-some needs fedfree[some], and its package opacus is not installed: "
+        "pip install 'fedfree[some]'\n"
+    )
+
+
+def test_a_missing_module_of_our_own_is_a_fault_and_not_excused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModuleNotFoundError):
+        start(monkeypatch, "client.no_such_module")
