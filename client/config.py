@@ -2,14 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from fedfree.architectures import Architecture
 from fedfree.host.compute import Device
+from fedfree.host.places import cache_folder, state_folder
 from fedfree.settings import Settings
 from fedfree.statement import MAX_EPSILON
+
+LEDGER = "ledger.sqlite"
+_Settings = TypeVar("_Settings", bound=Settings)
 
 
 def or_if_colour(setting: bool | None, channels: int) -> bool:
@@ -131,13 +135,31 @@ class ClientConfig(Settings):
     """Without it the organisation receives the meta-learner and reports nothing."""
     share_metrics: bool = False
     """Whether mean accuracy and its interval may be sent to the server."""
-    cache: Path
-    """Folder for trained models."""
+    cache: Path = Field(default_factory=lambda: cache_folder() / "models")
+    """Folder for trained models; by default one of this user's, ``~/.cache/fedfree/models``."""
     ledger: Path | None = None
-    """SQLite file that remembers every contribution; by default ``ledger.sqlite`` beside the cache folder."""
+    """SQLite file that remembers every contribution; by default one for all that this user contributes,
+    ``~/.local/state/fedfree/ledger.sqlite``."""
     seed: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """As every configuration; relative paths are relative to the folder of the file."""
+        return anchored(super().read(path), path.resolve().parent)
 
     @property
     def ledger_path(self) -> Path:
         """Where the ledger is."""
-        return self.ledger or self.cache.parent / "ledger.sqlite"
+        return self.ledger or state_folder() / LEDGER
+
+
+def anchored(settings: _Settings, folder: Path) -> _Settings:
+    """The same settings, every relative path that was given in them below ``folder``."""
+    changes: dict[str, object] = {}
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if isinstance(value, Path):
+            changes[name] = folder / value
+        elif isinstance(value, Settings):
+            changes[name] = anchored(value, folder)
+    return settings.model_copy(update=changes)

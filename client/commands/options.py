@@ -8,11 +8,20 @@ import typer
 
 from fedfree.architectures import Architecture
 
-LEDGER = Path(".cache/fedfree/ledger.sqlite")
 Data = Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")]
 Split = Annotated[str | None, typer.Option(help="meta_train, meta_val or meta_test where the data has them.")]
-Cache = Annotated[Path, typer.Option(help="Folder for trained models.")]
-LedgerFile = Annotated[Path, typer.Option("--ledger", help="The record of what was contributed.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder for trained models (default: ~/.cache/fedfree/models).", show_default=False),
+]
+LedgerFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger",
+        help="The record of what was contributed (default: ~/.local/state/fedfree/ledger.sqlite).",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Decides everything random.")]
 ArchitectureName = Annotated[
     str | None,

@@ -18,9 +18,10 @@ from client.commands.options import (
     Split,
     training,
 )
+from client.commands.progress import ends_on_ctrl_c, shown_progress
 from client.config import ClientConfig
 from client.rehearsing.rehearse import rehearse as run_rehearsal
-from client.rehearsing.report import print_audit, privacy_words, shown_progress, write_audit
+from client.rehearsing.report import print_audit, privacy_words, write_audit
 
 app = typer.Typer()
 
@@ -56,7 +57,8 @@ def rehearse(
     values = {**tables, "data": source, "cache": out / "shadows", "seed": seed}
     config = ClientConfig.parse(values, origin="option")
     console = Console(soft_wrap=True)
-    with shown_progress(console) as observe:
+    kept = f"the shadows in {out / 'shadows'} are kept, and starting again goes on with them"
+    with ends_on_ctrl_c(Console(stderr=True, soft_wrap=True), kept), shown_progress(console) as observe:
         plan, finding = run_rehearsal(config, shadows=shadows, observe=observe)
     privacy = privacy_words(plan, config.privacy)
     write_audit(out / "rehearsal.json", plan, [finding], privacy=privacy)

@@ -20,15 +20,15 @@ from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure
 from client.rehearsing.rehearse import (
     CANARIES,
     NATURAL,
-    Observer,
     attack_ceiling,
     examine,
-    ignore,
     score_models,
     trainer_of,
 )
-from client.training.pretrain import MANIFEST, WEIGHTS, cache_key, shuffle_classes
-from fedfree.codec import Contribution, decode_contribution
+from client.training.cache import cached_folder, read_cached
+from client.training.observer import Observer, ignore
+from client.training.pretrain import shuffle_classes
+from fedfree.codec import Contribution
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from simulations.attacks.audit import load_organisations, plan_and_train
@@ -217,8 +217,7 @@ def local_accuracy(organisation: ClientConfig) -> float:
     own, spare = split_by_rank(loaded, data.images_per_class)
     if not len(spare):
         return math.nan
-    folder = organisation.cache / cache_key(organisation, own)
-    model = decode_contribution((folder / MANIFEST).read_bytes(), (folder / WEIGHTS).read_bytes())
+    model = read_cached(cached_folder(organisation, own))
     order = shuffle_classes(own, organisation.seed).class_names
     return _accuracy(model, spare, order)
 

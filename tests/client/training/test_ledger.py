@@ -51,6 +51,7 @@ def configure(folder: Path, images: Path, **privacy: float) -> ClientConfig:
         training=TrainingConfig(architecture=Architecture(norm="group"), image_size=16, threads=1),
         privacy=PrivacyConfig(epsilon=3, epsilon_budget=BUDGET, **privacy),
         cache=folder / "models",
+        ledger=folder / "ledger.sqlite",
     )
 
 

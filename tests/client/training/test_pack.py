@@ -15,8 +15,8 @@ import torchvision
 from torch import Tensor, nn
 
 from client.data.images import load_images, to_input
+from client.training.cache import MANIFEST, WEIGHTS
 from client.training.pack import accuracy_on, read_checkpoint, to_contribution, to_network
-from client.training.pretrain import MANIFEST, WEIGHTS
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.codec import Contribution, decode_contribution, sha256
 from fedfree.errors import ContributionError, DataError

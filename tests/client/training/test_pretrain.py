@@ -8,8 +8,9 @@ from PIL import Image
 
 from client.config import ClientConfig, DataConfig, PrivacyConfig, TrainingConfig
 from client.data.images import load_images
+from client.training.cache import HELD_OUT, MANIFEST, cache_key
 from client.training.fit import augment, initialise, turn
-from client.training.pretrain import HELD_OUT, MANIFEST, cache_key, pretrain, shuffle_classes
+from client.training.pretrain import pretrain, shuffle_classes
 from fedfree.architectures import Architecture
 from fedfree.codec import decode_contribution, sha256
 from fedfree.errors import ConfigError, PrivacyError
