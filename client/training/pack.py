@@ -116,9 +116,10 @@ def _read_pickled(path: Path) -> object:
             " you made it, save the tensors alone, torch.save(torch.jit.load(path).state_dict(), another)"
         )
     try:
-        with warnings.catch_warnings():
+        # As an open file: torch would choose another reader by the ending of a name.
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on formats: a file is opened or refused
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a broken pickle may raise anything
