@@ -144,8 +144,16 @@ class ClientConfig(Settings):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """As every configuration; relative paths are relative to the folder of the file."""
-        return anchored(super().read(path), path.resolve().parent)
+        """As every configuration; relative paths are relative to the folder of the file.
+
+        One that names a cache and no ledger goes on with the ledger beside that cache, where earlier releases
+        kept it, if there is one.
+        """
+        config = anchored(super().read(path), path.resolve().parent)
+        beside = config.cache.parent / LEDGER
+        if config.ledger or "cache" not in config.model_fields_set or not beside.is_file():
+            return config
+        return config.model_copy(update={"ledger": beside})
 
     @property
     def ledger_path(self) -> Path:

@@ -261,22 +261,18 @@ def _refusal(path: Path, error: sqlite3.Error) -> StorageError:
     return StorageError(f"cannot use the ledger {path}: {error}{remedy}")
 
 
-def open_ledger(path: Path | None, *, cache: Path | None = None) -> Ledger:
+def open_ledger(path: Path | None) -> Ledger:
     """The ledger that is named, or else this user's own, the same from every working directory.
 
-    Earlier releases kept theirs in the working directory or beside the cache. What is found in one of those
-    is taken into this user's own, so that nothing that was spent is forgotten.
+    Earlier releases kept one in each working directory. Where there is one, it is taken into this user's own,
+    so that nothing that was spent is forgotten.
     """
     if path is not None:
         return Ledger(path)
     ledger = Ledger(state_folder() / LEDGER)
-    for folder in (Path(".cache/fedfree"), cache.parent if cache else cache_folder()):
-        before = folder / LEDGER
-        if (
-            before.is_file()
-            and before.resolve() != ledger.path.resolve()
-            and (rows := ledger.take_in(before))
-        ):
+    for before in (Path(".cache/fedfree", LEDGER), cache_folder() / LEDGER):
+        rows = ledger.take_in(before) if before.is_file() else 0
+        if rows:
             log.warning("took %d contributions of %s into the ledger %s", rows, before.resolve(), ledger.path)
     return ledger
 

@@ -93,7 +93,7 @@ def pretrain_measured(
     files = hash_images(
         data.source, split=data.split, classes=data.classes, images_per_class=data.images_per_class
     )
-    ledger = open_ledger(config.ledger, cache=config.cache)
+    ledger = open_ledger(config.ledger)
     cached = cached_folder(config, images)
     if cached.is_dir() and not _can_be_contributed(cached):
         log.warning("model %s was cached in a form this release cannot read: trained again", cached.name[:12])

@@ -17,6 +17,7 @@ from client.training.pretrain import pretrain, shuffle_classes
 from fedfree.architectures import Architecture
 from fedfree.codec import decode_contribution, sha256
 from fedfree.errors import ConfigError, PrivacyError, StorageError
+from fedfree.host.places import state_folder
 from fedfree.statement import DpSgd, PrivacyStatus
 
 RUN = DpSgd(2.0, 0.5, 10)
@@ -279,3 +280,11 @@ def test_a_disk_that_fills_up_while_training_is_named_and_the_row_stays(
             pretrain(under_privacy(config))
     assert [entry.state for entry in ledger.entries()] == [RESERVED] * 2
     assert list(config.cache.iterdir()) == []
+
+
+def test_a_file_that_names_no_ledger_goes_on_with_the_one_beside_its_cache(tmp_path: Path) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text('cache = "models"\n[data]\nsource = "images"\n')
+    assert ClientConfig.read(path).ledger_path == state_folder() / "ledger.sqlite"
+    Ledger(tmp_path / "ledger.sqlite").entries()
+    assert ClientConfig.read(path).ledger_path == tmp_path / "ledger.sqlite"
