@@ -10,8 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
 from fedfree.host.compute import ComputeConfig
+from fedfree.host.places import cache_folder, state_folder
 from fedfree.settings import Layer, Listed, Settings, Values, value_at
 from fedfree.statement import MAX_EPSILON
+
+LEDGER = "ledger.sqlite"
 
 
 def or_if_colour(setting: bool | None, channels: int) -> bool:
@@ -168,10 +171,10 @@ class ClientConfig(Settings):
     """Without it the organisation receives the meta-learner and reports nothing."""
     share_metrics: bool = False
     """Whether mean accuracy and its interval may be sent to the server."""
-    cache: Path = Path(".cache/fedfree/models")
-    """Folder for trained models."""
+    cache: Path = Field(default_factory=lambda: cache_folder() / "models")
+    """Folder for trained models; by default ``~/.cache/fedfree/models``."""
     ledger: Path | None = None
-    """The record of what was contributed; by default ``ledger.sqlite`` beside the cache folder."""
+    """The record of what was contributed; by default ``~/.local/state/fedfree/ledger.sqlite``."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides everything random but noise and sampling of differential privacy."""
 
@@ -188,4 +191,4 @@ class ClientConfig(Settings):
     @property
     def ledger_path(self) -> Path:
         """Where the ledger is."""
-        return self.ledger or self.cache.parent / "ledger.sqlite"
+        return self.ledger or state_folder() / LEDGER

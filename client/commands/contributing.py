@@ -6,11 +6,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.commands.ledger_table import ledger_lines, ledger_table
 from client.commands.options import LedgerFile
+from client.commands.progress import ends_on_ctrl_c, shown_progress
 from client.config import ClientConfig, or_if_colour
-from client.training.ledger import Ledger, ledger_lines, ledger_table
-from client.training.pack import accuracy_on, read_checkpoint, to_contribution, to_network
-from client.training.pretrain import MANIFEST, WEIGHTS, pretrain
+from client.data.finding import hash_images
+from client.training.cache import HELD_OUT, MANIFEST, WEIGHTS
+from client.training.ledger import open_ledger
+from client.training.pack import accuracy_on, identify, read_checkpoint, to_contribution, to_network
+from client.training.pretrain import Pretrained, pretrain_measured
 from client.training.statement import page
 from fedfree import PROTOCOL_VERSION
 from fedfree.architectures import Architecture, InputSpec
@@ -48,14 +52,40 @@ def pretrain_command(
     out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
 ) -> None:
     """Train the classifier you would contribute, and write it to a folder. Nothing is sent."""
-    manifest, weights = pretrain(chosen.settings)
-    write_file(out / MANIFEST, manifest)
-    write_file(out / WEIGHTS, weights)
+    config = chosen.settings
     console = Console(soft_wrap=True)
-    console.print(
-        f"wrote {out}/{MANIFEST} ({len(manifest)} bytes) and {out}/{WEIGHTS} ({len(weights)} bytes)"
-    )
+    with ends_on_ctrl_c(Console(stderr=True, soft_wrap=True), _left_behind(config)):
+        done = _pretrain(config, console)
+    _write(done, out, console)
     _describe(out, console)
+
+
+def _pretrain(config: ClientConfig, console: Console) -> Pretrained:
+    with shown_progress(console, lines=10) as observe:
+        return pretrain_measured(
+            config, observe=observe, tell=lambda line: console.print(line, highlight=False, markup=False)
+        )
+
+
+def _left_behind(config: ClientConfig) -> str:
+    if not config.privacy.is_dp:
+        return "no model was made, and nothing was written into the ledger"
+    return (
+        f"no model was made; a training that had begun stays in the ledger {config.ledger_path} as reserved, "
+        "counts in full, and starting again counts once more"
+    )
+
+
+def _write(done: Pretrained, out: Path, console: Console) -> None:
+    """The contribution, and beside its folder, so that it is not sent along, how well it does."""
+    write_file(out / MANIFEST, done.manifest)
+    write_file(out / WEIGHTS, done.weights)
+    sizes = f"{out}/{MANIFEST} ({len(done.manifest)} bytes) and {out}/{WEIGHTS} ({len(done.weights)} bytes)"
+    console.print(f"wrote {sizes}")
+    if done.held_out_accuracy is not None:
+        beside = out.parent / f"{out.resolve().name}.{HELD_OUT}"
+        write_file(beside, f"{done.held_out_accuracy:.4f}\n".encode())
+        console.print(f"wrote {beside}, which is yours and never sent")
 
 
 @app.command()
@@ -71,15 +101,14 @@ def statement(contribution: Annotated[Path, typer.Argument(help="Folder written 
 
 
 @app.command(name="ledger")
-def ledger_command(
-    ledger: LedgerFile = ClientConfig.model_fields["cache"].default.parent / "ledger.sqlite",
-) -> None:
+def ledger_command(ledger: LedgerFile = None) -> None:
     """Show what was contributed, and what it spends together on the images it shares."""
-    if not ledger.is_file():
-        raise ConfigError(f"no ledger at {ledger}; name it with --ledger")
+    found = open_ledger(ledger)
+    if not found.path.is_file():
+        raise ConfigError(f"no ledger at {found.path}; name it with --ledger")
     console = Console(soft_wrap=True)
-    console.print(ledger_table(Ledger(ledger)))
-    for line in ledger_lines(Ledger(ledger)):
+    console.print(ledger_table(found))
+    for line in ledger_lines(found):
         console.print(line, highlight=False)
 
 
@@ -121,6 +150,10 @@ def pack(
     check: Annotated[
         Path | None, typer.Option(help="Labelled images, a folder a class, in the order of the outputs.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The images it was trained on; the ledger keeps their hashes.")
+    ] = None,
+    ledger: LedgerFile = None,
     out: Annotated[Path, typer.Option(help="Folder for the contribution.")] = Path("contribution"),
 ) -> None:
     """Turn a classifier trained elsewhere into a contribution, and show all that would leave."""
@@ -140,12 +173,19 @@ def pack(
     if check is not None:
         accuracy = accuracy_on(network, check, num_classes=classes, input=input)
         console.print(f"accuracy on {check}: {accuracy:.1%} (chance is {1 / classes:.1%})")
+    images, identity = hash_images(data) if data else frozenset[str](), identify(network)
+    if not images:
+        console.print(
+            "note: the ledger does not know which images are in this model, so it counts for all, and no "
+            "epsilon budget holds from now on; name them with --data"
+        )
     contribution = to_contribution(network, chosen, num_classes=classes, input=input)
     files = {MANIFEST: encode_contribution(contribution), WEIGHTS: contribution.weights}
+    open_ledger(ledger).pack(identity, images, contribution_id(files[MANIFEST]))
     console.print("what would be sent, and nothing else:")
-    for name, data in files.items():
-        write_file(out / name, data)
-        console.print(f"  {out / name}  {len(data)} bytes  sha256 {sha256(data)}")
+    for name, content in files.items():
+        write_file(out / name, content)
+        console.print(f"  {out / name}  {len(content)} bytes  sha256 {sha256(content)}")
     _describe(out, console)
 
 

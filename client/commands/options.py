@@ -7,5 +7,11 @@ import typer
 
 Data = Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")]
 Split = Annotated[str | None, typer.Option(help="meta_train, meta_val or meta_test where the data has them.")]
-LEDGER = Path(".cache/fedfree/ledger.sqlite")
-LedgerFile = Annotated[Path, typer.Option("--ledger", help="The record of what was contributed.")]
+LedgerFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger",
+        help="The record of what was contributed (default: ~/.local/state/fedfree/ledger.sqlite).",
+        show_default=False,
+    ),
+]

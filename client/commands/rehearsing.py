@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.commands.progress import ends_on_ctrl_c, shown_progress
 from client.config import ClientConfig
 from client.rehearsing.rehearse import rehearse as run_rehearsal
-from client.rehearsing.report import print_audit, privacy_words, shown_progress, write_audit
+from client.rehearsing.report import print_audit, privacy_words, write_audit
 from fedfree.host.cli import App
 from fedfree.host.options import Chosen, configured
 
@@ -38,7 +39,8 @@ def rehearse(
     """Attack models trained as yours would be, before you contribute one. Nothing is sent, or spent."""
     config = chosen.settings.model_copy(update={"cache": out / "shadows"})
     console = Console(soft_wrap=True)
-    with shown_progress(console) as observe:
+    kept = f"the shadows in {out / 'shadows'} are kept, and starting again goes on with them"
+    with ends_on_ctrl_c(Console(stderr=True, soft_wrap=True), kept), shown_progress(console) as observe:
         plan, finding = run_rehearsal(config, shadows=shadows, observe=observe)
     privacy = privacy_words(plan, config.privacy, epochs=config.training.epochs)
     write_audit(out / "rehearsal.json", plan, [finding], privacy=privacy)

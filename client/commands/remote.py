@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.commands.files import manifest_beside
-from client.training.pretrain import MANIFEST, WEIGHTS
+from client.training.cache import MANIFEST, WEIGHTS
 from fedfree.codec import decode_contribution
 from fedfree.errors import AccessError, ConfigError
 from fedfree.host.channel import Address

@@ -4,6 +4,7 @@
 
     node.toml      where the coordinator is
     client.toml    images, training, and what may leave; see client.config
+    ledger.sqlite  what was contributed, and what it spent; see client.training.ledger
     ca.crt         the authority that signed the coordinator's certificate
     node.key       the organisation's private key, which never leaves
     node.key.pub   its public half, for the coordinator's `fedfree-server enroll`
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field
 
-from client.config import ClientConfig, DataConfig
+from client.config import LEDGER, ClientConfig, DataConfig
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.files import write_new
@@ -95,7 +96,11 @@ def init(path: Path, config: NodeConfig, authority: Path, data: Path) -> Node:
     certificate = read_authority(authority)
     if not data.exists():
         raise ConfigError(f"there are no images at {data}")
-    client = ClientConfig(data=DataConfig(source=data.resolve()), cache=path.resolve() / "cache")
+    client = ClientConfig(
+        data=DataConfig(source=data.resolve()),
+        cache=path.resolve() / "cache",
+        ledger=path.resolve() / LEDGER,
+    )
     private, public = make_key()
     files = {
         "node.toml": config.to_commented_toml().encode(),

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import fedfree
 from client.config import ClientConfig, PrivacyConfig, TrainingConfig
 from client.data.image_set import ImageSet, to_input
 from client.data.loading import load_configured
@@ -34,14 +33,16 @@ from client.rehearsing.attacks import (
     lira_online,
     membership_scores,
 )
+from client.training.cache import MANIFEST, check_writable, read_cached, training_key, write_cached
 from client.training.fit import Fitted, Untrained, fit, initialise
-from client.training.pretrain import MANIFEST, WEIGHTS, write_cached
+from client.training.observer import Observer, ignore
 from client.training.privacy import plan as plan_run
 from client.training.privacy import train_privately
 from fedfree.accounting import highest_true_positive_rate
 from fedfree.architectures import Classifier, InputSpec
-from fedfree.codec import Contribution, decode_contribution, encode_weights, sha256
+from fedfree.codec import Contribution, encode_weights, sha256
 from fedfree.errors import DataError
+from fedfree.host.code import code_sha256
 from fedfree.host.compute import use_cpu
 from fedfree.host.files import read_file
 from fedfree.seeding import derive_seed, make_generator
@@ -51,13 +52,6 @@ NATURAL, CANARIES = "natural", "canaries"
 MIN_SHADOWS = 4
 CANARY_FRACTION = 0.1
 MIN_CANARIES = 10
-
-Observer = Callable[[str, int, int], None]
-"""Told what is being done, how many of it are done, and of how many."""
-
-
-def ignore(what: str, done: int, of: int) -> None:
-    """The observer that observes nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +111,7 @@ class Trainer:
 
 
 def trainer_of(config: TrainingConfig, privacy: PrivacyConfig | None = None) -> Trainer:
-    """Trains as ``contribute`` does, but on every image (without privacy, on all but one a class).
+    """Trains as ``pretrain`` does, but on every image (without privacy, on all but one a class).
 
     The ledger is not asked and holds nothing of it, and the statement is ``none`` even under DP-SGD: these
     models are for attacking at home, and are never released.
@@ -139,7 +133,8 @@ def trainer_of(config: TrainingConfig, privacy: PrivacyConfig | None = None) -> 
         )
 
     initial = sha256(read_file(config.initial_weights)) if config.initial_weights else ""
-    return Trainer(train, sha256(f"{config.sha256()} {privacy.training_sha256()} {initial}".encode()))
+    parts = (config.sha256(), privacy.training_sha256(), initial, code_sha256(__name__))
+    return Trainer(train, sha256(" ".join(parts).encode()))
 
 
 def _train_unreleased(
@@ -166,11 +161,11 @@ def attack_ceiling(plan: Plan, privacy: PrivacyConfig, *, epochs: int) -> float:
 
 def train_cached(images: ImageSet, trainer: Trainer, *, seed: int, cache: Path) -> Contribution:
     """Train a model, or take the one trained before; in the cache each is whole or absent."""
-    parts = (images.fingerprint(), trainer.config_hash, str(seed), fedfree.__version__, torch.__version__)
-    folder = cache / sha256("\n".join(parts).encode())[:32]
+    folder = cache / training_key(images, trainer.config_hash, seed=seed)[:32]
     if not (folder / MANIFEST).exists():
+        check_writable(cache)
         write_cached(folder, trainer.train(images, seed), {})
-    return decode_contribution((folder / MANIFEST).read_bytes(), (folder / WEIGHTS).read_bytes())
+    return read_cached(folder)
 
 
 def train_shadows(
@@ -246,7 +241,7 @@ def rehearse(config: ClientConfig, *, shadows: int, observe: Observer = ignore) 
     """Measure what the model that this configuration would contribute gives away.
 
     Args:
-        config: as for ``contribute``, privacy included; the shadows are kept in its cache, and its ledger
+        config: as for ``pretrain``, privacy included; the shadows are kept in its cache, and its ledger
             is left alone.
     """
     images = load_configured(config.data, size=config.training.image_size)

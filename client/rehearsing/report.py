@@ -1,28 +1,18 @@
-"""How the findings of an audit are told: a table, the words that belong beside it, and the progress."""
+"""How the findings of an audit are told: a table, and the words that belong beside it."""
 
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from client.config import PrivacyConfig
 from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure, Interval
-from client.rehearsing.rehearse import CANARIES, NATURAL, Finding, Observer, Plan, attack_ceiling
+from client.rehearsing.rehearse import CANARIES, NATURAL, Finding, Plan, attack_ceiling
 from fedfree.host.files import write_file
 
 NOT_RESOLVABLE = "—"
@@ -128,36 +118,3 @@ def audit_values(plan: Plan, findings: Sequence[Finding]) -> dict[str, Any]:
 def write_audit(path: Path, plan: Plan, findings: Sequence[Finding], **more: object) -> None:
     """Write :func:`audit_values` and whatever ``more`` there is as JSON."""
     write_file(path, (json.dumps(audit_values(plan, findings) | more, indent=2) + "\n").encode())
-
-
-class Stopwatch:
-    """An observer that hands on what it is told, and knows how long each thing has taken."""
-
-    def __init__(self, observe: Observer) -> None:
-        self._observe = observe
-        self._starts: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
-        """Of this start; what an earlier one left behind took none."""
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        now = time.monotonic()
-        self.seconds[what] = now - self._starts.setdefault(what, now)
-        self._observe(what, done, of)
-
-
-@contextmanager
-def shown_progress(console: Console) -> Iterator[Stopwatch]:
-    """Draw a bar for each thing being done; plain lines where there is no terminal."""
-    if not console.is_terminal:
-        yield Stopwatch(lambda what, done, of: console.print(f"{what}: {done} of {of}", highlight=False))
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def draw(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=of)
-            progress.update(tasks[what], completed=done)
-
-        yield Stopwatch(draw)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from client.config import TrainingConfig, or_if_colour
 from client.data.image_set import ImageSet, split_held_out, to_input
+from client.training.observer import Observer, ignore
 from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
 from fedfree.codec import fill_network, read_tensors
 from fedfree.host.compute import choose_device, use_cpu
@@ -37,23 +38,49 @@ class Fitted:
     """Fraction in [0, 1]; stays with the organisation."""
 
 
-def fit(images: ImageSet, config: TrainingConfig, *, seed: int) -> Fitted:
+@dataclass(frozen=True)
+class Course:
+    """How long a training goes on."""
+
+    epochs: int
+    """Passes over the images that are really made."""
+    batches: int
+    """An epoch."""
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.batches
+
+
+def course(num_images: int, config: TrainingConfig) -> Course:
+    """As many epochs as asked for, or as ``min_steps`` takes where that is more."""
+    batches = max(1, num_images // config.batch_size)
+    return Course(max(config.epochs, math.ceil(config.min_steps / batches)), batches)
+
+
+def fit(images: ImageSet, config: TrainingConfig, *, seed: int, observe: Observer = ignore) -> Fitted:
     """Train a classifier on private images.
 
     Args:
         images: uint8 [images, channels, image_size, image_size].
+        observe: told after every epoch how many steps are done.
     """
     use_cpu(config.threads)
     untrained = initialise(images, config, seed=seed)
     device = choose_device(config.device)
     network, spec = untrained.network.to(device), untrained.input
-    training, held_out = split_held_out(
-        images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
-    )
-    _descend(network, training, spec, config, make_generator(seed, "training"))
+    training, held_out = hold_out(images, config, seed=seed)
+    _descend(network, training, spec, config, make_generator(seed, "training"), observe)
     accuracy = _accuracy(network, held_out, spec)
     log.info("trained %s on %d images, held-out accuracy %.3f", config.architecture, len(training), accuracy)
     return Fitted(network.cpu(), spec, accuracy)
+
+
+def hold_out(images: ImageSet, config: TrainingConfig, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """What is trained on, and what accuracy is measured on; raises DataError."""
+    return split_held_out(
+        images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
+    )
 
 
 def initialise(images: ImageSet, config: TrainingConfig, *, seed: int) -> Untrained:
@@ -94,6 +121,7 @@ def _descend(
     spec: InputSpec,
     config: TrainingConfig,
     generator: torch.Generator,
+    observe: Observer,
 ) -> None:
     use_channels_last(network.train())
     device = network.device
@@ -106,14 +134,14 @@ def _descend(
         nesterov=True,
         weight_decay=config.weight_decay,
     )
-    batches = max(1, len(training) // config.batch_size)
-    epochs = max(config.epochs, math.ceil(config.min_steps / batches))
+    planned = course(len(training), config)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.learning_rate, total_steps=epochs * batches
+        optimizer, max_lr=config.learning_rate, total_steps=planned.steps
     )
-    for _ in range(epochs):
+    for epoch in range(planned.epochs):
+        observe("train", epoch * planned.batches, planned.steps)
         order = torch.randperm(len(training), generator=generator)
-        for batch in order.tensor_split(batches):
+        for batch in order.tensor_split(planned.batches):
             pixels = augment(
                 training.images[batch],
                 padding=config.crop_padding,
@@ -126,6 +154,7 @@ def _descend(
             loss.backward()
             optimizer.step()
             schedule.step()
+    observe("train", planned.steps, planned.steps)
     network.eval()
 
 

@@ -3,27 +3,39 @@
 One SQLite file, one row a contribution. A row is written, and is on disk, before training takes its first
 step on a private image; it is never taken out, also where that training was killed. What images cost
 together is composed over all rows that share at least one image file with them: byte for byte, so a file
-that was encoded again counts as another image.
+that was encoded again counts as another image. A packed model whose images nobody named counts for all
+images, because nobody can say which are not in it.
 """
 
+import fcntl
 import hashlib
 import json
+import logging
+import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
+from client.config import LEDGER
 from client.training.privacy import composed_epsilon
-from fedfree.errors import ConfigError, PrivacyError
+from fedfree.errors import ConfigError, PrivacyError, StorageError
+from fedfree.host.files import named, replacing
+from fedfree.host.places import cache_folder, state_folder
 from fedfree.statement import Composition, DpSgd
 
-RESERVED, SPENT = "reserved", "spent"
+log = logging.getLogger(__name__)
 
-_LOCK_SECONDS, _DIGITS = 60, 12
+RESERVED, SPENT = "reserved", "spent"
+UNKNOWN = "unknown"
+"""Stands in the place of the fingerprint where nobody said which images a model was trained on."""
+SILENT_SECONDS, LOCK_SECONDS = 1.0, 60.0
+"""After how long a wait for another process is spoken of, and given up."""
+
+_KEEP = "Do not delete it, or what was spent is forgotten: restore it from a backup, or ask for help"
 _VERSION = 1
 _SCHEMA = (
     """CREATE TABLE contributions (
@@ -41,6 +53,10 @@ _SCHEMA = (
     "CREATE TABLE images (hash TEXT, fingerprint TEXT, PRIMARY KEY (hash, fingerprint)) WITHOUT ROWID",
     f"PRAGMA user_version = {_VERSION}",
 )
+_COLUMNS = (
+    "reservation, time, fingerprint, state, noise_multiplier, sampling_rate, steps, delta, contribution"
+)
+_MARKS = ", ".join("?" * 9)
 _ROWS = """SELECT reservation, time, fingerprint,
     (SELECT count(*) FROM images WHERE images.fingerprint = contributions.fingerprint),
     state, noise_multiplier, sampling_rate, steps, delta, contribution FROM contributions"""
@@ -54,9 +70,9 @@ class Entry:
     time: str
     """UTC, when it was begun."""
     fingerprint: str
-    """Hash of the set of image files."""
+    """Hash of the set of image files, or UNKNOWN."""
     images: int
-    """Different files."""
+    """Different files; 0 where they are unknown."""
     state: str
     """``reserved`` before training, ``spent`` once the model is on disk; both count in full."""
     run: DpSgd | None
@@ -110,13 +126,48 @@ class Ledger:
                 (SPENT, contribution, reservation),
             )
 
+    def pack(self, model: str, images: frozenset[str], contribution: str) -> None:
+        """Write down a model that was trained elsewhere, without differential privacy.
+
+        Args:
+            model: what stays the same when it is packed again, which adds no row, only what is known.
+            images: hashes of the files it was trained on; empty where they are unknown.
+        """
+        reservation = f"packed {model}"
+        with self._transaction() as connection:
+            if not _is_known(connection, reservation):
+                _insert(connection, reservation, (), None, None)
+            known = connection.execute(
+                "SELECT hash FROM images JOIN contributions USING (fingerprint) WHERE reservation = ?",
+                (reservation,),
+            )
+            fingerprint = _remember(connection, images | {each for (each,) in known})
+            connection.execute(
+                "UPDATE contributions SET fingerprint = ?, state = ?, contribution = ? WHERE reservation = ?",
+                (fingerprint, SPENT, contribution, reservation),
+            )
+
+    def take_in(self, other: Path) -> int:
+        """Copy the rows of another ledger that are not here yet; returns how many there were."""
+        with Ledger(other)._transaction() as connection:
+            images = connection.execute("SELECT * FROM images").fetchall()
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM contributions ORDER BY number").fetchall()
+        with self._transaction() as connection:
+            before = connection.total_changes
+            connection.executemany(
+                f"INSERT OR IGNORE INTO contributions ({_COLUMNS}) VALUES ({_MARKS})", rows
+            )
+            taken = connection.total_changes - before
+            connection.executemany("INSERT OR IGNORE INTO images VALUES (?, ?)", images)
+        return taken
+
     def entries(self) -> list[Entry]:
         """Every row, oldest first."""
         with self._transaction() as connection:
             return _entries(connection.execute(f"{_ROWS} ORDER BY number"))
 
     def sharing(self, fingerprint: str) -> list[Entry]:
-        """The rows that share an image with those of this fingerprint, themselves included."""
+        """The rows that share, or may share, an image with those of this fingerprint, themselves included."""
         with self._transaction() as connection:
             found = connection.execute("SELECT hash FROM images WHERE fingerprint = ?", (fingerprint,))
             return _sharing(connection, [image for (image,) in found])
@@ -124,26 +175,106 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """The ledger, locked against every other process; on disk at the end, or as it was before."""
+        with named(f"cannot use the ledger {self.path}"):
+            _make(self.path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(
-                sqlite3.connect(self.path, timeout=_LOCK_SECONDS, isolation_level=None)
+                sqlite3.connect(self.path, timeout=SILENT_SECONDS, isolation_level=None)
             ) as connection:
                 connection.execute("PRAGMA synchronous = EXTRA")
-                connection.execute("BEGIN IMMEDIATE")
-                self._prepare(connection)
+                _lock(connection, self.path)
+                connection.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS:.0f}")
+                _check_intact(connection, self.path)
                 yield connection
                 connection.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigError(f"cannot use the ledger {self.path}: {error}") from error
+        except sqlite3.Error as error:
+            raise _refusal(self.path, error) from error
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA:
-                connection.execute(statement)
-        elif version != _VERSION:
-            raise ConfigError(f"{self.path} is no ledger that this release of fedfree can read")
+
+def _make(path: Path) -> None:
+    """Make an empty ledger where there is no file; one that is there, whatever it holds, is left alone.
+
+    It takes its place with its tables, so that a file without them is a damaged one and never a new one.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not path.exists():
+            with replacing(path) as partial, closing(sqlite3.connect(partial)) as connection:
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+    except sqlite3.Error as error:
+        raise _refusal(path, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _lock(connection: sqlite3.Connection, path: Path) -> None:
+    """Begin a transaction as the only writer; says for whom it waits, and gives up in the end."""
+    end = time.monotonic() + LOCK_SECONDS
+    told = False
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            if time.monotonic() > end:
+                raise StorageError(
+                    f"the ledger {path} was locked by {_holder(path)} for {LOCK_SECONDS:g} s: end that "
+                    "process, or try again; nothing was trained or written"
+                ) from error
+        if not told:
+            log.warning("waiting up to %g s for the ledger %s, held by %s", LOCK_SECONDS, path, _holder(path))
+            told = True
+
+
+def _holder(path: Path) -> str:
+    """The process that holds a lock on a file, where the system tells."""
+    try:
+        inode, locks = path.stat().st_ino, Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return "another process"
+    holders = [line.split() for line in locks if f":{inode} " in line and "->" not in line]
+    return f"process {holders[0][4]}" if holders else "another process"
+
+
+def _check_intact(connection: sqlite3.Connection, path: Path) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        raise StorageError(f"{path} is no ledger, or has lost its content. {_KEEP}")
+    if version != _VERSION:
+        raise ConfigError(f"{path} is no ledger that this release of fedfree can read")
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise StorageError(f"the ledger {path} is damaged ({found}). {_KEEP}")
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> StorageError:
+    """What is wrong with the file, and what to do."""
+    damaged = getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    remedy = f". {_KEEP}" if damaged else ": see that the disk has room and the folder can be written"
+    return StorageError(f"cannot use the ledger {path}: {error}{remedy}")
+
+
+def open_ledger(path: Path | None) -> Ledger:
+    """The ledger that is named, or else this user's own, the same from every working directory.
+
+    Earlier releases kept one in each working directory. Where there is one, it is taken into this user's own,
+    so that nothing that was spent is forgotten.
+    """
+    if path is not None:
+        return Ledger(path)
+    ledger = Ledger(state_folder() / LEDGER)
+    for before in (Path(".cache/fedfree", LEDGER), cache_folder() / LEDGER):
+        rows = ledger.take_in(before) if before.is_file() else 0
+        if rows:
+            log.warning("took %d contributions of %s into the ledger %s", rows, before.resolve(), ledger.path)
+    return ledger
 
 
 def compose(entries: Sequence[Entry], delta: float, epsilon_budget: float | None = None) -> Composition:
@@ -153,47 +284,15 @@ def compose(entries: Sequence[Entry], delta: float, epsilon_budget: float | None
     return Composition(composed_epsilon(runs, delta), len(runs), without, epsilon_budget)
 
 
-def ledger_table(ledger: Ledger) -> Table:
-    """Every row of a ledger."""
-    table = Table(title=f"{ledger.path}", title_justify="left")
-    for heading in ("begun (UTC)", "images of", "images", "state", "epsilon", "delta", "contribution"):
-        table.add_column(heading)
-    for entry in ledger.entries():
-        epsilon = (
-            f"{composed_epsilon([entry.run], entry.delta):.3f}" if entry.run and entry.delta else "no limit"
-        )
-        table.add_row(
-            entry.time,
-            entry.fingerprint[:_DIGITS],
-            str(entry.images),
-            entry.state,
-            f"{epsilon:.3f}",
-            f"{entry.delta:g}" if entry.delta else "",
-            (entry.contribution or "")[:_DIGITS],
-        )
-    return table
-
-
-def ledger_lines(ledger: Ledger) -> Iterator[str]:
-    """What each set of images has cost, by every contribution that shares an image with it."""
-    deltas = {entry.fingerprint: entry.delta for entry in ledger.entries() if entry.delta}
-    for fingerprint, delta in deltas.items():
-        total = compose(ledger.sharing(fingerprint), delta)
-        line = f"images {fingerprint[:_DIGITS]}: epsilon {total.epsilon:.3f} at delta {delta:g} by "
-        line += f"{total.contributions} contribution(s) under differential privacy"
-        if total.without_differential_privacy:
-            line += f", and {total.without_differential_privacy} without, which no epsilon covers"
-        yield line
-
-
 def _check_budget(composition: Composition, delta: float) -> None:
     budget = composition.epsilon_budget
     if budget is None:
         return
     if composition.without_differential_privacy:
         raise PrivacyError(
-            f"some of these images were contributed without differential privacy before, so no epsilon "
-            f"budget ({budget:g}) can hold for them; see `fedfree-client ledger`"
+            f"some of these images were contributed without differential privacy before, or may be in a "
+            f"packed model whose images the ledger does not know, so no epsilon budget ({budget:g}) can hold "
+            "for them; see `fedfree-client ledger`, and pack such a model again with --data"
         )
     if composition.epsilon > budget:
         raise PrivacyError(
@@ -215,11 +314,7 @@ def _insert(
     run: DpSgd | None,
     delta: float | None,
 ) -> None:
-    hashes = sorted(images)
-    fingerprint = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    connection.executemany(
-        "INSERT OR IGNORE INTO images VALUES (?, ?)", ((each, fingerprint) for each in hashes)
-    )
+    fingerprint = _remember(connection, images)
     numbers = (run.noise_multiplier, run.sampling_rate, run.steps) if run else (None, None, None)
     connection.execute(
         "INSERT INTO contributions (reservation, fingerprint, state, noise_multiplier, sampling_rate, steps,"
@@ -228,10 +323,22 @@ def _insert(
     )
 
 
+def _remember(connection: sqlite3.Connection, images: Iterable[str]) -> str:
+    """Write a set of images down; returns its fingerprint."""
+    hashes = sorted(images)
+    if not hashes:
+        return UNKNOWN
+    fingerprint = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    connection.executemany(
+        "INSERT OR IGNORE INTO images VALUES (?, ?)", ((each, fingerprint) for each in hashes)
+    )
+    return fingerprint
+
+
 def _sharing(connection: sqlite3.Connection, images: Iterable[str]) -> list[Entry]:
     return _entries(
         connection.execute(
-            f"{_ROWS} WHERE fingerprint IN (SELECT DISTINCT fingerprint FROM images"
+            f"{_ROWS} WHERE fingerprint = '{UNKNOWN}' OR fingerprint IN (SELECT fingerprint FROM images"
             " WHERE hash IN (SELECT value FROM json_each(?))) ORDER BY number",
             (json.dumps(list(images)),),
         )

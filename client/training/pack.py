@@ -6,8 +6,10 @@ The only place where a pickled checkpoint is opened: the owner's own, and as pla
 import random
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import safetensors
 import safetensors.torch
@@ -17,8 +19,9 @@ from torch import Tensor
 from client.data.image_set import to_input
 from client.data.loading import load_images
 from fedfree.architectures import Architecture, Classifier, InputSpec, TorchvisionClassifier, build
-from fedfree.codec import Contribution, encode_weights, fill_network
-from fedfree.errors import ConfigError, ContributionError, DataError
+from fedfree.codec import Contribution, encode_weights, fill_network, sha256
+from fedfree.errors import ContributionError, DataError, StorageError
+from fedfree.host.files import named
 from fedfree.statement import PrivacyStatement
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model")
@@ -30,55 +33,134 @@ COUNTER = "num_batches_tracked"
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Heads of torchvision's GoogLeNet and Inception that serve their training alone."""
 BATCH = 64
+HEAD_BYTES = 1 << 16
+"""Of a file, to see what it is."""
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 Tensors = Mapping[str, Tensor]
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in a checkpoint that ``torch.save`` wrote.
+    """The state dict in a safetensors file, or in a checkpoint that ``torch.save`` wrote.
 
     Raises:
-        ConfigError: the file cannot be read.
+        StorageError: the file cannot be read.
         ContributionError: it holds no state dict, or more than tensors; nothing in it is executed.
     """
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    with named(f"cannot read {path}"), path.open("rb") as file:
+        head, size = file.read(HEAD_BYTES), path.stat().st_size
+    if wrong := _mistaken(path, head, size):
+        raise ContributionError(wrong)
+    found = _read_safetensors(path, head, size) if _is_safetensors(path, head) else _read_pickled(path)
     for key in NESTED_UNDER:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in found.values()):
-        raise ContributionError(
-            f"no state dict in {path}, nor under {', '.join(NESTED_UNDER)}: "
-            "save one with torch.save(model.state_dict(), path)"
-        )
+    if not _holds_tensors(found):
+        raise ContributionError(_no_state_dict(path, found))
+    tensors = {}
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise ContributionError(f"the state dict in {path} holds {name!r}, which is no dense tensor")
-    return {WRAPPERS.sub("", name): tensor for name, tensor in found.items()}
+        tensors[WRAPPERS.sub("", name)] = value
+    return tensors
 
 
-def _read_safetensors(path: Path) -> object:
+def _mistaken(path: Path, head: bytes, size: int) -> str | None:
+    """Files that people take for a checkpoint: what each is, and what to do; None for any other."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not head:
+        return f"{path} is empty: copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return (
+            f"{path} is a pointer of {size} bytes to a file that Git LFS keeps, not the file: fetch it with "
+            "`git lfs pull`"
+        )
+    if text[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return f"{path} is a web page: download the file itself, not the page that shows it"
+    if text.startswith(b"{") and b'"weight_map"' in text:
+        return (
+            f"{path} lists the parts of a checkpoint in several files, and holds no tensor: put the parts "
+            "into one file with safetensors.torch.load_file and save_file, and pack that"
+        )
+    if text.startswith(b"{"):
+        return f"{path} is text, such as a configuration: name the file of the weights beside it"
+    if head.startswith(ZIP) and not zipfile.is_zipfile(path):
+        return f"{path} is cut off after {size} bytes: copy or download it again"
+    return None
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """By what it holds; by its name where that says nothing."""
+    if head.startswith((ZIP, PICKLE)):
+        return False
+    return path.suffix == ".safetensors" or head[8:9] == b"{"
+
+
+def _read_safetensors(path: Path, head: bytes, size: int) -> object:
     try:
         return safetensors.torch.load_file(path)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
+        cut = head[8:9] == b"{" and re.search("incomplete|invalid header length|too small", str(error), re.I)
+        if cut or size < 8:
+            raise ContributionError(
+                f"{path} is cut off after {size} bytes: copy or download it again"
+            ) from error
         raise ContributionError(f"{path} is not valid safetensors: {error}") from error
 
 
 def _read_pickled(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on formats: a file is opened or refused
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # a broken pickle may raise anything
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds more than tensors ({unsafe[1]})" if unsafe else "is no checkpoint of plain tensors"
+    if _is_torchscript(path):
         raise ContributionError(
-            f"{path} {what}, so it is not opened: save the tensors alone, "
-            "torch.save(model.state_dict(), path)"
-        ) from error
+            f"{path} is TorchScript, a program and no checkpoint of plain tensors, so it is not opened: where"
+            " you made it, save the tensors alone, torch.save(torch.jit.load(path).state_dict(), another)"
+        )
+    try:
+        # As an open file: torch would choose another reader by the ending of a name.
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on formats: a file is opened or refused
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a broken pickle may raise anything
+        raise ContributionError(_not_plain(path, error)) from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether it is an archive with a program in it; its names are read, and nothing else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _not_plain(path: Path, error: Exception) -> str:
+    """Why a pickle was not opened, and what to do."""
+    remedy = "save the tensors alone, torch.save(model.state_dict(), path)"
+    if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"{path} holds more than tensors ({unsafe[1]}), so it is not opened: {remedy}"
+    if isinstance(error, EOFError) or re.search(
+        "truncated|unexpected EOF|failed finding central", str(error)
+    ):
+        return f"{path} is cut off after {path.stat().st_size} bytes: copy or download it again"
+    return f"{path} is no checkpoint of plain tensors, so it is not opened: {remedy}"
+
+
+def _holds_tensors(found: object) -> TypeGuard[dict[object, object]]:
+    return isinstance(found, dict) and any(isinstance(value, Tensor) for value in found.values())
+
+
+def _no_state_dict(path: Path, found: object) -> str:
+    """What a checkpoint holds in the place of one, and what to save."""
+    content = found if isinstance(found, dict) else {}
+    remedy = "save one with torch.save(model.state_dict(), path)"
+    if "param_groups" in content:
+        return f"{path} holds the state of an optimizer and no state dict of a network: {remedy}"
+    if elsewhere := [key for key, value in content.items() if _holds_tensors(value)]:
+        remedy = f"if {elsewhere[0]!r} is yours, torch.save(torch.load(path)[{elsewhere[0]!r}], another)"
+    return f"no state dict in {path}, nor under {', '.join(NESTED_UNDER)}: {remedy}"
 
 
 def to_network(
@@ -138,6 +220,13 @@ def _check_names(
     if not missing and not extra:
         return
     remedy = "name the architecture it was trained as with --architecture"
+    if extra and not missing and len(extra) < len(expected) / 2:
+        remedy = (
+            f"it has more than a {architecture}: leave out what no prediction uses, del state[{extra[0]!r}], "
+            f"or {remedy}"
+        )
+    elif missing and not extra and all(name.startswith("head.") for name in expected.keys() - found.keys()):
+        remedy = "it was saved without its last layer, and only a whole classifier can be contributed"
     if "layer1.0.conv1.weight" in found:
         remedy = "these are torchvision's names: say --architecture torchvision/resnet18, or which it is"
     raise ContributionError(
@@ -173,6 +262,11 @@ def _remedy(wrong: Sequence[str], found: Tensors, expected: Tensors) -> str:
     if "head.bias" in wrong:
         return f"it has {len(found['head.bias'])} outputs, so say --classes {len(found['head.bias'])}"
     return "--image-size is another than it was trained with"
+
+
+def identify(network: Classifier) -> str:
+    """What stays the same when the same checkpoint is packed again: the hash of its tensors as they came."""
+    return sha256(encode_weights(network))
 
 
 @torch.no_grad()

@@ -1,30 +1,38 @@
-"""CONTRIBUTE: from private images to the one message that leaves."""
+"""PRETRAIN: from private images to the one message that would leave; trained now, or recalled."""
 
 import logging
 import math
 import shutil
-import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-import fedfree
-from client.config import ClientConfig, PrivacyConfig
+from client.config import ClientConfig
 from client.data.finding import hash_images
 from client.data.image_set import ImageSet
 from client.data.loading import load_configured
-from client.training.fit import fit, initialise
-from client.training.ledger import Ledger
+from client.training.cache import (
+    HELD_OUT,
+    MANIFEST,
+    RESERVATION,
+    WEIGHTS,
+    cached_folder,
+    check_writable,
+    read_cached,
+    write_cached,
+)
+from client.training.fit import course, fit, hold_out, initialise
+from client.training.ledger import Ledger, open_ledger
+from client.training.observer import Observer, ignore
 from client.training.privacy import ACCOUNTANT, check_private, plan, software, train_privately
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import (
     Contribution,
     contribution_id,
-    decode_contribution,
     describe_contribution,
-    encode_contribution,
     encode_weights,
     sha256,
 )
@@ -43,23 +51,43 @@ from fedfree.statement import (
 
 log = logging.getLogger(__name__)
 
-MANIFEST, WEIGHTS, HELD_OUT = "manifest.pb", "weights.safetensors", "held_out_accuracy.txt"
-RESERVATION = "reservation.txt"
-"""Which row of the ledger a cached model is."""
+Tell = Callable[[str], None]
+"""Takes one line for the person who waits."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A contribution, ready to be sent, and what stays at home."""
+
+    manifest: bytes
+    weights: bytes
+    held_out_accuracy: float | None
+    """Fraction in [0, 1]; None under differential privacy, where no image is held out."""
 
 
 def pretrain(config: ClientConfig) -> tuple[bytes, bytes]:
+    """The manifest and the weights of the contribution; see :func:`pretrain_measured`."""
+    done = pretrain_measured(config)
+    return done.manifest, done.weights
+
+
+def pretrain_measured(
+    config: ClientConfig, *, observe: Observer = ignore, tell: Tell = log.info
+) -> Pretrained:
     """Train a classifier on the organisation's images, or take the one trained before.
 
     The ledger holds every contribution before this returns; one under differential privacy, before its
-    training begins.
+    training begins. Whoever interrupts training loses it, and its row stays, reserved: what a run that was
+    begun has shown to anybody, nobody can say.
 
-    Returns:
-        The manifest and the weights of the contribution (see ``fedfree.codec``).
+    Args:
+        observe: told how many steps are done.
+        tell: told what will be done before it is, and how well the model does.
 
     Raises:
         DataError: the images cannot be used.
         ConfigError: a GPU was asked for that is not there.
+        StorageError: the cache or the ledger cannot be written.
         PrivacyError: the promise cannot be kept, or the contribution would exceed the privacy budget.
     """
     data = config.data
@@ -67,65 +95,105 @@ def pretrain(config: ClientConfig) -> tuple[bytes, bytes]:
     files = hash_images(
         data.source, split=data.split, classes=data.classes, images_per_class=data.images_per_class
     )
-    ledger = Ledger(config.ledger_path)
-    cached = config.cache / cache_key(config, images)
+    ledger = open_ledger(config.ledger)
+    cached = cached_folder(config, images)
     if cached.is_dir() and not _can_be_contributed(cached):
         log.warning("model %s was cached in a form this release cannot read: trained again", cached.name[:12])
         shutil.rmtree(cached)
-    if not cached.is_dir() and config.privacy.is_dp:
-        _train_privately_into(cached, config, images, files, ledger)
-    elif not cached.is_dir():
-        _train_into(cached, config, images)
-    return _ready(cached, config.privacy, files, ledger)
+    if cached.is_dir():
+        tell(f"taken from {config.cache}: this model was trained before, on the same images in the same way")
+    else:
+        check_writable(config.cache)
+        train = _train_privately_into if config.privacy.is_dp else _train_into
+        train(cached, config, images, files, ledger, observe, tell)
+    done = _ready(cached, config, files, ledger)
+    tell(_how_good(done, images))
+    return done
 
 
-def cache_key(config: ClientConfig, images: ImageSet) -> str:
-    """Hash of everything that decides the trained model: data, training configuration, seed, release."""
-    initial = _initial_weights(config)
-    parts = (
-        images.fingerprint(),
-        config.training.model_copy(update={"initial_weights": None}).sha256(),
-        initial.sha256 if initial else "",
-        config.privacy.training_sha256() if config.privacy.is_dp else "",
-        str(config.seed),
-        fedfree.__version__,
-        torch.__version__,
+def _how_good(done: Pretrained, images: ImageSet) -> str:
+    if done.held_out_accuracy is None:
+        return (
+            "held-out accuracy: not measured, because every image trains, and a number from private images "
+            "is covered by no epsilon"
+        )
+    return (
+        f"held-out accuracy: {done.held_out_accuracy:.1%} (chance is {1 / images.num_classes:.1%}); "
+        "it is not part of the contribution"
     )
-    return sha256("\n".join(parts).encode())
 
 
 def _can_be_contributed(cached: Path) -> bool:
     try:
-        decode_contribution((cached / MANIFEST).read_bytes(), (cached / WEIGHTS).read_bytes())
+        read_cached(cached)
     except ContributionError:
         return False
     return True
 
 
-def _train_into(folder: Path, config: ClientConfig, images: ImageSet) -> None:
-    trained = fit(shuffle_classes(images, config.seed), config.training, seed=config.seed)
+def _train_into(
+    folder: Path,
+    config: ClientConfig,
+    images: ImageSet,
+    files: frozenset[str],
+    ledger: Ledger,
+    observe: Observer,
+    tell: Tell,
+) -> None:
+    shuffled = shuffle_classes(images, config.seed)
+    tell(_announcement(config, shuffled))
+    trained = fit(shuffled, config.training, seed=config.seed, observe=observe)
     statement = PrivacyStatement(initial_weights=_initial_weights(config))
     contribution = _contribution(config, images, trained.network, trained.input, statement)
     held_out = f"{trained.held_out_accuracy:.4f}\n".encode()
     write_cached(folder, contribution, {RESERVATION: uuid.uuid4().hex.encode(), HELD_OUT: held_out})
 
 
+def _announcement(config: ClientConfig, images: ImageSet) -> str:
+    """What a training without differential privacy will do."""
+    training, (kept, held_out) = config.training, hold_out(images, config.training, seed=config.seed)
+    planned = course(len(kept), training)
+    line = (
+        f"training {training.architecture} on {len(kept)} images of {images.num_classes} classes, "
+        f"{len(held_out)} more held out: {planned.steps} steps, {planned.epochs} epochs of {planned.batches}"
+    )
+    if planned.epochs == training.epochs:
+        return line
+    return (
+        f"{line}; {training.epochs} epochs were asked for, but fewer than min_steps = {training.min_steps} "
+        "steps teach little from so few images"
+    )
+
+
 def _train_privately_into(
-    folder: Path, config: ClientConfig, images: ImageSet, files: frozenset[str], ledger: Ledger
+    folder: Path,
+    config: ClientConfig,
+    images: ImageSet,
+    files: frozenset[str],
+    ledger: Ledger,
+    observe: Observer,
+    tell: Tell,
 ) -> None:
     """Check and plan, then write the plan into the ledger, and only then train.
 
     The model is not measured on held-out images: nothing is chosen by it, and every image trains.
     """
     use_cpu(config.training.threads)
-    privacy = config.privacy
+    privacy, architecture = config.privacy, config.training.architecture
     untrained = initialise(images, config.training, seed=config.seed)
     check_private(untrained.network)
     choose_device(config.training.device)
-    run = plan(len(images), privacy, epochs=config.training.epochs)
+    tell(f"looking for the noise that spends at most epsilon {privacy.epsilon:g} on {len(images)} images")
+    epochs = config.training.epochs
+    run = plan(len(images), privacy, epochs=epochs)
     reservation = uuid.uuid4().hex
     composition = ledger.reserve(
         reservation, files, run, delta=privacy.delta, epsilon_budget=privacy.epsilon_budget
+    )
+    tell(
+        f"training {architecture} by DP-SGD on all {len(images)} images of {images.num_classes} classes: "
+        f"{run.steps} steps, {epochs} epochs of {run.steps // epochs}, noise multiplier "
+        f"{run.noise_multiplier:.3g}; the ledger {ledger.path} counts it from now on, also if it is stopped"
     )
     spent = train_privately(
         untrained,
@@ -134,8 +202,9 @@ def _train_privately_into(
         run,
         crop_padding=config.training.crop_padding,
         device=config.training.device,
+        observe=observe,
     )
-    log.info("trained %s on %d images, epsilon %.2f", config.training.architecture, len(images), spent)
+    log.info("trained %s on %d images, epsilon %.2f", architecture, len(images), spent)
     statement = _dp_statement(config, len(images), run, spent, composition)
     contribution = _contribution(config, images, untrained.network, untrained.input, statement)
     write_cached(folder, contribution, {RESERVATION: reservation.encode()})
@@ -183,33 +252,18 @@ def _initial_weights(config: ClientConfig) -> InitialWeights | None:
     return InitialWeights(sha256(read_file(path)), config.training.initial_weights_public) if path else None
 
 
-def write_cached(folder: Path, contribution: Contribution, more: Mapping[str, bytes]) -> None:
-    """Put a trained model, and ``more`` files beside it, into a cache: whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
-    content = {MANIFEST: encode_contribution(contribution), WEIGHTS: contribution.weights, **more}
-    for name, data in content.items():
-        (staging / name).write_bytes(data)
-    try:
-        staging.rename(folder)
-    except OSError:  # another process was first, and its model is the contribution
-        log.info("model %s was cached by another process", folder.name[:12])
-        shutil.rmtree(staging)
-
-
-def _ready(
-    cached: Path, privacy: PrivacyConfig, files: frozenset[str], ledger: Ledger
-) -> tuple[bytes, bytes]:
+def _ready(cached: Path, config: ClientConfig, files: frozenset[str], ledger: Ledger) -> Pretrained:
     """A cached model, which the ledger holds from now on if it did not before."""
-    manifest, weights = (cached / MANIFEST).read_bytes(), (cached / WEIGHTS).read_bytes()
-    reservation = (cached / RESERVATION).read_text()
+    manifest, weights = read_file(cached / MANIFEST), read_file(cached / WEIGHTS)
+    reservation = read_file(cached / RESERVATION).decode()
     spent = describe_contribution(manifest).privacy.differential_privacy
     if spent and not ledger.knows(reservation):
         ledger.reserve(
-            reservation, files, spent.run, delta=spent.delta, epsilon_budget=privacy.epsilon_budget
+            reservation, files, spent.run, delta=spent.delta, epsilon_budget=config.privacy.epsilon_budget
         )
     ledger.spend(reservation, files, contribution_id(manifest))
-    return manifest, weights
+    measured = cached / HELD_OUT
+    return Pretrained(manifest, weights, float(read_file(measured)) if measured.exists() else None)
 
 
 def shuffle_classes(images: ImageSet, seed: int) -> ImageSet:

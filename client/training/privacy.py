@@ -25,11 +25,12 @@ import fedfree
 from client.config import PrivacyConfig
 from client.data.image_set import ImageSet, to_input
 from client.training.fit import Untrained, augment
+from client.training.observer import Observer, ignore
 from fedfree.architectures import Classifier
 from fedfree.codec import check_parameters_only
 from fedfree.errors import ContributionError, PrivacyError
 from fedfree.host.compute import Device, choose_device
-from fedfree.statement import DpSgd
+from fedfree.statement import MAX_NOISE_MULTIPLIER, DpSgd
 
 ACCOUNTANT = "prv"
 IMAGES_AT_ONCE = 128
@@ -76,7 +77,7 @@ def plan(num_images: int, privacy: PrivacyConfig, *, epochs: int) -> DpSgd:
     """The run that spends at most the configured ε; nothing is trained.
 
     Raises:
-        PrivacyError: δ is not below one over the number of images.
+        PrivacyError: δ is not below one over the number of images, or no noise reaches so small an ε.
     """
     if privacy.delta * num_images >= 1:
         raise PrivacyError(
@@ -85,7 +86,30 @@ def plan(num_images: int, privacy: PrivacyConfig, *, epochs: int) -> DpSgd:
         )
     batches = math.ceil(num_images / privacy.batch_size)
     steps = epochs * batches
-    return DpSgd(_noise_multiplier(privacy.epsilon, privacy.delta, 1 / batches, steps), 1 / batches, steps)
+    try:
+        noise = _noise_multiplier(privacy.epsilon, privacy.delta, 1 / batches, steps)
+        return DpSgd(noise, 1 / batches, steps)
+    except (ValueError, ArithmeticError, RuntimeError, ContributionError) as error:
+        raise PrivacyError(_out_of_reach(privacy, 1 / batches, steps, error)) from error
+
+
+def _out_of_reach(privacy: PrivacyConfig, sampling_rate: float, steps: int, error: Exception) -> str:
+    """Why there is no plan, and the smallest ε for which there is one."""
+    asked = f"epsilon {privacy.epsilon:g} at delta {privacy.delta:g} cannot be reached in {steps} steps"
+    try:
+        # Half of the largest: the search for a plan doubles the noise, and must find one below the largest.
+        most = DpSgd(MAX_NOISE_MULTIPLIER / 2, sampling_rate, steps)
+        smallest = math.ceil(1000 * composed_epsilon([most], privacy.delta)) / 1000
+    except (ValueError, ArithmeticError, RuntimeError, ContributionError):
+        smallest = 0.0
+    if not smallest > 0 or privacy.epsilon >= smallest:
+        return (
+            f"{asked} ({error}): use another epsilon or delta, or other training.epochs or privacy.batch_size"
+        )
+    return (
+        f"{asked} at sampling rate {sampling_rate:g}: the smallest that the accountant can show there is "
+        f"{smallest:g}; use --epsilon {smallest:g} or more, or fewer epochs or smaller batches"
+    )
 
 
 @functools.lru_cache
@@ -140,11 +164,13 @@ def train_privately(
     crop_padding: int,
     device: Device = "cpu",
     entropy: Callable[[], torch.Generator] = os_entropy_generator,
+    observe: Observer = ignore,
 ) -> float:
     """Train a network in place by DP-SGD with Poisson sampling, on all images, for the planned steps.
 
     The guarantee is for the parameters that are left at the end, per image, where neighbours differ by
     adding or removing one. Any ``entropy`` but the default voids it, and is there for tests alone.
+    ``observe`` is told after every step, and learns nothing of the images.
 
     Returns:
         ε spent, an upper bound; infinite where the guarantee is void.
@@ -163,6 +189,7 @@ def train_privately(
             ).to(network.device)
             take_step(network, optimizer, to_input(pixels, spec), labels.to(network.device))
             _follow(average, network, min(privacy.averaging, (1 + step) / (10 + step)))
+            observe("train", step + 1, run.steps)
     _replace_parameters(network.eval(), average)
     network.cpu()
     check_private(network)

@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-import fedfree
 from client.data.finding import list_classes, list_splits
 from client.data.image_set import ImageSet
 from client.data.loading import load_images
@@ -18,13 +17,11 @@ from client.rehearsing.rehearse import (
     CANARIES,
     NATURAL,
     Finding,
-    Observer,
     Plan,
     Target,
     Trainer,
     evidence_on,
     examine,
-    ignore,
     make_plan,
     score_models,
     score_network,
@@ -32,7 +29,9 @@ from client.rehearsing.rehearse import (
     train_shadows,
     trainer_of,
 )
+from client.training.observer import Observer, ignore
 from fedfree.codec import Contribution, sha256
+from fedfree.host.code import code_sha256
 from fedfree.host.files import write_file
 from fedfree.seeding import derive_seed, make_generator
 from simulations.attacks.config import AuditConfig
@@ -191,8 +190,9 @@ def _target(name: str, made: Sequence[Tensors]) -> Target:
 
 
 def _cache_name(plan: Plan, models: Sequence[Contribution], *settings: str) -> str:
-    parts = (plan.images.fingerprint(), *(sha256(model.weights) for model in models), *settings)
-    return f"{sha256(' '.join((*parts, fedfree.__version__, torch.__version__)).encode())[:32]}.safetensors"
+    learned = (plan.images.fingerprint(), *(sha256(model.weights) for model in models), *settings)
+    code = code_sha256("fedfree", "server", "simulations.attacks", "client.rehearsing", "client.data")
+    return f"{sha256(' '.join((*learned, code, torch.__version__)).encode())[:32]}.safetensors"
 
 
 def _cached(path: Path, make: Callable[[], Tensors]) -> Tensors:

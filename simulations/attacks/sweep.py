@@ -20,14 +20,13 @@ from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure
 from client.rehearsing.rehearse import (
     CANARIES,
     NATURAL,
-    Observer,
     attack_ceiling,
     examine,
-    ignore,
     score_models,
     trainer_of,
 )
 from client.training.ledger import Ledger
+from client.training.observer import Observer, ignore
 from client.training.pretrain import shuffle_classes
 from fedfree.codec import Contribution
 from fedfree.errors import ConfigError

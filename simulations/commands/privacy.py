@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.rehearsing.report import plain_table, print_audit, privacy_words, shown_progress, write_audit
+from client.commands.progress import shown_progress
+from client.rehearsing.report import plain_table, print_audit, privacy_words, write_audit
 from fedfree.host.cli import App
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer

@@ -1,8 +1,6 @@
 """The engines that run a prepared run directory: the same two Flower apps, in one process or under Ray.
 
-Both leave the same files and report the same events. Relative paths in the organisations' configurations
-are relative to the working directory of this process in one, of Flower's bundle in the other: prepare
-absolute ones.
+Both leave the same files and report the same events.
 """
 
 import os

@@ -25,7 +25,7 @@ from client.rehearsing.rehearse import (
     train_shadows,
     trainer_of,
 )
-from client.training.pretrain import MANIFEST, WEIGHTS
+from client.training.cache import MANIFEST, WEIGHTS
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, decode_contribution, encode_weights
 from fedfree.errors import DataError, PrivacyError

@@ -4,7 +4,10 @@ import copy
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +25,7 @@ from client.training.ledger import RESERVED, SPENT, Ledger
 from client.training.pretrain import pretrain
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import contribution_id, describe_contribution
-from fedfree.errors import ConfigError, PrivacyError
+from fedfree.errors import ConfigError, PrivacyError, StorageError
 from fedfree.statement import DpSgd
 
 RUN = DpSgd(2.0, 0.5, 10)
@@ -51,6 +54,7 @@ def configure(folder: Path, images: Path, **privacy: float) -> ClientConfig:
         training=TrainingConfig(architecture=Architecture(norm="group"), image_size=16, threads=1),
         privacy=PrivacyConfig(epsilon=3, epsilon_budget=BUDGET, **privacy),
         cache=folder / "models",
+        ledger=folder / "ledger.sqlite",
     )
 
 
@@ -265,3 +269,53 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ConfigError, match="no ledger that this release"):
         Ledger(path).entries()
+
+
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0", None], ids=["empty", "cut off", "damaged"])
+def test_a_damaged_ledger_is_refused_with_the_remedy_and_left_as_it_is(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.reserve("one", frozenset(map(str, range(500))), RUN, delta=1e-5, epsilon_budget=None)
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    left = ledger.path.read_bytes()
+    for use in (ledger.entries, lambda: ledger.spend("two", frozenset("a"), "id")):
+        with pytest.raises(StorageError, match=r"ledger.*Do not delete it.*restore it from a backup"):
+            use()
+    assert ledger.path.read_bytes() == left
+
+
+def test_another_programs_database_is_not_made_a_ledger(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "other.sqlite")) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    with pytest.raises(StorageError, match="is no ledger"):
+        Ledger(tmp_path / "other.sqlite").spend("one", frozenset("a"), "id")
+
+
+def test_a_ledger_held_by_another_process_is_waited_for_aloud_and_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledgers, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(ledgers, "LOCK_SECONDS", 0.1)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.entries()
+    hold = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); "
+    hold += "c.execute('BEGIN IMMEDIATE'); print(flush=True); sys.stdin.read()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", hold, ledger.path], stdin=pipe, stdout=pipe) as holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        holder.stdout.readline()
+        with pytest.raises(StorageError, match=f"{ledger.path} was locked by .* for 0.1 s"):
+            ledger.entries()
+        (waiting,) = [record.getMessage() for record in caplog.records]
+        assert waiting.startswith(f"waiting up to 0.1 s for the ledger {ledger.path}, held by ")
+        if Path("/proc/locks").exists():
+            assert waiting.endswith(f"process {holder.pid}")
+    assert ledger.entries() == []
+
+
+def test_a_ledger_that_cannot_be_made_names_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"cannot use the ledger .*file/ledger.sqlite"):
+        Ledger(tmp_path / "file" / "ledger.sqlite").entries()

@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from client.data.image_set import to_input
 from client.data.loading import load_images
+from client.training.cache import MANIFEST, WEIGHTS
 from client.training.pack import accuracy_on, read_checkpoint, to_contribution, to_network
-from client.training.pretrain import MANIFEST, WEIGHTS
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.codec import Contribution, decode_contribution, sha256
 from fedfree.errors import ContributionError, DataError
@@ -325,3 +326,76 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
         (tmp_path / name).write_bytes(content)
     status, _, err = run_client("pack", tmp_path / name, "--architecture", "conv4", "--classes", 4)
     assert status == 2 and name in err and len(err.splitlines()) == 1
+
+
+def saved(content: object, **how: Any) -> bytes:
+    file = BytesIO()
+    torch.save(content, file, **how)
+    return file.getvalue()
+
+
+def scripted() -> bytes:
+    """What ``torch.jit.save`` leaves, as far as it is looked at."""
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("net/constants.pkl", pickle.dumps(()))
+        archive.writestr("net/code/__torch__.py", "class Net: ...")
+    return file.getvalue()
+
+
+STATE = {"head.weight": torch.ones(40, 40)}
+POINTER = b"version https://git-lfs.example/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("model.pt", POINTER, "git lfs pull"),
+        ("model.safetensors", POINTER, "git lfs pull"),
+        ("model.pt", b"\n<!DOCTYPE html><html><body>Sign in", "web page: download the file itself"),
+        ("model.safetensors", b"<html>", "web page: download the file itself"),
+        (
+            "model.safetensors.index.json",
+            b'{"metadata": {}, "weight_map": {"a": "b"}}',
+            "parts into one file",
+        ),
+        ("config.json", b'{"hidden_size": 8}', "name the file of the weights"),
+        ("model.pt", saved(STATE)[:-900], "is cut off after .* copy or download it again"),
+        ("model.pt", saved(STATE, _use_new_zipfile_serialization=False)[:-900], "is cut off after"),
+        ("model.safetensors", safetensors.torch.save(STATE)[:-900], "is cut off after"),
+        ("model.safetensors", safetensors.torch.save(STATE)[:20], "is cut off after"),
+        ("model.pt", b"", "is empty: copy or download"),
+        ("model.pt", scripted(), r"TorchScript.*torch\.jit\.load\(path\)\.state_dict\(\)"),
+        ("model.pt", saved(nn.Linear(2, 2)), r"Linear.*torch\.save\(model\.state_dict\(\), path\)"),
+        (
+            "optimizer.pt",
+            saved(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1).state_dict()),
+            "state of an optimizer .* torch.save.model.state_dict",
+        ),
+        (
+            "model.pt",
+            saved({"epoch": 3, "net": STATE}),
+            r"torch\.save\(torch\.load\(path\)\['net'\], another",
+        ),
+    ],
+)
+def test_what_people_take_for_a_checkpoint_is_named_with_its_own_remedy(
+    tmp_path: Path, run_client: RunClient, name: str, content: bytes, remedy: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    status, _, err = run_client("pack", tmp_path / name, "--architecture", "conv4", "--classes", 4)
+    assert status == 2 and re.search(remedy, err) and name in err and len(err.splitlines()) == 1
+
+
+def test_a_checkpoint_is_known_by_what_it_holds_not_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(saved(STATE))
+    (tmp_path / "b.pt").write_bytes(safetensors.torch.save(STATE))
+    for path in tmp_path.iterdir():
+        assert torch.equal(read_checkpoint(path)["head.weight"], STATE["head.weight"])
+
+
+def test_an_extra_or_a_missing_last_layer_gets_its_own_remedy() -> None:
+    with pytest.raises(ContributionError, match=r"leave out .* del state\['projector.weight'\]"):
+        to_conv4(changed(projector__weight=torch.zeros(1)))
+    with pytest.raises(ContributionError, match="without its last layer"):
+        to_conv4(changed(head__weight=None, head__bias=None))

@@ -1,5 +1,7 @@
 """Training and contributing: learned, cached, and without a trace of the class names."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -7,13 +9,19 @@ import torch
 from PIL import Image
 
 from client.config import ClientConfig, DataConfig, PrivacyConfig, TrainingConfig
+from client.data.finding import hash_images
 from client.data.loading import load_images
+from client.training.cache import HELD_OUT, MANIFEST, PRIVATE, PRIVATE_TRAINING, cache_key
 from client.training.fit import augment, initialise, turn
-from client.training.pretrain import HELD_OUT, MANIFEST, cache_key, pretrain, shuffle_classes
+from client.training.ledger import RESERVED, Ledger, open_ledger
+from client.training.pretrain import pretrain, shuffle_classes
 from fedfree.architectures import Architecture
 from fedfree.codec import decode_contribution, sha256
-from fedfree.errors import ConfigError, PrivacyError
-from fedfree.statement import PrivacyStatus
+from fedfree.errors import ConfigError, PrivacyError, StorageError
+from fedfree.host.places import state_folder
+from fedfree.statement import DpSgd, PrivacyStatus
+
+RUN = DpSgd(2.0, 0.5, 10)
 
 
 @pytest.fixture
@@ -192,3 +200,92 @@ def test_training_begins_from_the_weights_that_are_named(config: ClientConfig, t
     initial = decode_contribution(*pretrain(begun)).privacy.initial_weights
     assert initial is not None
     assert (initial.sha256, initial.public) == (sha256(weights.read_bytes()), True)
+
+
+def under_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.training.cache.code_sha256", lambda *_: "other code")
+
+
+def test_other_code_trains_another_model(config: ClientConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(config)
+    under_other_code(monkeypatch)
+    pretrain(config)
+    assert len(list(config.cache.iterdir())) == 2
+
+
+def test_other_code_sends_the_private_model_that_was_paid_for(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = under_privacy(config)
+    sent = pretrain(private)
+    under_other_code(monkeypatch)
+    monkeypatch.setattr("torch.__version__", "9.0")
+    elsewhere = private.training.model_copy(update={"threads": 2, "min_steps": 7})
+    monkeypatch.setattr("client.training.pretrain.train_privately", lambda *_: pytest.fail("spent again"))
+    assert pretrain(private) == pretrain(private.model_copy(update={"training": elsewhere})) == sent
+    assert len(open_ledger(None).entries()) == 1
+
+
+def test_an_image_that_changed_class_is_another_private_model(config: ClientConfig) -> None:
+    private, source = under_privacy(config), config.data.source
+    before = cache_key(private, load_images(source, size=16))
+    (source / "wart" / "0.png").rename(source / "nevus" / "moved.png")
+    assert cache_key(private, load_images(source, size=16)) != before
+
+
+def test_every_privacy_setting_but_the_budget_decides_which_private_model_it_is() -> None:
+    assert set(PRIVATE) == set(PrivacyConfig.model_fields) - {"epsilon_budget"}
+    assert set(PRIVATE_TRAINING) < set(TrainingConfig.model_fields)
+
+
+def test_relative_paths_in_a_configuration_file_are_relative_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    organisation, elsewhere = tmp_path / "organisation", tmp_path / "elsewhere"
+    for folder in (organisation, elsewhere):
+        folder.mkdir()
+    text = 'cache = "models"\nledger = "/var/l.sqlite"\n[data]\nsource = "../images"\n'
+    (organisation / "client.toml").write_text(
+        text + '[training]\ninitial_weights = "w.safetensors"\n[evaluate.data]\nsource = "new.zip"\n'
+    )
+    monkeypatch.chdir(elsewhere)
+    for path in (organisation / "client.toml", Path("../organisation/client.toml")):
+        read = ClientConfig.read(path)
+        assert read.evaluate is not None and read.training.initial_weights is not None
+        assert read.data.source.resolve() == (tmp_path / "images")
+        assert read.cache == organisation / "models" and read.ledger_path == Path("/var/l.sqlite")
+        assert read.training.initial_weights == organisation / "w.safetensors"
+        assert read.evaluate.data.source == organisation / "new.zip"
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_reserved(config: ClientConfig) -> None:
+    config.cache.write_text("a file where the folder should be")
+    for each in (config, under_privacy(config)):
+        with pytest.raises(StorageError, match=f"cannot write the cache {config.cache}"):
+            pretrain(each)
+    assert not config.ledger_path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_fills_up_while_training_is_named_and_the_row_stays(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    ledger = Ledger(config.ledger_path)
+    ledger.reserve("before", hash_images(config.data.source), RUN, delta=1e-5, epsilon_budget=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(StorageError, match=f"{config.cache}.*{os.strerror(number)}"):
+            pretrain(under_privacy(config))
+    assert [entry.state for entry in ledger.entries()] == [RESERVED] * 2
+    assert list(config.cache.iterdir()) == []
+
+
+def test_a_file_that_names_no_ledger_goes_on_with_the_one_beside_its_cache(tmp_path: Path) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text('cache = "models"\n[data]\nsource = "images"\n')
+    assert ClientConfig.read(path).ledger_path == state_folder() / "ledger.sqlite"
+    Ledger(tmp_path / "ledger.sqlite").entries()
+    assert ClientConfig.read(path).ledger_path == tmp_path / "ledger.sqlite"

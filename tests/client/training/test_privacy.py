@@ -96,6 +96,15 @@ def test_a_plan_spends_little_less_than_its_target_and_never_more() -> None:
     assert 7.97 < composed_epsilon([run], PRIVACY.delta) <= 8
 
 
+def test_an_epsilon_too_small_for_any_noise_is_refused_and_the_smallest_works() -> None:
+    tiny = PRIVACY.model_copy(update={"epsilon": 0.001})
+    with pytest.raises(PrivacyError, match=r"epsilon 0\.001 at delta 1e-05 cannot") as refused:
+        plan(100, tiny)
+    smallest = float(str(refused.value).split("use --epsilon ")[1].split()[0])
+    run = plan(100, PRIVACY.model_copy(update={"epsilon": smallest}))
+    assert composed_epsilon([run], PRIVACY.delta) <= smallest < 0.1
+
+
 @pytest.mark.parametrize("noise_multiplier", [0.7, 1.1, 5.0])
 @pytest.mark.parametrize(("sampling_rate", "steps"), [(0.01, 500), (0.1, 200), (1.0, 10)])
 def test_epsilon_agrees_with_another_accountant(

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from client.data.images import ImageSet
 
 from client.adapting.adapt import sample_episodes
+from client.data.image_set import ImageSet
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, MetaLearner, Provenance, encode_weights
