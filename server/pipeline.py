@@ -1,34 +1,22 @@
 """verify -> invert <-> meta-learn -> broadcast: what the server does, knowing neither Flower nor gRPC."""
 
-import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-import fedfree
-from fedfree.codec import MetaLearner, Provenance, encode_weights
 from fedfree.host.compute import choose_device, use_cpu
 from server.config import ServerConfig
 from server.events import Event, OnEvent, ignore
-from server.learning.learner import Learner
+from server.learning.moves import invert, meta_learn
+from server.learning.outcome import Outcome, conclude
 from server.learning.pool import Pool
 from server.learning.precision import parameter_dtype
+from server.learning.state import State, begin
 from server.learning.team import ALONE, Team
-from server.storage.checkpoint import Checkpoint
-from server.storage.store import Store
+from server.storage.checkpoint import read_checkpoint, write_checkpoint
+from server.storage.store import ACCEPTED, Store
 from server.verify.verify import verify_received
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run of the server produced."""
-
-    meta_learner: MetaLearner
-    gallery: dict[str, Tensor]
-    """Recovered images: for each contribution id one image a class, uint8 [classes, channels, size, size]."""
-    images_recovered: int
 
 
 def run(
@@ -55,41 +43,46 @@ def run(
     if team.leads:
         verify_received(store, on_event)
     team.wait()
-    pool = Pool(store, choose_device(config.device), parameter_dtype(config.precision))
+    pool = open_pool(store, config)
     pool.require(config.collect.quorum)
-    learner = Learner(pool, config, team)
-    saved = Checkpoint(checkpoint, learner)
-    done = saved.restore()
+    state = begin(pool, config)
+    done = _resume(state, checkpoint)
     on_event(Event("learn", "started", {"models": len(pool), "of": config.iterations, "done": done}))
     for iteration in range(done, config.iterations):
-        recovered = learner.invert(iteration)
-        on_event(Event("learn", "recovered", {"images": learner.images_recovered}))
-        losses = learner.meta_learn(recovered, iteration)
-        values = {"iteration": iteration + 1, "of": config.iterations, **losses, **memory_used(pool.device)}
+        recovered = invert(state, iteration, team)
+        on_event(Event("learn", "recovered", {"images": state.images_recovered}))
+        losses = meta_learn(state, recovered, iteration, team)
+        values = {"iteration": iteration + 1, "of": config.iterations, **losses, **_memory_used(pool.device)}
         on_event(Event("learn", "progress", values))
-        if (iteration + 1) % config.checkpoint_iterations == 0 or iteration + 1 == config.iterations:
-            saved.save(iteration + 1)
+        _save(state, checkpoint, iteration + 1, team)
     on_event(Event("learn", "finished"))
-    return Outcome(publish(learner, pool, config), learner.gallery(), learner.images_recovered)
+    return conclude(state)
 
 
-def publish(learner: Learner, pool: Pool, config: ServerConfig) -> MetaLearner:
-    """The meta-learner with its recipe and where it comes from, as hashes."""
-    return MetaLearner(
-        architecture=config.architecture,
-        num_classes=learner.num_classes,
-        input=learner.input,
-        recipe=learner.recipe,
-        provenance=Provenance(
-            contributions=tuple(pool.ids),
-            config_sha256=config.sha256(),
-            seed=config.seed,
-            software=f"fedfree {fedfree.__version__}",
-        ),
-        weights=encode_weights(copy.deepcopy(learner.student).float()),
-    )
+def open_pool(store: Store, config: ServerConfig, ids: Sequence[str] | None = None) -> Pool:
+    """The accepted models of a store, or those with these ids, on the device and in the format configured."""
+    chosen = store.ids(ACCEPTED) if ids is None else ids
+    return Pool(store, chosen, choose_device(config.device), parameter_dtype(config.precision))
 
 
-def memory_used(device: torch.device) -> dict[str, int]:
+def _resume(state: State, checkpoint: Path | None) -> int:
+    """Put the state where it was last saved; returns the iterations done by then."""
+    saved = read_checkpoint(checkpoint, state.fingerprint()) if checkpoint else None
+    if saved is None:
+        return 0
+    state.restore(saved.tensors)
+    return saved.iterations
+
+
+def _save(state: State, checkpoint: Path | None, iterations: int, team: Team) -> None:
+    """Keep the state every so many iterations, and after the last."""
+    config = state.config
+    if checkpoint and (iterations % config.checkpoint_iterations == 0 or iterations == config.iterations):
+        tensors = state.tensors(team)
+        if team.leads:
+            write_checkpoint(checkpoint, state.fingerprint(), iterations, tensors)
+
+
+def _memory_used(device: torch.device) -> dict[str, int]:
     """Most that torch held on a GPU; nothing for a CPU."""
     return {"gpu_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}

@@ -1,13 +1,14 @@
-"""Learning on several devices or cores: ``torchrun --nproc-per-node=K -m server.run RUN``.
+"""Learning in a run directory, from its contributions to its published meta-learner.
 
-Each process takes its share of every meta-batch, of the teachers' questions and of the paths (configure
-``learn.paths = K``); gradients and ends of paths are all-reduced. The result is the one that a single process
-gets from the same run directory, up to the order of additions.
+On several devices or cores: ``torchrun --nproc-per-node=K -m server.run RUN``. Each process takes its share
+of every meta-batch, of the teachers' questions and of the paths (configure ``learn.paths = K``); gradients
+and ends of paths are all-reduced. The result is the one that a single process gets from the same run
+directory, up to the order of additions.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed
 import typer
 
+from fedfree.codec import MetaLearner
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App, run_app
 from server import pipeline
@@ -27,7 +29,7 @@ app = App("server.run", "Learn from the contributions of a run directory, on sev
 
 
 @app.command()
-def train(run: Annotated[Path, typer.Argument(help="Run directory with server.toml and store/.")]) -> None:
+def main(run: Annotated[Path, typer.Argument(help="Run directory with server.toml and store/.")]) -> None:
     """Verify, invert, meta-learn, and write the meta-learner into the run directory."""
     directory = RunDirectory(run)
     with torchrun_team(directory.config()) as team:
@@ -35,23 +37,45 @@ def train(run: Annotated[Path, typer.Argument(help="Run directory with server.to
 
 
 def learn(directory: RunDirectory, *, team: Team = ALONE, on_event: OnEvent = ignore) -> None:
+    """As :func:`learn_held`, in a run directory that is this process's alone meanwhile.
+
+    Raises:
+        ConfigError: another process holds it.
+        FederationError: fewer accepted contributions than the quorum.
+    """
+    with directory.held() if team.leads else contextlib.nullcontext():
+        learn_held(directory, team=team, on_event=on_event)
+
+
+def learn_held(
+    directory: RunDirectory,
+    *,
+    team: Team = ALONE,
+    on_event: OnEvent = ignore,
+    broadcast: Callable[[bytes, MetaLearner], None] | None = None,
+) -> None:
     """Run the pipeline on a run directory, from its last checkpoint on, and write what comes out there.
+
+    Args:
+        broadcast: is given the manifest and the meta-learner once they are on disk. Only when it returns does
+            the checkpoint go, so that whoever was killed in it need not learn again.
 
     Raises:
         FederationError: fewer accepted contributions than the quorum.
     """
-    with directory.held() if team.leads else contextlib.nullcontext():
-        outcome = pipeline.run(
-            directory.store(),
-            directory.config(),
-            checkpoint=directory.checkpoint,
-            team=team,
-            on_event=directory.recorded(on_event) if team.leads else ignore,
-        )
-        if team.leads:
-            directory.write_recovered(outcome.gallery)
-            directory.write_meta_learner(outcome.meta_learner)
-            directory.checkpoint.unlink(missing_ok=True)
+    outcome = pipeline.run(
+        directory.store(),
+        directory.config(),
+        checkpoint=directory.checkpoint,
+        team=team,
+        on_event=directory.recorded(on_event) if team.leads else ignore,
+    )
+    if team.leads:
+        directory.write_recovered(outcome.gallery)
+        manifest = directory.write_meta_learner(outcome.meta_learner)
+        if broadcast:
+            broadcast(manifest, outcome.meta_learner)
+        directory.checkpoint.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -67,22 +67,25 @@ def learn(
     A run that has a server.toml is learned as that says.
     """
     directory = _prepared(run, chosen)
-    store = directory.store()
-    for folder in contribution or []:
-        store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
-    _learn(directory, metrics, json_lines)
+    with directory.held():
+        store = directory.store()
+        for folder in contribution or []:
+            store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
+        _learn(directory, metrics, json_lines)
 
 
 @app.command()
 def resume(run: Run, metrics: MetricsAddress = None, json_lines: JsonLines = False) -> None:
     """Learn from what a run's store holds, from its last checkpoint on; asks nobody (`up` does)."""
-    _learn(RunDirectory(run), metrics, json_lines)
+    directory = RunDirectory(run)
+    with directory.held():
+        _learn(directory, metrics, json_lines)
 
 
 def _learn(directory: RunDirectory, metrics: str | None, json_lines: bool) -> None:
     log_to_stderr(json_lines=json_lines, run=directory.id)
     with served(directory, metrics):
-        runs.learn(directory, on_event=log_event)
+        runs.learn_held(directory, on_event=log_event)
     typer.echo(f"wrote {directory.weights}")
 
 

@@ -27,9 +27,9 @@ from fedfree.flower_records import (
     to_records,
 )
 from fedfree.release import this_release
-from server import pipeline
 from server.config import CollectConfig
 from server.events import Event, OnEvent, ignore
+from server.run import learn_held
 from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
 
@@ -81,20 +81,22 @@ def serve(grid: Grid, path: Path, *, on_event: OnEvent = ignore) -> None:
     with run.held():
         run.error.unlink(missing_ok=True)
         try:
-            _federate(grid, run, run.recorded(on_event))
+            _federate(grid, run, on_event)
         except Exception as error:
             run.write_error(error)
             raise
 
 
 def _federate(grid: Grid, run: RunDirectory, on_event: OnEvent) -> None:
-    config, store = run.config(), run.store()
-    collect(grid, store, config.collect, on_event)
-    outcome = pipeline.run(store, config, checkpoint=run.checkpoint, on_event=on_event)
-    run.write_recovered(outcome.gallery)
-    content = broadcast(run, outcome.meta_learner, on_event)
-    run.write_adaptation(adapt(grid, content, on_event))
-    run.checkpoint.unlink(missing_ok=True)
+    recorded = run.recorded(on_event)
+
+    def broadcast(manifest: bytes, meta_learner: MetaLearner) -> None:
+        size = len(manifest) + len(meta_learner.weights)
+        recorded(Event("broadcast", "finished", {"bytes": size}))
+        run.write_adaptation(adapt(grid, to_records(manifest, meta_learner.weights), recorded))
+
+    collect(grid, run.store(), run.config().collect, recorded)
+    learn_held(run, on_event=on_event, broadcast=broadcast)
 
 
 class Conversation:
@@ -188,13 +190,6 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
     missing = max(0, config.organisations - len(known) - len(failed))
     summary = {"done": len(known), "failed": len(failed), "missing": missing, "of": config.organisations}
     on_event(Event("collect", "finished", summary))
-
-
-def broadcast(run: RunDirectory, meta_learner: MetaLearner, on_event: OnEvent) -> RecordDict:
-    """Write the meta-learner to disk before anybody is sent it, and return it as a message's content."""
-    manifest = run.write_meta_learner(meta_learner)
-    on_event(Event("broadcast", "finished", {"bytes": len(manifest) + len(meta_learner.weights)}))
-    return to_records(manifest, meta_learner.weights)
 
 
 def adapt(grid: Grid, content: RecordDict, on_event: OnEvent) -> list[dict[str, object]]:

@@ -9,6 +9,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,19 +52,20 @@ class Objective:
     """What L_G is made of, besides the model."""
 
     config: InvertConfig
-    student: Classifier
-    """The meta-learner, whose uncertainty the adversarial term seeks."""
-    student_input: InputSpec
+    meta_learner: Classifier
+    """Whose uncertainty the adversarial term seeks."""
+    meta_learner_input: InputSpec
     adversarial_weight: float
     """λ_adv; 0 leaves the term out."""
-    compiled: bool = False
-    """Whether models adapted together go through ``torch.compile``."""
 
 
 RecoverEach = Callable[
     [Generator, Sequence[Member], Objective, Sequence[torch.Generator]], Sequence[Recovery]
 ]
 """Recovers one task from each member, with one random stream each."""
+
+Loss = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""L_G and the model's logits, [batch, classes], of [batch, channels, size, size] images in [0, 1]."""
 
 
 def recover(
@@ -98,19 +100,21 @@ def one_at_a_time(
 ) -> list[Recovery]:
     """Adapt a copy of the generator to each model and draw its task."""
     return [
-        _recover_one(generator, Inversion(member, objective), rng)
-        for member, rng in zip(members, rngs, strict=True)
+        _recover_one(generator, member, objective, rng) for member, rng in zip(members, rngs, strict=True)
     ]
 
 
-def _recover_one(generator: Generator, inversion: "Inversion", rng: torch.Generator) -> Recovery:
-    latent, labels = draw_task(generator, inversion.member, inversion.config, rng)
-    adapted, latent = adapt_generator(generator, latent, labels, inversion, rng)
+def _recover_one(
+    generator: Generator, member: Member, objective: Objective, rng: torch.Generator
+) -> Recovery:
+    latent, labels = draw_task(generator, member, objective.config, rng)
+    evaluate = partial(inversion_loss, labels=labels, member=member, objective=objective, rng=rng)
+    adapted, latent = adapt_generator(generator, latent, evaluate, objective.config)
     images = adapted(latent)
-    loss, logits = inversion.loss(images, labels, rng)
+    loss, logits = evaluate(images)
     gradients = torch.autograd.grad(loss, list(adapted.parameters()))
     agreement = (logits.argmax(1) == labels).to(loss.dtype).mean()
-    task = RecoveredTask(inversion.member, widen(images.detach()), labels, loss.detach(), agreement)
+    task = RecoveredTask(member, widen(images.detach()), labels, loss.detach(), agreement)
     return Recovery(task, gradients)
 
 
@@ -124,22 +128,25 @@ def draw_task(
 
 
 def adapt_generator(
-    generator: Generator,
-    latent: Tensor,
-    labels: Tensor,
-    inversion: "Inversion",
-    rng: torch.Generator,
+    generator: Generator, latent: Tensor, evaluate: Loss, config: InvertConfig
 ) -> tuple[Generator, Tensor]:
     """A copy of the generator and the latents after the inner steps on one model (θ_i^(k), z^(k))."""
     adapted = copy.deepcopy(generator)
     latent = latent.clone().requires_grad_(True)
-    optimizer = inner_optimizer(adapted.parameters(), latent, inversion.config)
-    for _ in range(inversion.config.steps):
-        loss, _ = inversion.loss(adapted(latent), labels, rng)
+    optimizer = inner_optimizer(adapted.parameters(), latent, config)
+    descend(adapted, latent, evaluate, optimizer, steps=config.steps)
+    return adapted, latent.detach()
+
+
+def descend(
+    generator: Generator, latent: Tensor, evaluate: Loss, optimizer: torch.optim.Optimizer, *, steps: int
+) -> None:
+    """Move the generator and the latents down L_G of the images that they draw."""
+    for _ in range(steps):
+        loss, _ = evaluate(generator(latent))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return adapted, latent.detach()
 
 
 def inner_optimizer(parameters: Iterable[Tensor], latent: Tensor, config: InvertConfig) -> torch.optim.Adam:
@@ -181,45 +188,39 @@ def _everyones(tasks: Sequence[RecoveredTask], members: Sequence[Member], team: 
     ]
 
 
-class Inversion:
-    """L_G for one model: cross-entropy, adversarial term and BatchNorm statistics."""
-
-    def __init__(self, member: Member, objective: Objective) -> None:
-        self.member = member
-        self.config = objective.config
-        self._objective = objective
-
-    def loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """L_G and the model's logits for [batch, channels, size, size] images in [0, 1]."""
-        images = augment(images, self.config.crop_padding, self.member.input.horizontal_flip, rng)
-        network, spec = self.member.network, self.member.input
-        with batch_norm_distance(network) as distances:
-            logits = widen(network(spec.normalise(spec.resize(images))))
-        loss = F.cross_entropy(logits, labels)
-        if self.config.batch_norm_weight and distances:
-            loss = loss + self.config.batch_norm_weight * torch.stack(distances).sum()
-        if self._objective.adversarial_weight:
-            student_logits = ask_student(self._objective, images)
-            loss = loss + self._objective.adversarial_weight * adversarial_loss(logits, student_logits)
-        return loss, logits
+def inversion_loss(
+    images: Tensor, *, labels: Tensor, member: Member, objective: Objective, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """L_G for one model: cross-entropy, BatchNorm statistics and adversarial term; see :data:`Loss`."""
+    config, spec = objective.config, member.input
+    images = augment(images, config.crop_padding, spec.horizontal_flip, rng)
+    with batch_norm_distance(member.network) as distances:
+        logits = widen(member.network(spec.normalise(spec.resize(images))))
+    loss = F.cross_entropy(logits, labels)
+    if config.batch_norm_weight and distances:
+        loss = loss + config.batch_norm_weight * torch.stack(distances).sum()
+    if objective.adversarial_weight:
+        answers = ask_meta_learner(objective, images)
+        loss = loss + objective.adversarial_weight * adversarial_loss(logits, answers)
+    return loss, logits
 
 
-def ask_student(objective: Objective, images: Tensor) -> Tensor:
+def ask_meta_learner(objective: Objective, images: Tensor) -> Tensor:
     """The meta-learner's logits, [batch, classes], for [batch, channels, size, size] images in [0, 1]."""
-    spec = objective.student_input
-    return widen(objective.student(spec.normalise(spec.resize(images))))
+    spec = objective.meta_learner_input
+    return widen(objective.meta_learner(spec.normalise(spec.resize(images))))
 
 
-def adversarial_loss(logits: Tensor, student_logits: Tensor) -> Tensor:
-    """L_adv = -KL(model ‖ student) over the images on whose class both agree.
+def adversarial_loss(logits: Tensor, meta_learner_logits: Tensor) -> Tensor:
+    """L_adv = -KL(model ‖ meta-learner) over the images on whose class both agree.
 
     Args:
         logits: [batch, classes].
-        student_logits: [batch, at least classes]; the first ``classes`` columns are taken.
+        meta_learner_logits: [batch, at least classes]; the first ``classes`` columns are taken.
     """
-    student_logits = student_logits[:, : logits.shape[1]]
-    agree = (student_logits.argmax(1) == logits.argmax(1)).to(logits.dtype)
-    divergence: Tensor = kl_divergence(logits, student_logits) * agree
+    answers = meta_learner_logits[:, : logits.shape[1]]
+    agree = (answers.argmax(1) == logits.argmax(1)).to(logits.dtype)
+    divergence: Tensor = kl_divergence(logits, answers) * agree
     return -divergence.mean()
 
 

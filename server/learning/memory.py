@@ -56,15 +56,15 @@ class Ring:
     def _places(self, first: int, beyond: int) -> Tensor:
         return torch.arange(first, beyond, device=self._device) % self.capacity
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All rows, oldest first, and how many ever came."""
         rows = {name: self[name][self.oldest_first()] for name in self._columns}
         return rows | {"added": torch.tensor(self.added)}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what :meth:`state` returned."""
-        added = int(state["added"])
-        rows = {name: tensor for name, tensor in state.items() if name != "added"}
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`tensors` returned."""
+        added = int(tensors["added"])
+        rows = {name: tensor for name, tensor in tensors.items() if name != "added"}
         self.added = added - min(added, self.capacity)
         if rows:
             self.add(rows)

@@ -31,11 +31,11 @@ class Lesson:
     """How teachers place some images to each other."""
 
     features: Tensor
-    """[images, sum of sizes]; see ``faculty.teacher_features``."""
+    """[images, sum of sizes]; see ``teachers.teacher_features``."""
     sizes: tuple[int, ...]
     """Feature size of each teacher."""
     projection: nn.Linear | None = None
-    """From the student's features to the teachers'; it is learned along with the student."""
+    """From the meta-learner's features to the teachers'; it is learned along with the meta-learner."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,31 @@ class DistillationTask:
     """Each about as many of the images as it has rows, one lesson after the other."""
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """L_KD = KL(softmax(teacher / T) ‖ softmax(student / T)) · T², mean over rows.
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """L_KD = KL(softmax(teacher / T) ‖ softmax(meta-learner / T)) · T², mean over rows.
 
     Args:
-        student_logits: [batch, at least classes]; the first ``classes`` columns are taken.
+        logits: [batch, at least classes]; the first ``classes`` columns are taken.
         teacher_logits: [batch, classes].
     """
-    student_logits = student_logits[:, : teacher_logits.shape[1]]
-    divergence = kl_divergence(teacher_logits / temperature, student_logits / temperature)
+    logits = logits[:, : teacher_logits.shape[1]]
+    divergence = kl_divergence(teacher_logits / temperature, logits / temperature)
     loss: Tensor = divergence.mean() * temperature**2
     return loss
 
 
-def relational_loss(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
-    """Mean KL of the teachers' softmaxed rows of pairwise similarities from the student's.
+def relational_loss(own: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    """Mean KL of the teachers' softmaxed rows of pairwise similarities from the meta-learner's.
 
     Args:
-        student: [batch, size], of :func:`side_by_side` for the student alone.
+        own: [batch, size], of :func:`side_by_side` for the meta-learner alone.
         teachers: [batch, sum of teacher_sizes], of :func:`side_by_side`.
     """
-    itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
-    student_rows, teacher_rows = (
-        (vectors @ vectors.T / temperature).masked_fill(itself, -1e4) for vectors in (student, teachers)
+    itself = torch.eye(len(own), dtype=torch.bool, device=own.device)
+    rows, teacher_rows = (
+        (vectors @ vectors.T / temperature).masked_fill(itself, -1e4) for vectors in (own, teachers)
     )
-    divergence: Tensor = kl_divergence(teacher_rows, student_rows)
+    divergence: Tensor = kl_divergence(teacher_rows, rows)
     return divergence.mean()
 
 
@@ -82,7 +82,7 @@ def projection_loss(projected: Tensor, teachers: Tensor, sizes: Sequence[int]) -
     """One minus the cosine between projected and teachers' features, mean over teachers and rows.
 
     Args:
-        projected: [batch, sum of sizes], a linear map of the student's features.
+        projected: [batch, sum of sizes], a linear map of the meta-learner's features.
         teachers: [batch, sum of sizes], of :func:`side_by_side`.
     """
     cosines = (_unit_blocks(projected, sizes) * teachers).sum(1)
@@ -122,7 +122,7 @@ def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator)
 
 
 def align(
-    student: Classifier,
+    meta_learner: Classifier,
     optimizers: Sequence[torch.optim.Optimizer],
     tasks: Sequence[DistillationTask],
     input: InputSpec,
@@ -140,24 +140,24 @@ def align(
     Args:
         optimizers: one for each path, which take the inner steps. With several, the tasks are dealt out
             to the paths, each starts at φ, and φ' is the mean of their ends.
-        projections: those of the tasks, learned along with the student.
+        projections: those of the tasks, learned along with the meta-learner.
         compiled: whether the losses go through ``torch.compile``.
         team: shares the paths.
     """
     paths = min(len(optimizers), len(tasks))
     evaluate = torch.compile(task_loss, dynamic=False) if compiled else task_loss
-    learned = nn.ModuleList([student, *projections])
+    learned = nn.ModuleList([meta_learner, *projections])
     start = _snapshot(learned)
     total = [torch.zeros_like(tensor) for tensor in start]
     loss = start[0].new_zeros(())
-    student.train()
+    meta_learner.train()
     for path in team.share(range(paths)):
         _load(learned, start)
-        steps = [partial(evaluate, student, task, input, config) for task in tasks[path::paths]]
+        steps = [partial(evaluate, meta_learner, task, input, config) for task in tasks[path::paths]]
         loss += walk(optimizers[path], steps)
         for sum_, end in zip(total, _snapshot(learned), strict=True):
             sum_ += end
-    student.eval()
+    meta_learner.eval()
     team.sum([loss, *total])
     ends = (sum_ / paths for sum_ in total)
     _load(learned, [torch.lerp(*both, config.outer_rate) for both in zip(start, ends, strict=True)])
@@ -191,17 +191,17 @@ def walk(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]
 
 
 def task_loss(
-    student: Classifier, task: DistillationTask, input: InputSpec, config: MetaLearnConfig
+    meta_learner: Classifier, task: DistillationTask, input: InputSpec, config: MetaLearnConfig
 ) -> Tensor:
     """The distillation losses of one task, weighted; see :func:`align`."""
-    images = task.images.to(next(student.parameters()).dtype)
+    images = task.images.to(next(meta_learner.parameters()).dtype)
     inputs = input.normalise(input.resize(images)).contiguous(memory_format=torch.channels_last)
-    features = widen(student.features(inputs))
+    features = widen(meta_learner.features(inputs))
     # Similarities divided by a small temperature need all the digits that bfloat16 lacks.
     with torch.autocast(features.device.type, enabled=False):
         loss = features.new_zeros(())
         if task.teacher_logits is not None:
-            logits = student.head(features)
+            logits = meta_learner.head(features)
             loss = loss + distillation_loss(logits, task.teacher_logits, config.distillation_temperature)
         parts = features.split([len(lesson.features) for lesson in task.lessons]) if task.lessons else ()
         for lesson, part in zip(task.lessons, parts, strict=True):
@@ -210,7 +210,7 @@ def task_loss(
 
 
 def lesson_loss(features: Tensor, lesson: Lesson, config: MetaLearnConfig) -> Tensor:
-    """Relational and projection loss of the student's features [images, size] under one lesson."""
+    """Relational and projection loss of the meta-learner's features [images, size] under one lesson."""
     teachers = side_by_side(lesson.features, lesson.sizes)
     own = side_by_side(features, [features.shape[1]])
     loss = relational_loss(own, teachers, config.relational_temperature)
@@ -220,8 +220,8 @@ def lesson_loss(features: Tensor, lesson: Lesson, config: MetaLearnConfig) -> Te
     return loss
 
 
-def replay(
-    student: Classifier,
+def replay_episodes(
+    meta_learner: Classifier,
     optimizer: torch.optim.Optimizer,
     memory: Memory,
     recipe: Recipe,
@@ -239,12 +239,12 @@ def replay(
     spec = EpisodeSpec(config.replay_ways, config.replay_shots, config.replay_queries)
     drawn = [_draw_episode(memory, spec, rng) for _ in range(config.replay_episodes)]
     optimizer.zero_grad()
-    total = next(student.parameters()).new_zeros(())
+    total = next(meta_learner.parameters()).new_zeros(())
     for episode in team.share(drawn):
-        loss = _episode_loss(student, memory, recipe, input, episode) / len(drawn)
+        loss = _episode_loss(meta_learner, memory, recipe, input, episode) / len(drawn)
         loss.backward()
         total += loss.detach()
-    gradients = [_gradient(parameter) for parameter in student.parameters()]
+    gradients = [_gradient(parameter) for parameter in meta_learner.parameters()]
     team.sum([total, *gradients])
     optimizer.step()
     return float(total)
@@ -272,9 +272,9 @@ def _draw_episode(memory: Memory, spec: EpisodeSpec, rng: torch.Generator) -> Ep
 
 
 def _episode_loss(
-    student: Classifier, memory: Memory, recipe: Recipe, input: InputSpec, episode: Episode
+    meta_learner: Classifier, memory: Memory, recipe: Recipe, input: InputSpec, episode: Episode
 ) -> Tensor:
-    parameter = next(student.parameters())
+    parameter = next(meta_learner.parameters())
     support, query = (
         input.normalise(input.resize(memory.pixels(rows).to(parameter.dtype)))
         for rows in (episode.support, episode.query)
@@ -283,7 +283,7 @@ def _episode_loss(
         labels.to(parameter.device) for labels in (episode.support_labels, episode.query_labels)
     )
     n_way = int(episode.support_labels.max()) + 1
-    adapted = adapt(student, recipe, support, support_labels, n_way=n_way)
+    adapted = adapt(meta_learner, recipe, support, support_labels, n_way=n_way)
     return F.cross_entropy(adapted.logits(query), query_labels)
 
 

@@ -3,15 +3,26 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fedfree.architectures import Architecture, Classifier, InputSpec, use_channels_last
 from fedfree.codec import Contribution
 from fedfree.errors import FederationError
-from server.storage.store import ACCEPTED, Store
 
 CACHED_NETWORKS = 64
+
+
+class Models(Protocol):
+    """Where the accepted models are kept."""
+
+    def describe(self, identity: str) -> Contribution:
+        """What a model says of itself, without its weights."""
+
+    def network(self, identity: str) -> tuple[Contribution, Classifier]:
+        """Its description and the network."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +45,23 @@ class Member:
 
 
 class Pool:
-    """Members by id, all that were accepted or some; the most recently used networks stay in memory."""
+    """Members by id; the most recently used networks stay in memory."""
 
     def __init__(
-        self,
-        store: Store,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        *,
-        ids: Sequence[str] | None = None,
+        self, models: Models, ids: Sequence[str], device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        self._store = store
+        self._models = models
+        self.ids = list(ids)
         self.device = device
         self.dtype = dtype
         self._cache: OrderedDict[int, Member] = OrderedDict()
-        self.ids = store.ids(ACCEPTED) if ids is None else list(ids)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def descriptions(self) -> Iterator[Contribution]:
         """What each member says of itself, without its weights."""
-        return (self._store.describe(identity) for identity in self.ids)
+        return (self._models.describe(identity) for identity in self.ids)
 
     def member(self, number: int) -> Member:
         """Load a member, or take it from memory."""
@@ -68,7 +74,7 @@ class Pool:
 
     def _load(self, number: int) -> Member:
         identity = self.ids[number]
-        contribution, network = self._store.network(identity)
+        contribution, network = self._models.network(identity)
         network.requires_grad_(False).to(self.device, self.dtype)
         use_channels_last(network)
         return Member(
@@ -93,3 +99,20 @@ class Pool:
                 f"{len(self)} accepted contributions, the quorum is {quorum}: wait for more organisations "
                 "or lower collect.quorum"
             )
+
+
+def common_input(inputs: Sequence[InputSpec]) -> InputSpec:
+    """What the meta-learner takes: images as large as the middle one, mirrored if all models allow it."""
+    side = sorted(max(each.height, each.width) for each in inputs)[len(inputs) // 2]
+    flip = all(each.horizontal_flip for each in inputs)
+    return InputSpec(max(each.channels for each in inputs), side, side, horizontal_flip=flip)
+
+
+def number_shapes(inputs: Sequence[InputSpec]) -> Tensor:
+    """The number of each input's shape, [inputs], counted in the order of the shapes.
+
+    A shape is channels and size: organisations whose images differ in these hold different things.
+    """
+    shapes = [(each.channels, each.height, each.width) for each in inputs]
+    numbers = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
+    return torch.tensor([numbers[shape] for shape in shapes])

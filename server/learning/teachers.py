@@ -1,15 +1,18 @@
-"""Who teaches on which images: the models that take one kind of input, and what they made of images."""
+"""Who teaches on which images: the models that take one shape of input, and what they made of images."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from fedfree.seeding import make_generator
 from server.config import MetaLearnConfig
+from server.learning.invert import batch_norms
 from server.learning.memory import Corpus
 from server.learning.meta_learn import DistillationTask, Lesson
-from server.learning.pool import Member
+from server.learning.pool import Member, Pool
 from server.learning.precision import widen
 from server.learning.team import ALONE, Team
 
@@ -18,63 +21,106 @@ CPU_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Faculty:
-    """Teachers, with the images that they were shown."""
+class Teachers:
+    """The models that teach on images of one shape, with the images that they were shown."""
 
-    teachers: Sequence[Member]
+    members: Sequence[Member]
     corpus: Corpus
     projection: nn.Linear | None = None
-    """From the student's features to those of all these teachers; it never leaves."""
+    """From the meta-learner's features to those of all these models; it never leaves."""
     noise_channels: int = 0
     """Of the noise composed with their images; 0, none, where models with BatchNorm gave these."""
 
     def show(self, images: Tensor, *, team: Team = ALONE) -> None:
-        """Ask every teacher about [batch, channels, size, size] images in [0, 1].
+        """Ask every model about [batch, channels, size, size] images in [0, 1].
 
         Args:
             team: shares the images.
         """
-        self.corpus.add(images, teacher_features(self.teachers, images, team=team))
+        self.corpus.add(images, teacher_features(self.members, images, team=team))
 
     def lesson(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Lesson]:
-        """At most ``count`` of the images that were shown, and what every teacher said of them."""
+        """At most ``count`` of the images that were shown, and what every model said of them."""
         images, features = self.corpus.sample(count, rng=rng)
-        sizes = tuple(teacher.network.feature_size for teacher in self.teachers)
+        sizes = tuple(member.network.feature_size for member in self.members)
         return images, Lesson(features, sizes, self.projection)
 
 
-def relational_tasks(
-    faculties: Sequence[Faculty], config: MetaLearnConfig, *, rng: torch.Generator
-) -> list[DistillationTask]:
-    """Batches to which every faculty that was shown something gives its share.
+def draw_alike(pool: Pool, shapes: Tensor, *, at_most: int, seed: int) -> list[list[Member]]:
+    """For each shape of input some models that take it (all, if they are few), in random order.
 
-    With batches of one kind each, BatchNorm would see one kind's statistics in training and everyone's later.
+    Args:
+        shapes: the number of each model's shape, [models].
+        at_most: models of all shapes together, but at least one of each.
     """
-    ready = [each for each in faculties if len(each.corpus)]
+    rng = make_generator(seed, "teachers")
+    count = int(shapes.max()) + 1
+    drawn = []
+    for shape in range(count):
+        numbers = (shapes == shape).nonzero().flatten()
+        chosen = numbers[torch.randperm(len(numbers), generator=rng)[: max(1, at_most // count)]]
+        drawn.append([pool.member(number) for number in chosen.tolist()])
+    return drawn
+
+
+def appoint(alike: Sequence[Sequence[Member]], feature_size: int, config: MetaLearnConfig) -> list[Teachers]:
+    """Teachers for each shape: the models that take it or, where these are too few, those of every shape.
+
+    Args:
+        alike: models by shape, of :func:`draw_alike`.
+        feature_size: of the meta-learner.
+    """
+    everyone = list(itertools.chain(*alike))
+    capacity = max(1, config.memory_images // len(alike))
+    appointed = []
+    for models in alike:
+        members = models if len(models) >= config.min_alike else everyone
+        matched = any(batch_norms(model.network) for model in models)
+        noise_channels = 0 if matched else models[0].input.channels
+        projection = _projection(members, feature_size, config)
+        appointed.append(Teachers(members, Corpus(capacity, models[0].device), projection, noise_channels))
+    return appointed
+
+
+def _projection(members: Sequence[Member], feature_size: int, config: MetaLearnConfig) -> nn.Linear | None:
+    if not (config.relational_tasks and config.projection_weight):
+        return None
+    size = sum(member.network.feature_size for member in members)
+    return nn.Linear(feature_size, size).to(members[0].device, members[0].dtype)
+
+
+def relational_tasks(
+    teachers: Sequence[Teachers], config: MetaLearnConfig, *, rng: torch.Generator
+) -> list[DistillationTask]:
+    """Batches to which the teachers of every shape that were shown something give their share.
+
+    With batches of one shape, BatchNorm would see one shape's statistics in training and everyone's later.
+    """
+    ready = [each for each in teachers if len(each.corpus)]
     count = config.relational_tasks if ready else 0
     return [_joint_task(ready, config.batch_size, rng=rng) for _ in range(count)]
 
 
-def _joint_task(faculties: Sequence[Faculty], batch_size: int, *, rng: torch.Generator) -> DistillationTask:
-    share = max(2, batch_size // len(faculties))
-    images, lessons = zip(*(each.lesson(share, rng=rng) for each in faculties), strict=True)
+def _joint_task(teachers: Sequence[Teachers], batch_size: int, *, rng: torch.Generator) -> DistillationTask:
+    share = max(2, batch_size // len(teachers))
+    images, lessons = zip(*(each.lesson(share, rng=rng) for each in teachers), strict=True)
     return DistillationTask(torch.cat(images), lessons=lessons)
 
 
 @torch.no_grad()
-def teacher_features(teachers: Sequence[Member], images: Tensor, *, team: Team = ALONE) -> Tensor:
-    """Every teacher's features of [batch, channels, size, size] images, [batch, sum of sizes].
+def teacher_features(members: Sequence[Member], images: Tensor, *, team: Team = ALONE) -> Tensor:
+    """Every model's features of [batch, channels, size, size] images, [batch, sum of sizes].
 
     Args:
         team: shares the images; every process returns all features.
     """
     mine = images[team.rank :: team.size]
-    features = torch.cat([_features(teacher, mine) for teacher in teachers], dim=1)
+    features = torch.cat([_features(member, mine) for member in members], dim=1)
     return team.gather(features, len(images))
 
 
-def _features(teacher: Member, images: Tensor) -> Tensor:
-    inputs = teacher.input.normalise(teacher.input.resize(images.to(teacher.dtype)))
+def _features(member: Member, images: Tensor) -> Tensor:
+    inputs = member.input.normalise(member.input.resize(images.to(member.dtype)))
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     part = len(inputs) if inputs.is_cuda else CPU_BATCH
-    return torch.cat([widen(teacher.network.features(rows)) for rows in inputs.split(part)])
+    return torch.cat([widen(member.network.features(rows)) for rows in inputs.split(part)])

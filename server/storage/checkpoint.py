@@ -1,45 +1,59 @@
-"""The learner's state on disk: a run that was killed goes on where it was last saved, to the same bytes."""
+"""A run's state on disk, as named tensors: a run that was killed goes on where it was last saved."""
 
-import os
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
-from fedfree.codec import sha256
-from server.learning.learner import Learner
+from fedfree.errors import StorageError
+from fedfree.host.files import named, replacing
+
+log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class Checkpoint:
-    """One file, for one configuration and one pool; a file of another run is passed over."""
+    """What was saved last."""
 
-    def __init__(self, path: Path | None, learner: Learner) -> None:
-        self._path = path
-        self._learner = learner
-        self._run = sha256("\n".join([learner.config.sha256(), *learner.pool.ids]).encode())
+    iterations: int
+    """Done by then."""
+    tensors: Mapping[str, Tensor]
 
-    def restore(self) -> int:
-        """Put the learner where it was last saved; returns the iterations done by then."""
-        if self._path is None or not self._path.exists():
-            return 0
-        with safetensors.safe_open(self._path, framework="pt") as file:
+
+def read_checkpoint(path: Path, run: str) -> Checkpoint | None:
+    """What was saved last, by the run with this hash; None where there is nothing of use.
+
+    A file that is damaged or of another run is passed over, with a warning in the log: the contributions
+    are all there, and learning can begin again.
+    """
+    if not path.exists():
+        return None
+    try:
+        with named(f"cannot read {path}"), safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("run") != self._run:
-                return 0
-            self._learner.restore({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        return int(metadata["iterations"])
+            if metadata.get("run") == run:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return Checkpoint(int(metadata["iterations"]), tensors)
+        reason = "it belongs to another configuration, other contributions or another version"
+    except (safetensors.SafetensorError, StorageError, KeyError, ValueError) as error:
+        reason = f"it is damaged ({error})"
+    log.warning(
+        "passed over the checkpoint %s: %s; learning begins again from the contributions", path, reason
+    )
+    return None
 
-    def save(self, iterations: int) -> None:
-        """Write the state after so many iterations, whole or not at all."""
-        if self._path is None:
-            return
-        state = self._learner.state()
-        if not self._learner.team.leads:
-            return
-        partial = self._path.with_name(self._path.name + ".partial")
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-        metadata = {"run": self._run, "iterations": str(iterations)}
-        safetensors.torch.save_file(tensors, partial, metadata=metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+
+def write_checkpoint(path: Path, run: str, iterations: int, tensors: Mapping[str, Tensor]) -> None:
+    """Save what the run with this hash comes to after so many iterations, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    saved = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"run": run, "iterations": str(iterations)}
+    with named(f"cannot write {path}"), replacing(path) as partial:
+        safetensors.torch.save_file(saved, partial, metadata=metadata)

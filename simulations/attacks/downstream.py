@@ -15,15 +15,16 @@ from client.rehearsing.rehearse import Plan
 from fedfree.adaptation import nearest_mean
 from fedfree.architectures import Classifier, build, use_channels_last
 from fedfree.codec import Contribution, MetaLearner, encode_contribution
-from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.compute import use_cpu
 from fedfree.seeding import derive_seed, make_generator
 from server import pipeline
 from server.config import ServerConfig
 from server.events import ignore
-from server.learning.learner import Learner
 from server.learning.memory import to_pixels
 from server.learning.meta_learn import DistillationTask, align
-from server.learning.pool import Member, Pool
+from server.learning.moves import invert
+from server.learning.pool import Member
+from server.learning.state import begin
 from server.storage.store import Store
 from server.verify.verify import verify_received
 
@@ -45,12 +46,12 @@ def recover_images(contribution: Contribution, config: ServerConfig) -> Syntheti
     with tempfile.TemporaryDirectory() as folder:
         store = _store_of(Path(folder), [contribution])
         verify_received(store, ignore)
-        pool = Pool(store, choose_device(config.device))
+        pool = pipeline.open_pool(store, config)
         pool.require(1)
-        learner = Learner(pool, config)
+        state = begin(pool, config)
         for iteration in range(config.iterations):
-            learner.invert(iteration)
-        rows = learner.memory.rows
+            invert(state, iteration)
+        rows = state.memory.rows
         return SyntheticImages(pool.member(0), rows["images"][rows.oldest_first()])
 
 

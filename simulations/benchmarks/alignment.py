@@ -21,12 +21,12 @@ from torch import Tensor
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier
 from fedfree.episodes import Accuracy, mean_and_ci95
-from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.compute import use_cpu
 from server.config import ServerConfig
-from server.learning.learner import Learner
 from server.learning.meta_learn import DistillationTask, recovered_tasks, task_loss
-from server.learning.pool import Pool
-from server.learning.precision import parameter_dtype
+from server.learning.moves import invert, meta_learn
+from server.learning.state import State, begin
+from server.pipeline import open_pool
 from server.storage.store import Store
 from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.validation import few_shot, load_validation
@@ -77,34 +77,33 @@ def _own_tasks(config: SimulationConfig, *, paths: int) -> ServerConfig:
 
 
 def _learn(store: Store, config: SimulationConfig, server: ServerConfig, path: str) -> Alignment:
-    pool = Pool(store, choose_device(server.device), parameter_dtype(server.precision))
-    learner, cosines = Learner(pool, server), []
+    state, cosines = begin(open_pool(store, server), server), []
     rng = torch.Generator().manual_seed(config.seed)
     for iteration in range(server.iterations):
-        recovered = learner.invert(iteration)
+        recovered = invert(state, iteration)
         tasks = recovered_tasks(recovered, rng=rng)
-        cosines.append(gradient_cosine(learner, tasks))
-        learner.meta_learn(recovered, iteration)
-    return Alignment(path, config.seed, tuple(cosines), _accuracies(learner, config))
+        cosines.append(gradient_cosine(state, tasks))
+        meta_learn(state, recovered, iteration)
+    return Alignment(path, config.seed, tuple(cosines), _accuracies(state, config))
 
 
-def gradient_cosine(learner: Learner, tasks: Sequence[DistillationTask]) -> float:
+def gradient_cosine(state: State, tasks: Sequence[DistillationTask]) -> float:
     """Mean cosine between the gradients of two tasks, in the parameters before the head."""
-    gradients = torch.stack([_gradient(learner, task) for task in tasks])
+    gradients = torch.stack([_gradient(state, task) for task in tasks])
     cosines = [F.cosine_similarity(*pair, dim=0) for pair in itertools.combinations(gradients, 2)]
     return float(torch.stack(cosines).mean())
 
 
-def _gradient(learner: Learner, task: DistillationTask) -> Tensor:
-    student: Classifier = copy.deepcopy(learner.student).train()
-    loss = task_loss(student, task, learner.input, learner.config.learn)
-    parameters = [value for name, value in student.named_parameters() if not name.startswith("head.")]
+def _gradient(state: State, task: DistillationTask) -> Tensor:
+    meta_learner: Classifier = copy.deepcopy(state.meta_learner).train()
+    loss = task_loss(meta_learner, task, state.input, state.config.learn)
+    parameters = [value for name, value in meta_learner.named_parameters() if not name.startswith("head.")]
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
 
 
-def _accuracies(learner: Learner, config: SimulationConfig) -> dict[str, Tensor]:
-    student = copy.deepcopy(learner.student)
-    return few_shot(student, learner.input, load_validation(config), config)
+def _accuracies(state: State, config: SimulationConfig) -> dict[str, Tensor]:
+    meta_learner = copy.deepcopy(state.meta_learner)
+    return few_shot(meta_learner, state.input, load_validation(config), config)
 
 
 def table(measured: Sequence[Alignment]) -> Table:

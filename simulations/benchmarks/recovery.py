@@ -24,15 +24,16 @@ from client.training.fit import Fitted, fit
 from client.training.pretrain import shuffle_classes
 from fedfree.episodes import Accuracy, mean_and_ci95
 from fedfree.seeding import derive_seed, make_generator
-from server.learning import meta_learn
 from server.learning.generator import Generator
-from server.learning.invert import Inversion, draw_task, inner_optimizer, one_at_a_time
-from server.learning.learner import Learner
+from server.learning.invert import descend, draw_task, inner_optimizer, inversion_loss, one_at_a_time
 from server.learning.memory import Corpus
+from server.learning.meta_learn import align
+from server.learning.moves import objective
 from server.learning.optimizer import make_adam
 from server.learning.pool import Member, Pool
 from server.learning.precision import autocast
-from server.learning.teachers import Faculty, relational_tasks
+from server.learning.state import State
+from server.learning.teachers import Teachers, relational_tasks
 from simulations.benchmarks.timing import seconds
 from simulations.benchmarks.validation import few_shot
 from simulations.config import SimulationConfig
@@ -133,7 +134,7 @@ class AgainstScratch:
 def against_scratch(
     unseen: Pool,
     organisations: Mapping[str, ClientConfig],
-    learner: Learner,
+    state: State,
     validation: ImageSet,
     config: SimulationConfig,
 ) -> AgainstScratch:
@@ -141,7 +142,7 @@ def against_scratch(
 
     Args:
         organisations: who made each model, by id; they train the independent classifiers.
-        learner: its meta-generator has learned from other models.
+        state: its meta-generator has learned from other models.
         validation: meta_val, at the size of the student's input.
         config: gives the shape and number of the episodes.
     """
@@ -153,17 +154,17 @@ def against_scratch(
             quality(judge, each.images, each.labels) for judge, each in zip(judges, made, strict=True)
         ]
         images = torch.cat([each.images for each in made])
-        episodes = student_accuracies(learner, unseen, images, validation, config)
+        episodes = student_accuracies(state, unseen, images, validation, config)
         seconds = fmean(each.seconds for each in made)
         return Attempt(way, steps, len(made[0].images), seconds, fmean(qualities), episodes)
 
-    ours = [recover_ours(learner, member) for member in members]
+    ours = [recover_ours(state, member) for member in members]
     scratch = []
     for factor in RATE_FACTORS:
-        looks = zip(*(recover_from_scratch(learner, member, factor) for member in members), strict=True)
+        looks = zip(*(recover_from_scratch(state, member, factor) for member in members), strict=True)
         way = f"from scratch, {factor:g} times the rates"
         scratch += [judged(way, steps, made) for steps, made in zip(MILESTONES, looks, strict=True)]
-    return AgainstScratch(judged("meta-generator", learner.config.invert.steps, ours), scratch)
+    return AgainstScratch(judged("meta-generator", state.config.invert.steps, ours), scratch)
 
 
 def independent_classifier(organisation: ClientConfig) -> Fitted:
@@ -180,38 +181,34 @@ def quality(judge: Fitted, images: Tensor, labels: Tensor) -> float:
     return float((judge.network(inputs).argmax(1) == labels.cpu()).float().mean())
 
 
-def recover_ours(learner: Learner, member: Member) -> TimedImages:
+def recover_ours(state: State, member: Member) -> TimedImages:
     """As the server does it; the median of a few turns counts, the first is a warm-up."""
-    objective, made = learner.objective(0.0), []
+    plain, made = objective(state, 0.0), []
 
     def work() -> None:
-        with autocast(learner.config.precision, member.device):
-            rngs = [make_generator(learner.config.seed, "recovery")]
-            made.append(one_at_a_time(learner.generator, [member], objective, rngs)[0].task)
+        with autocast(state.config.precision, member.device):
+            rngs = [make_generator(state.config.seed, "recovery")]
+            made.append(one_at_a_time(state.generator, [member], plain, rngs)[0].task)
 
     times = [seconds(work, member.device) for _ in range(4)]
     return TimedImages(made[-1].images, made[-1].labels, median(times[1:]))
 
 
-def recover_from_scratch(learner: Learner, member: Member, rate_factor: float) -> Iterator[TimedImages]:
+def recover_from_scratch(state: State, member: Member, rate_factor: float) -> Iterator[TimedImages]:
     """Train a fresh generator for one model; its images and time so far at every milestone."""
-    config = learner.config.invert
-    rng = make_generator(learner.config.seed, "scratch")
-    generator = fresh_generator(learner)
+    config = state.config.invert
+    rng = make_generator(state.config.seed, "scratch")
+    generator = fresh_generator(state)
     latent, labels = draw_task(generator, member, config, rng)
     latent.requires_grad_(True)
     optimizer = inner_optimizer(generator.parameters(), latent, config)
     for group in optimizer.param_groups:
         group["lr"] *= rate_factor
-    inversion = Inversion(member, learner.objective(0.0))
+    evaluate = partial(inversion_loss, labels=labels, member=member, objective=objective(state, 0.0), rng=rng)
 
     def work(steps: int) -> None:
-        with autocast(learner.config.precision, member.device):
-            for _ in range(steps):
-                loss, _ = inversion.loss(generator(latent), labels, rng)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+        with autocast(state.config.precision, member.device):
+            descend(generator, latent, evaluate, optimizer, steps=steps)
 
     took = 0.0
     for before, milestone in pairwise((0, *MILESTONES)):
@@ -219,11 +216,11 @@ def recover_from_scratch(learner: Learner, member: Member, rate_factor: float) -
         yield TimedImages(generator(latent).detach(), labels, took)
 
 
-def fresh_generator(learner: Learner) -> Generator:
+def fresh_generator(state: State) -> Generator:
     """The meta-generator's network before it learned anything."""
-    generator = copy.deepcopy(learner.generator)
+    generator = copy.deepcopy(state.generator)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(learner.config.seed, "scratch"))
+        torch.manual_seed(derive_seed(state.config.seed, "scratch"))
         for module in generator.modules():
             reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
             if reset is not None:
@@ -232,17 +229,17 @@ def fresh_generator(learner: Learner) -> Generator:
 
 
 def student_accuracies(
-    learner: Learner, teachers: Pool, images: Tensor, validation: ImageSet, simulation: SimulationConfig
+    state: State, teachers: Pool, images: Tensor, validation: ImageSet, simulation: SimulationConfig
 ) -> dict[str, Tensor]:
     """Distil the teachers' relations on these images alone, and measure the student on meta_val."""
-    config, members = learner.config.learn, [teachers.member(number) for number in range(len(teachers))]
-    student = copy.deepcopy(learner.student)
-    faculty = Faculty(members, Corpus(len(images), images.device))
-    rng = make_generator(learner.config.seed, "student")
-    with autocast(learner.config.precision, teachers.device):
-        faculty.show(images)
+    config, members = state.config.learn, [teachers.member(number) for number in range(len(teachers))]
+    student = copy.deepcopy(state.meta_learner)
+    taught_by = Teachers(members, Corpus(len(images), images.device))
+    rng = make_generator(state.config.seed, "student")
+    with autocast(state.config.precision, teachers.device):
+        taught_by.show(images)
         steps = config.model_copy(update={"relational_tasks": STUDENT_STEPS, "batch_size": len(images) // 2})
-        tasks = relational_tasks([faculty], steps, rng=rng)
+        tasks = relational_tasks([taught_by], steps, rng=rng)
         optimizer = make_adam(student.parameters(), config.inner_learning_rate)
-        meta_learn.align(student, [optimizer], tasks, learner.input, steps)
-    return few_shot(student, learner.input, validation, simulation)
+        align(student, [optimizer], tasks, state.input, steps)
+    return few_shot(student, state.input, validation, simulation)

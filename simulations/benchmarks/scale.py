@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
 from fedfree.errors import FederationError
-from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.compute import use_cpu
 from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
-from server.learning.learner import Learner
-from server.learning.pool import Pool
-from server.learning.precision import parameter_dtype
+from server.learning.moves import invert, meta_learn
+from server.learning.state import begin
+from server.pipeline import open_pool
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, RECEIVED, Store
 from simulations.reporting.plots import LIGHT_GREY, OTHER, OURS, tidy
@@ -94,11 +94,11 @@ def iterate(path: Path, server: ServerConfig) -> Cost:
     """Run some meta-iterations on a store; to be called in a fresh process, whose memory is measured."""
     use_cpu(server.threads)
     start = time.perf_counter()
-    pool = Pool(Store(path), choose_device(server.device), parameter_dtype(server.precision))
-    learner = Learner(pool, server)
+    pool = open_pool(Store(path), server)
+    state = begin(pool, server)
     times = [time.perf_counter()]
     for iteration in range(server.iterations):
-        learner.meta_learn(learner.invert(iteration), iteration)
+        meta_learn(state, invert(state, iteration), iteration)
         times.append(time.perf_counter())
     steps = [after - before for before, after in pairwise(times)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

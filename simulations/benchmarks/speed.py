@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.compute import use_cpu
 from server.config import ServerConfig
-from server.learning import invert
+from server.learning.invert import RecoverEach, one_at_a_time, recover
 from server.learning.invert_together import together
-from server.learning.learner import Learner
+from server.learning.moves import invert, objective
 from server.learning.pool import Pool
-from server.learning.precision import autocast, parameter_dtype
+from server.learning.precision import autocast
+from server.learning.state import begin
+from server.pipeline import open_pool
 from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.recovery import AgainstScratch, Attempt, against_scratch
 from simulations.benchmarks.timing import alternate, operations, peak, time_shares
@@ -65,27 +68,25 @@ class Speed:
 def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
     """Time the inner loop, then recovery of the last models of a pool from what the others taught."""
     made, server = make_pool(out, config), server_config(config)
-    device, dtype = choose_device(server.device), parameter_dtype(server.precision)
-    pool = Pool(made.store, device, dtype)
+    pool = open_pool(made.store, server)
     loops = inner_loops(pool, server, repeats=repeats)
-    seen = Pool(made.store, device, dtype, ids=pool.ids[:-UNSEEN])
-    unseen = Pool(made.store, device, dtype, ids=pool.ids[-UNSEEN:])
-    learner = Learner(seen, server)
+    state = begin(open_pool(made.store, server, pool.ids[:-UNSEEN]), server)
+    unseen = open_pool(made.store, server, pool.ids[-UNSEEN:])
     for iteration in range(server.iterations):
-        learner.invert(iteration)
-    return Speed(loops, against_scratch(unseen, made.organisations, learner, load_validation(config), config))
+        invert(state, iteration)
+    return Speed(loops, against_scratch(unseen, made.organisations, state, load_validation(config), config))
 
 
 def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[InnerLoop]:
     """The default one model at a time and together, and the published configuration, timed in turn."""
-    cases = [
-        ("default", server, invert.one_at_a_time),
+    cases: list[tuple[str, ServerConfig, RecoverEach]] = [
+        ("default", server, one_at_a_time),
         ("default, models together", server, together),
-        ("published", _published(server), invert.one_at_a_time),
+        ("published", _published(server), one_at_a_time),
     ]
     if pool.device.type == "cuda":
-        compiled = server.model_copy(update={"compiled": True})
-        cases.insert(2, ("default, models together, compiled", compiled, together))
+        compiled = partial(together, compiled=True)
+        cases.insert(2, ("default, models together, compiled", server, compiled))
     works = [_recovery(pool, config, recover_each) for _, config, recover_each in cases]
     times = alternate(works, pool.device, repeats=repeats)
     loops = []
@@ -103,20 +104,20 @@ def _published(server: ServerConfig) -> ServerConfig:
     return server.model_copy(update={"invert": ServerConfig(preset="paper").invert, "precision": "float32"})
 
 
-def _recovery(pool: Pool, server: ServerConfig, recover_each: invert.RecoverEach) -> Callable[[], object]:
+def _recovery(pool: Pool, server: ServerConfig, recover_each: RecoverEach) -> Callable[[], object]:
     """A function that recovers one meta-batch, always of the same models."""
     use_cpu(server.threads)
-    learner = Learner(pool, server)
+    state = begin(pool, server)
     members = [pool.member(number) for number in range(min(len(pool), server.invert.models_per_iteration))]
 
     def work() -> None:
         rng = torch.Generator().manual_seed(0)
         with autocast(server.precision, pool.device):
-            invert.recover(
-                learner.generator,
-                learner.generator_optimizer,
+            recover(
+                state.generator,
+                state.generator_optimizer,
                 members,
-                learner.objective(server.invert.adversarial_weight),
+                objective(state, server.invert.adversarial_weight),
                 rng=rng,
                 recover_each=recover_each,
             )

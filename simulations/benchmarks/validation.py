@@ -16,11 +16,11 @@ def load_validation(config: SimulationConfig) -> ImageSet:
 
 
 def few_shot(
-    student: Classifier, input: InputSpec, images: ImageSet, config: SimulationConfig
+    network: Classifier, input: InputSpec, images: ImageSet, config: SimulationConfig
 ) -> dict[str, Tensor]:
-    """Fractions [episodes] by name of the episodes, nearest class mean; the student moves to the CPU."""
+    """Fractions [episodes] by name of the episodes, nearest class mean; the network moves to the CPU."""
     specs = episode_specs(config)
     sets = [sample_episodes(images.labels, spec, config.episodes, seed=config.seed) for spec in specs]
     inputs = to_input(images.images, input)
-    fractions = episode_accuracies(student.float().cpu(), Recipe(), inputs, sets)
+    fractions = episode_accuracies(network.float().cpu(), Recipe(), inputs, sets)
     return {spec.name: each for spec, each in zip(specs, fractions, strict=True)}

@@ -143,6 +143,25 @@ def calls_of(path: Path, *functions: str) -> list[ast.Call]:
     return [call for call in calls if ast.unparse(call.func) in functions]
 
 
+DISK = ("os", "pathlib", "io", "shutil", "tempfile", "fcntl", "mmap", "sqlite3", "fedfree.host.files")
+TRANSPORT = ("flwr", "grpc", "socket", "ssl", "http", "urllib")
+ROOMS_AROUND = ("server.storage", "server.doors", "server.commands", "server.pipeline", "server.run")
+OPENING = ("open", "torch.load", "torch.save", "safetensors.safe_open")
+OPENING += ("safetensors.torch.load_file", "safetensors.torch.save_file")
+
+
+def test_learning_reaches_no_disk_and_no_transport() -> None:
+    rooms = [name for name in modules("server") if begins_with(name, "server.learning")]
+    reached = {name: imported for start in rooms for name, imported in reachable(start).items()}
+    # A configuration knows how to be read from a file; what learning is given has been read.
+    reached["fedfree.settings"].difference_update({"pathlib", "pathlib.Path"})
+    for name, imported in reached.items():
+        crossing = {each for each in imported if begins_with(each, *DISK, *TRANSPORT, *ROOMS_AROUND)}
+        assert not crossing, f"{name} imports {crossing}"
+        files = calls_of(ALL[name], *OPENING)
+        assert not files, f"{name}:{files[0].lineno} calls {ast.unparse(files[0])}"
+
+
 def test_nothing_is_unpickled() -> None:
     for name, path in ALL.items():
         imported = {each for each in imports_of(path) if begins_with(each, "pickle", "dill", "joblib")}

@@ -30,9 +30,9 @@ GPU = torch.device("cuda")
 @pytest.fixture
 def images() -> ImageSet:
     """Two classes told apart by their shade."""
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     labels = torch.arange(64) % 2
-    pixels = torch.randint(0, 100, (64, 1, 16, 16), generator=generator) + 120 * labels.view(-1, 1, 1, 1)
+    pixels = torch.randint(0, 100, (64, 1, 16, 16), generator=rng) + 120 * labels.view(-1, 1, 1, 1)
     return ImageSet(pixels.to(torch.uint8), labels, ("dark", "light"))
 
 

@@ -1,6 +1,6 @@
 """The pipeline on pools of every kind: deterministic, heterogeneous, and better than it began."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +120,21 @@ def test_a_checkpoint_of_another_configuration_is_passed_over(tmp_path: Path) ->
     pipeline.run(store, tiny("default", seed=1), checkpoint=checkpoint)
     other = pipeline.run(store, tiny("default", seed=2), checkpoint=checkpoint)
     assert other.meta_learner == pipeline.run(store, tiny("default", seed=2)).meta_learner
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda data: data[: len(data) // 2], lambda _: b"foreign"])
+def test_learning_begins_again_where_the_checkpoint_is_empty_cut_or_foreign(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+) -> None:
+    store, checkpoint = make_store(tmp_path), tmp_path / "checkpoint.safetensors"
+    config = tiny("default", iterations=1)
+    undisturbed = pipeline.run(store, config, checkpoint=checkpoint)
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    events: list[Event] = []
+    again = pipeline.run(store, config, checkpoint=checkpoint, on_event=events.append)
+    assert events[0].values["done"] == 0
+    assert again.meta_learner == undisturbed.meta_learner
+    assert "learning begins again from the contributions" in caplog.text
 
 
 def test_warm_up_teaches_the_generator_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two processes that share a run get what one process gets."""
+"""A run's ending, in one place; and two processes that share a run get what one process gets."""
 
 import subprocess
 import sys
@@ -10,11 +10,13 @@ import torch
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.codec import Contribution, MetaLearner, Provenance, encode_contribution, encode_weights
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
+from server import pipeline
 from server.config import ServerConfig
+from server.learning.outcome import Outcome
 from server.run import learn
 from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
@@ -47,7 +49,7 @@ def prepare(path: Path, models_per_iteration: int = 3) -> None:
     write_file(path / "server.toml", config.model_copy(update={"warmup_iterations": 0}).to_toml().encode())
 
 
-def train(path: Path, processes: int) -> subprocess.CompletedProcess[str]:
+def share(path: Path, processes: int) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command = [*launcher, str(processes), "-m", "server.run", str(path)]
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "", "OMP_NUM_THREADS": "1"}
@@ -60,7 +62,7 @@ def test_two_processes_publish_the_meta_learner_of_one(tmp_path: Path) -> None:
         path = tmp_path / str(processes)
         path.mkdir()
         prepare(path)
-        outcome = train(path, processes)
+        outcome = share(path, processes)
         assert outcome.returncode == 0, outcome.stderr
         weights.append(safetensors.torch.load_file(RunDirectory(path).weights))
     for name, tensor in weights[0].items():
@@ -79,6 +81,49 @@ def test_a_folder_in_which_another_process_learns_is_refused_and_left_as_it_is(t
 
 def test_more_processes_than_models_in_a_meta_batch_are_refused(tmp_path: Path) -> None:
     prepare(tmp_path, models_per_iteration=1)
-    outcome = train(tmp_path, 2)
+    outcome = share(tmp_path, 2)
     assert outcome.returncode != 0
     assert "2 processes cannot share a meta-batch of 1 models" in outcome.stderr
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A run that has been learned, up to its last checkpoint."""
+    weights = encode_weights(build(Architecture(), num_classes=2, input=INPUT))
+    provenance = Provenance((), "", 0, "test")
+    meta_learner = MetaLearner(Architecture(), 2, INPUT, Recipe(), provenance, weights)
+    outcome = Outcome(meta_learner, {"id": torch.zeros(2, 1, 16, 16, dtype=torch.uint8)}, 24)
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: outcome)
+    write_file(tmp_path / "server.toml", ServerConfig().to_toml().encode())
+    directory = RunDirectory(tmp_path)
+    write_file(directory.checkpoint, b"the last")
+    return directory
+
+
+def test_what_is_broadcast_is_on_disk_by_then_and_the_checkpoint_goes_after_it(
+    directory: RunDirectory,
+) -> None:
+    seen = []
+
+    def broadcast(manifest: bytes, meta_learner: MetaLearner) -> None:
+        assert directory.manifest.read_bytes() == manifest
+        assert directory.weights.read_bytes() == meta_learner.weights
+        assert directory.read_recovered().keys() == {"id"}
+        seen.append(directory.checkpoint.exists())
+
+    learn(directory, broadcast=broadcast)
+    assert seen == [True] and not directory.checkpoint.exists()
+
+
+def test_whoever_is_killed_while_broadcasting_need_not_learn_again(directory: RunDirectory) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(directory, broadcast=killed)
+    assert directory.checkpoint.exists()
+
+
+def test_without_a_broadcast_the_checkpoint_goes_once_all_is_written(directory: RunDirectory) -> None:
+    learn(directory)
+    assert directory.weights.exists() and not directory.checkpoint.exists()

@@ -1,6 +1,7 @@
 """FIVE against gradients written by hand."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from server.config import InvertConfig
 from server.learning.generator import Generator
 from server.learning.invert import (
-    Inversion,
+    Loss,
     Objective,
     adapt_generator,
     augment,
     batch_norm_distance,
+    inversion_loss,
     kl_divergence,
     recover,
 )
@@ -41,7 +43,14 @@ def make_member(*, classes: int = 3, norm: str = "batch", seed: int = 0) -> Memb
 
 
 def objective(config: InvertConfig = PLAIN, adversarial_weight: float = 0.0) -> Objective:
-    return Objective(config, make_student(), INPUT, adversarial_weight)
+    return Objective(config, make_meta_learner(), INPUT, adversarial_weight)
+
+
+def loss_of(
+    member: Member, labels: torch.Tensor, stream: torch.Generator, adversarial_weight: float = 0.0
+) -> Loss:
+    objective_ = objective(adversarial_weight=adversarial_weight)
+    return partial(inversion_loss, labels=labels, member=member, objective=objective_, rng=stream)
 
 
 def opinionated(network: Classifier) -> Classifier:
@@ -59,7 +68,7 @@ def make_generator() -> Generator:
     return Generator(latent_size=4, width=2, channels=1, image_size=16)
 
 
-def make_student() -> Classifier:
+def make_meta_learner() -> Classifier:
     torch.manual_seed(2)
     return opinionated(build(Architecture(), num_classes=3, input=INPUT))
 
@@ -82,7 +91,7 @@ def test_kl_has_its_textbook_value() -> None:
 def test_one_inner_step_is_adams_first_step_against_the_hand_written_gradient() -> None:
     member, generator = make_member(), make_generator()
     latent, labels = torch.randn(6, 4, generator=rng()), torch.arange(6) % 3
-    adapted, moved = adapt_generator(generator, latent, labels, Inversion(member, objective()), rng())
+    adapted, moved = adapt_generator(generator, latent, loss_of(member, labels, rng()), PLAIN)
 
     latent_variable = latent.clone().requires_grad_(True)
     loss = F.cross_entropy(member.network(INPUT.normalise(generator(latent_variable))), labels)
@@ -107,7 +116,7 @@ def test_the_outer_gradient_is_the_sum_of_the_gradients_at_the_adapted_generator
     for member, seed in zip(members, seeds, strict=True):
         stream = torch.Generator().manual_seed(seed)
         latent, labels = torch.randn(6, 4, generator=stream), torch.arange(6) % 3
-        adapted, moved = adapt_generator(start, latent, labels, Inversion(member, objective()), stream)
+        adapted, moved = adapt_generator(start, latent, loss_of(member, labels, stream), PLAIN)
         loss = F.cross_entropy(member.network(INPUT.normalise(adapted(moved))), labels)
         for total, gradient in zip(
             expected, torch.autograd.grad(loss, list(adapted.parameters())), strict=True
@@ -134,14 +143,13 @@ def test_inversion_raises_the_share_of_images_the_model_takes_for_the_class_aske
 
 
 def test_the_adversarial_term_counts_only_images_on_whose_class_both_agree() -> None:
-    member, student = make_member(), make_student()
-    inversion = Inversion(member, objective(adversarial_weight=1.0))
-    plain = Inversion(member, objective())
+    member, meta_learner = make_member(), make_meta_learner()
     images, labels = torch.rand(20, 1, 16, 16, generator=rng()), torch.arange(20) % 3
-    teacher, other = (network(INPUT.normalise(images)) for network in (member.network, student))
+    teacher, other = (network(INPUT.normalise(images)) for network in (member.network, meta_learner))
     agree = teacher.argmax(1) == other.argmax(1)
     assert 0 < agree.sum() < 20
-    difference = inversion.loss(images, labels, rng())[0] - plain.loss(images, labels, rng())[0]
+    with_term, without = (loss_of(member, labels, rng(), weight)(images)[0] for weight in (1.0, 0.0))
+    difference = with_term - without
     torch.testing.assert_close(difference, -(kl_divergence(teacher, other) * agree).mean())
 
 

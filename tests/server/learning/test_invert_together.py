@@ -1,6 +1,7 @@
 """Models adapted together against the slow and obvious way, one after the other."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -36,18 +37,16 @@ def make_members() -> list[Member]:
     return members
 
 
-def run(
-    recover_each: RecoverEach, adversarial_weight: float, *, compiled: bool = False
-) -> tuple[Generator, list[RecoveredTask]]:
+def run(recover_each: RecoverEach, adversarial_weight: float) -> tuple[Generator, list[RecoveredTask]]:
     torch.manual_seed(9)
     generator = Generator(latent_size=4, width=2, channels=3, image_size=16).double()
-    student = build(Architecture(), num_classes=4, input=COLOUR).double()
+    meta_learner = build(Architecture(), num_classes=4, input=COLOUR).double()
     generator = copy.deepcopy(generator)
     tasks = recover(
         generator,
         torch.optim.SGD(generator.parameters(), lr=0.1),
         make_members(),
-        Objective(CONFIG, student, COLOUR, adversarial_weight, compiled),
+        Objective(CONFIG, meta_learner, COLOUR, adversarial_weight),
         rng=torch.Generator().manual_seed(3),
         recover_each=recover_each,
     )
@@ -62,7 +61,7 @@ def test_models_adapted_together_give_what_they_give_one_at_a_time(adversarial_w
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch's own
 def test_compiled_they_give_the_same() -> None:
-    check_alike(run(one_at_a_time, 0.0), run(together, 0.0, compiled=True))
+    check_alike(run(one_at_a_time, 0.0), run(partial(together, compiled=True), 0.0))
 
 
 def check_alike(

@@ -46,7 +46,7 @@ def test_a_restored_ring_goes_on_like_the_one_that_was_saved() -> None:
         rows, restored = Ring(5, CPU), Ring(5, CPU)
         if filled:
             rows.add({"value": torch.arange(filled)})
-        restored.restore(rows.state())
+        restored.restore(rows.tensors())
         for each in (rows, restored):
             each.add({"value": torch.tensor([100, 101])})
         assert torch.equal(rows["value"], restored["value"])

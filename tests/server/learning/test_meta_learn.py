@@ -23,7 +23,7 @@ from server.learning.meta_learn import (
     lesson_loss,
     projection_loss,
     relational_loss,
-    replay,
+    replay_episodes,
     replay_members,
     side_by_side,
     task_loss,
@@ -59,19 +59,22 @@ def test_distilling_a_network_into_itself_costs_nothing() -> None:
 
 
 def test_distillation_is_the_scaled_divergence_of_softened_outputs() -> None:
-    student, teacher = torch.randn(2, 20, 5, generator=rng())
+    logits, teacher = torch.randn(2, 20, 5, generator=rng())
     expected = 9 * F.kl_div(
-        (student / 3).log_softmax(1), (teacher / 3).log_softmax(1), log_target=True, reduction="batchmean"
+        (logits / 3).log_softmax(1),
+        (teacher / 3).log_softmax(1),
+        log_target=True,
+        reduction="batchmean",
     )
-    torch.testing.assert_close(distillation_loss(student, teacher, temperature=3.0), expected)
+    torch.testing.assert_close(distillation_loss(logits, teacher, temperature=3.0), expected)
 
 
 def test_relations_are_learned_up_to_rotation_and_scale_of_the_features() -> None:
     features = torch.randn(30, 8, generator=rng())
     rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=rng()))
-    student, teacher = side_by_side(5 * features @ rotation + 2, [8]), side_by_side(features, [8])
-    assert relational_loss(student, teacher, temperature=0.1).abs() < 1e-5
-    assert relational_loss(student.roll(1, 0), teacher, temperature=0.1) > 0.1
+    meta_learner, teacher = side_by_side(5 * features @ rotation + 2, [8]), side_by_side(features, [8])
+    assert relational_loss(meta_learner, teacher, temperature=0.1).abs() < 1e-5
+    assert relational_loss(meta_learner.roll(1, 0), teacher, temperature=0.1) > 0.1
 
 
 def test_a_projection_is_compared_with_each_teacher_by_itself_whatever_its_scale() -> None:
@@ -96,18 +99,18 @@ def test_relational_targets_are_the_mean_of_the_teachers_own_cosine_similarities
 
 
 def test_one_task_and_a_full_outer_step_is_plain_distillation() -> None:
-    student, teacher = make_network(0), make_network(1)
+    meta_learner, teacher = make_network(0), make_network(1)
     images = torch.rand(16, 1, 16, 16, generator=rng())
     task = DistillationTask(images, teacher_logits=teacher(INPUT.normalise(images)).detach())
-    plain = copy.deepcopy(student)
-    align(student, [torch.optim.SGD(student.parameters(), lr=0.1)], [task], INPUT, CONFIG)
+    plain = copy.deepcopy(meta_learner)
+    align(meta_learner, [torch.optim.SGD(meta_learner.parameters(), lr=0.1)], [task], INPUT, CONFIG)
 
     assert task.teacher_logits is not None
     plain.train()
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     distillation_loss(plain(INPUT.normalise(images)), task.teacher_logits, 1.0).backward()
     optimizer.step()
-    for ours, theirs in zip(student.state_dict().values(), plain.state_dict().values(), strict=True):
+    for ours, theirs in zip(meta_learner.state_dict().values(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -116,10 +119,10 @@ def test_a_smaller_outer_rate_goes_that_share_of_the_way() -> None:
     task = DistillationTask(images, teacher_logits=teacher(INPUT.normalise(images)).detach())
     ends = []
     for rate in (1.0, 0.25):
-        student = make_network(0)
+        meta_learner = make_network(0)
         config = CONFIG.model_copy(update={"outer_rate": rate})
-        align(student, [torch.optim.SGD(student.parameters(), lr=0.1)], [task], INPUT, config)
-        ends.append(student.get_parameter("blocks.0.0.weight").detach())
+        align(meta_learner, [torch.optim.SGD(meta_learner.parameters(), lr=0.1)], [task], INPUT, config)
+        ends.append(meta_learner.get_parameter("blocks.0.0.weight").detach())
     start = make_network(0).get_parameter("blocks.0.0.weight").detach()
     torch.testing.assert_close(ends[1] - start, 0.25 * (ends[0] - start))
 
@@ -131,10 +134,10 @@ def test_several_paths_start_at_the_same_point_and_meet_at_the_mean_of_their_end
     ]
 
     def walked(tasks: list[DistillationTask], paths: int) -> Tensor:
-        student = make_network(0)
-        optimizers = [torch.optim.SGD(student.parameters(), lr=0.1) for _ in range(paths)]
-        align(student, optimizers, tasks, INPUT, CONFIG)
-        return student.get_parameter("blocks.0.0.weight").detach()
+        meta_learner = make_network(0)
+        optimizers = [torch.optim.SGD(meta_learner.parameters(), lr=0.1) for _ in range(paths)]
+        align(meta_learner, optimizers, tasks, INPUT, CONFIG)
+        return meta_learner.get_parameter("blocks.0.0.weight").detach()
 
     mean = (walked(tasks[:1], 1) + walked(tasks[1:], 1)) / 2
     torch.testing.assert_close(walked(tasks, 2), mean)
@@ -202,64 +205,69 @@ def test_replay_waits_for_enough_models_and_images(ways: int, queries: int, enou
 
 
 def test_replay_lowers_the_loss_on_the_memorys_episodes() -> None:
-    memory, student = make_memory(), make_network()
+    memory, meta_learner = make_memory(), make_network()
     memory.rows["images"].copy_(memory.models.view(-1, 1, 1, 1) * 40 + memory.rows["images"] // 4)
     config = CONFIG.model_copy(update={"replay_episodes": 2, "replay_ways": 3, "replay_queries": 5})
-    optimizer, stream = torch.optim.Adam(student.parameters(), lr=3e-3), rng()
-    losses = [replay(student, optimizer, memory, Recipe(), INPUT, config, rng=stream) for _ in range(12)]
+    optimizer, stream = torch.optim.Adam(meta_learner.parameters(), lr=3e-3), rng()
+    losses = [
+        replay_episodes(meta_learner, optimizer, memory, Recipe(), INPUT, config, rng=stream)
+        for _ in range(12)
+    ]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
 
 
-def test_the_task_loss_reaches_the_student_and_no_teacher() -> None:
-    member, student = make_member(1), make_network(0)
+def test_the_task_loss_reaches_the_meta_learner_and_no_teacher() -> None:
+    member, meta_learner = make_member(1), make_network(0)
     images = torch.rand(8, 1, 16, 16, generator=make_generator(0))
     task = DistillationTask(images, lessons=(Lesson(teacher_features([member], images), (32,)),))
-    task_loss(student.train(), task, INPUT, CONFIG).backward()
-    gradient = student.get_parameter("blocks.0.0.weight").grad
+    task_loss(meta_learner.train(), task, INPUT, CONFIG).backward()
+    gradient = meta_learner.get_parameter("blocks.0.0.weight").grad
     assert gradient is not None and gradient.abs().sum() > 0
     assert all(parameter.grad is None for parameter in member.network.parameters())
 
 
-def test_the_student_learns_the_relations_of_several_teachers() -> None:
-    members, student = [make_member(1), make_member(2)], make_network(0)
+def test_the_meta_learner_learns_the_relations_of_several_teachers() -> None:
+    members, meta_learner = [make_member(1), make_member(2)], make_network(0)
     images = torch.rand(24, 1, 16, 16, generator=rng())
     task = DistillationTask(images, lessons=(Lesson(teacher_features(members, images), (32, 32)),))
-    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
-    losses = [align(student, [optimizer], [task], INPUT, CONFIG) for _ in range(30)]
+    optimizer = torch.optim.Adam(meta_learner.parameters(), lr=3e-3)
+    losses = [align(meta_learner, [optimizer], [task], INPUT, CONFIG) for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_lessons_share_the_statistics_of_one_batch_and_are_judged_apart() -> None:
-    members, student = [make_member(1), make_member(2)], make_network(0).train()
+    members, meta_learner = [make_member(1), make_member(2)], make_network(0).train()
     images = torch.rand(12, 1, 16, 16, generator=rng())
     taught = [teacher_features([member], part) for member, part in zip(members, images.split(6), strict=True)]
     lessons = tuple(Lesson(features, (32,)) for features in taught)
-    loss = task_loss(student, DistillationTask(images, lessons=lessons), INPUT, CONFIG)
-    parts = student.features(INPUT.normalise(images)).split(6)
+    loss = task_loss(meta_learner, DistillationTask(images, lessons=lessons), INPUT, CONFIG)
+    parts = meta_learner.features(INPUT.normalise(images)).split(6)
     apart = [lesson_loss(part, lesson, CONFIG) for part, lesson in zip(parts, lessons, strict=True)]
     torch.testing.assert_close(loss, sum(apart) / 2)
 
 
-def test_a_projection_is_learned_along_with_the_student() -> None:
-    members, student, projection = [make_member(1), make_member(2)], make_network(0), nn.Linear(32, 64)
+def test_a_projection_is_learned_along_with_the_meta_learner() -> None:
+    members, meta_learner, projection = [make_member(1), make_member(2)], make_network(0), nn.Linear(32, 64)
     images = torch.rand(24, 1, 16, 16, generator=rng())
     task = DistillationTask(
         images, lessons=(Lesson(teacher_features(members, images), (32, 32), projection),)
     )
     config = CONFIG.model_copy(update={"projection_weight": 1.0})
-    optimizer = torch.optim.Adam([*student.parameters(), *projection.parameters()], lr=3e-3)
-    losses = [align(student, [optimizer], [task], INPUT, config, projections=[projection]) for _ in range(60)]
+    optimizer = torch.optim.Adam([*meta_learner.parameters(), *projection.parameters()], lr=3e-3)
+    losses = [
+        align(meta_learner, [optimizer], [task], INPUT, config, projections=[projection]) for _ in range(60)
+    ]
     assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.slow
-def test_compiled_losses_lead_to_the_same_student() -> None:
+def test_compiled_losses_lead_to_the_same_meta_learner() -> None:
     members, images = [make_member(1), make_member(2)], torch.rand(24, 1, 16, 16, generator=rng())
     task = DistillationTask(images, lessons=(Lesson(teacher_features(members, images), (32, 32)),))
-    students = []
+    meta_learners = []
     for compiled in (False, True):
-        student = make_network(0)
-        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-        align(student, [optimizer], [task] * 3, INPUT, CONFIG, compiled=compiled)
-        students.append(student.get_parameter("blocks.0.0.weight").detach())
-    torch.testing.assert_close(*students, rtol=1e-3, atol=1e-5)
+        meta_learner = make_network(0)
+        optimizer = torch.optim.SGD(meta_learner.parameters(), lr=0.1)
+        align(meta_learner, [optimizer], [task] * 3, INPUT, CONFIG, compiled=compiled)
+        meta_learners.append(meta_learner.get_parameter("blocks.0.0.weight").detach())
+    torch.testing.assert_close(*meta_learners, rtol=1e-3, atol=1e-5)

@@ -1,5 +1,6 @@
-"""Who teaches on which images, in pools whose models take several kinds of input."""
+"""Who teaches on which images, in pools whose models take several shapes of input."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from fedfree.codec import Contribution, encode_contribution, encode_weights
 from fedfree.statement import PrivacyStatement
 from server.config import InvertConfig, MetaLearnConfig, ServerConfig
 from server.events import ignore
-from server.learning.learner import Learner
+from server.learning import moves
 from server.learning.memory import Corpus, to_bytes
 from server.learning.pool import Pool
-from server.learning.teachers import Faculty, relational_tasks
-from server.storage.store import Store
+from server.learning.state import State, begin
+from server.learning.teachers import Teachers, relational_tasks
+from server.storage.store import ACCEPTED, Store
 from server.verify.verify import verify_received
 
 CPU = torch.device("cpu")
@@ -24,7 +26,7 @@ POOL = [GREY] * 2 + [COLOUR] * 3
 INVERT = InvertConfig(models_per_iteration=5, images_per_model=12, steps=1, generator_width=4)
 
 
-def learner(path: Path, *, min_alike: int, max_teachers: int = 32, norm: str = "batch") -> Learner:
+def make_state(path: Path, *, min_alike: int, max_teachers: int = 32, norm: str = "batch") -> State:
     store = Store(path)
     for seed, spec in enumerate(POOL):
         torch.manual_seed(seed)
@@ -36,11 +38,11 @@ def learner(path: Path, *, min_alike: int, max_teachers: int = 32, norm: str = "
     learn = MetaLearnConfig(
         min_alike=min_alike, max_teachers=max_teachers, compositions=10, relational_tasks=3, batch_size=8
     )
-    return Learner(Pool(store, CPU), ServerConfig(threads=1, invert=INVERT, learn=learn))
+    return begin(Pool(store, store.ids(ACCEPTED), CPU), ServerConfig(threads=1, invert=INVERT, learn=learn))
 
 
-def channels(faculties: list[Faculty]) -> list[list[int]]:
-    return [[teacher.input.channels for teacher in each.teachers] for each in faculties]
+def channels(teachers: Sequence[Teachers]) -> list[list[int]]:
+    return [[member.input.channels for member in each.members] for each in teachers]
 
 
 @pytest.mark.parametrize(
@@ -52,36 +54,37 @@ def channels(faculties: list[Faculty]) -> list[list[int]]:
         (9, 32, [[1, 1, 3, 3, 3]] * 2),
     ],
 )
-def test_models_teach_on_images_of_their_kind_or_all_of_them_do(
+def test_models_teach_on_images_of_their_shape_or_all_of_them_do(
     tmp_path: Path, min_alike: int, max_teachers: int, expected: list[list[int]]
 ) -> None:
-    assert channels(learner(tmp_path, min_alike=min_alike, max_teachers=max_teachers).faculties) == expected
+    state = make_state(tmp_path, min_alike=min_alike, max_teachers=max_teachers)
+    assert channels(state.teachers) == expected
 
 
 def test_recovered_images_are_no_finer_and_no_more_coloured_than_their_models_take(tmp_path: Path) -> None:
-    for task in learner(tmp_path, min_alike=2).invert(0):
+    for task in moves.invert(make_state(tmp_path, min_alike=2), 0):
         assert task.images.shape[1:] == (3, 20, 20)
         is_grey = bool((task.images[:, 0] == task.images[:, 1]).all())
         assert is_grey == (task.member.input.channels == 1)
 
 
-def test_a_faculty_is_shown_what_its_kind_gave_and_compositions_of_it(tmp_path: Path) -> None:
-    whole = learner(tmp_path, min_alike=2)
-    whole.meta_learn(whole.invert(0), 0)
-    grey, colour = whole.faculties
-    recovered, composed = whole.config.invert.images_per_model, whole.config.learn.compositions // 2
+def test_teachers_are_shown_what_their_shape_gave_and_compositions_of_it(tmp_path: Path) -> None:
+    state = make_state(tmp_path, min_alike=2)
+    moves.ask_teachers(state, moves.invert(state, 0))
+    grey, colour = state.teachers
+    recovered, composed = state.config.invert.images_per_model, state.config.learn.compositions // 2
     assert [len(grey.corpus), len(colour.corpus)] == [2 * recovered + composed, 3 * recovered + composed]
     pixels = grey.corpus.rows["images"]
     assert torch.equal(pixels[:, 0], pixels[:, 2]) and not torch.equal(*colour.corpus.rows["images"][:2])
 
 
 def test_models_without_batch_norm_are_shown_compositions_alone(tmp_path: Path) -> None:
-    whole = learner(tmp_path, min_alike=2, norm="group")
-    recovered = whole.invert(0)
-    whole.meta_learn(recovered, 0)
-    grey, colour = whole.faculties
+    state = make_state(tmp_path, min_alike=2, norm="group")
+    recovered = moves.invert(state, 0)
+    moves.ask_teachers(state, recovered)
+    grey, colour = state.teachers
     counts = [len(each.images) for each in recovered]
-    composed = whole.config.learn.compositions // 2
+    composed = state.config.learn.compositions // 2
     assert [len(grey.corpus), len(colour.corpus)] == [sum(counts[:2]) + composed, sum(counts[2:]) + composed]
     pixels = grey.corpus.rows["images"]
     assert torch.equal(pixels[:, 0], pixels[:, 2]), "noise is no more coloured than the models' images either"
@@ -90,13 +93,13 @@ def test_models_without_batch_norm_are_shown_compositions_alone(tmp_path: Path) 
     assert not any(tuple(image.flatten().tolist()) in shown for image in torch.cat(ours))
 
 
-def test_every_faculty_that_was_shown_something_gives_its_share_of_a_batch(tmp_path: Path) -> None:
-    whole, rng = learner(tmp_path, min_alike=2), torch.Generator().manual_seed(0)
+def test_teachers_that_were_shown_something_give_their_share_of_a_batch(tmp_path: Path) -> None:
+    state, rng = make_state(tmp_path, min_alike=2), torch.Generator().manual_seed(0)
     config = MetaLearnConfig(relational_tasks=3, batch_size=4)
-    assert relational_tasks(whole.faculties, config, rng=rng) == []
-    whole.meta_learn(whole.invert(0), 0)
-    unseen = Faculty(whole.faculties[0].teachers, Corpus(4, CPU))
-    tasks = relational_tasks([unseen, *whole.faculties], config, rng=rng)
+    assert relational_tasks(state.teachers, config, rng=rng) == []
+    moves.ask_teachers(state, moves.invert(state, 0))
+    unseen = Teachers(state.teachers[0].members, Corpus(4, CPU))
+    tasks = relational_tasks([unseen, *state.teachers], config, rng=rng)
     assert [[(len(each.features), len(each.sizes)) for each in task.lessons] for task in tasks] == [
         [(2, 2), (2, 3)]
     ] * 3

@@ -1,0 +1,39 @@
+"""What learning leaves: the meta-learner that is broadcast, and one recovered image a class to look at."""
+
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import fedfree
+from fedfree.codec import MetaLearner, Provenance, encode_weights
+from server.learning.state import State
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the server produced."""
+
+    meta_learner: MetaLearner
+    gallery: dict[str, Tensor]
+    """Recovered images: for each contribution id one image a class, uint8 [classes, channels, size, size]."""
+    images_recovered: int
+
+
+def conclude(state: State) -> Outcome:
+    """The meta-learner with its recipe and where it comes from, as hashes, and what the memory shows."""
+    meta_learner = MetaLearner(
+        architecture=state.config.architecture,
+        num_classes=state.num_classes,
+        input=state.input,
+        recipe=state.recipe,
+        provenance=Provenance(
+            contributions=tuple(state.pool.ids),
+            config_sha256=state.config.sha256(),
+            seed=state.config.seed,
+            software=f"fedfree {fedfree.__version__}",
+        ),
+        weights=encode_weights(copy.deepcopy(state.meta_learner).float()),
+    )
+    gallery = {state.pool.ids[number]: images for number, images in state.memory.gallery().items()}
+    return Outcome(meta_learner, gallery, state.images_recovered)
