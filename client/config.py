@@ -190,5 +190,8 @@ class ClientConfig(Settings):
 
     @property
     def ledger_path(self) -> Path:
-        """Where the ledger is."""
+        """Where the ledger is; beside a cache that was named, where an earlier release kept one there."""
+        beside = self.cache.parent / LEDGER
+        if self.ledger is None and "cache" in self.model_fields_set and beside.is_file():
+            return beside
         return self.ledger or state_folder() / LEDGER

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from client.config import PrivacyConfig, TrainingConfig, dp_architecture
 from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
+from fedfree.host.places import cache_folder
 from fedfree.settings import Layer, Listed, Settings, Values
 from server.config import ServerConfig
 
@@ -50,7 +51,7 @@ class SimulationConfig(Settings):
     """``flower`` runs the same apps under Flower's own simulation runtime."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides everything random."""
-    cache: Path = Path(".cache/fedfree")
+    cache: Path = Field(default_factory=cache_folder)
     """Folder for data sets made or downloaded, and for trained models."""
 
     @classmethod

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from client.config import PrivacyConfig, TrainingConfig, check_training, dp_architecture
 from client.rehearsing.rehearse import CANARY_FRACTION, MIN_SHADOWS
+from fedfree.host.places import cache_folder
 from fedfree.settings import Layer, Settings, Values
 from server.config import ServerConfig
 
@@ -40,7 +41,7 @@ class AuditConfig(Settings):
     """Of such a federation's server."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides everything random."""
-    cache: Path = Path(".cache/fedfree")
+    cache: Path = Field(default_factory=cache_folder)
     """Folder for data sets made or downloaded."""
 
     @classmethod

@@ -11,6 +11,7 @@ from fedfree.codec import sha256
 from fedfree.host.cli import App, run_app
 from fedfree.host.files import write_file
 from fedfree.host.options import Chosen, configured
+from fedfree.host.places import cache_folder
 from fedfree.settings import Layer
 from simulations.command_line import FLAGS, Out, run_command
 from simulations.commands import bench, privacy, results
@@ -76,10 +77,12 @@ def public_weights(
     out: Annotated[Path, typer.Argument(help="safetensors file to write.")],
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 or 3, as in images trained on later.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the glyphs and of training.")] = 0,
-    cache: Annotated[Path, typer.Option(help="Folder for data sets.")] = Path(".cache/fedfree"),
+    cache: Annotated[Path | None, typer.Option(help="Folder for data sets.")] = None,
 ) -> None:
     """Learn initial weights from glyphs, which are nobody's data, for training under differential privacy."""
-    weights = make_public_weights(chosen.settings, channels=channels, seed=seed, cache=cache)
+    weights = make_public_weights(
+        chosen.settings, channels=channels, seed=seed, cache=cache or cache_folder()
+    )
     write_file(out, weights)
     Console(soft_wrap=True).print(
         f"wrote {out}: {chosen.settings.architecture}, sha256 {sha256(weights)[:12]}"
