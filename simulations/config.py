@@ -52,7 +52,7 @@ class SimulationConfig(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides everything random."""
     cache: Path = Field(default_factory=cache_folder)
-    """Folder for data sets made or downloaded, and for trained models."""
+    """Folder for data sets and trained models; by default ``~/.cache/fedfree``."""
 
     @classmethod
     def implied(cls, given: Values) -> Layer:

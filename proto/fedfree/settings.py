@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
@@ -230,7 +230,8 @@ def _fields(owner: type) -> Iterator[tuple[str, Any, Any, str]]:
     if issubclass(owner, BaseModel):
         for name, field in owner.model_fields.items():
             default = field.get_default(call_default_factory=True)
-            yield name, field.annotation, default, field.description or ""
+            bounded = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            yield name, bounded, default, field.description or ""
         return
     described = _attribute_docstrings(owner)
     hints = typing.get_type_hints(owner)

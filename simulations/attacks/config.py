@@ -42,7 +42,7 @@ class AuditConfig(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides everything random."""
     cache: Path = Field(default_factory=cache_folder)
-    """Folder for data sets made or downloaded."""
+    """Folder for data sets; by default ``~/.cache/fedfree``."""
 
     @classmethod
     def implied(cls, given: Values) -> Layer:

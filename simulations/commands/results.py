@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedfree.host.cli import App
+from simulations.commands.reference import write_page
 from simulations.reporting.published import publish, write_documents
 from simulations.reporting.tables import tell
 
@@ -27,6 +28,6 @@ def add(
 
 @app.command()
 def write(root: Root = Path()) -> None:
-    """Write the tables of README and docs anew from simulations/results."""
-    for document in write_documents(root):
+    """Write the tables of README and docs from simulations/results, and docs/configuration.md."""
+    for document in (*write_documents(root), write_page(root)):
         tell(f"wrote {document}")

@@ -253,7 +253,8 @@ def _parameter(name: str, leaf: Leaf, default: object) -> inspect.Parameter:
     is_switch = leaf.kinds - {type(None)} == {bool}
     both_ways = f"{_option(name)}/{_option(f'no_{name}')}"
     declared = both_ways if is_switch and default is not False else _option(name)
-    says = "" if default in (None, REQUIRED, ()) or default is False else f" (default: {_shown(default)})"
+    is_said = default not in (None, REQUIRED, ()) and default is not False and not isinstance(default, Path)
+    says = f" (default: {_shown(default)})" if is_said else ""
     metavar = None if is_switch else _metavar(leaf)
     help = leaf.help.replace("``", "").removesuffix(".") + says
     option = typer.Option(declared, help=help, show_default=False, metavar=metavar)
