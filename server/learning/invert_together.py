@@ -138,7 +138,7 @@ def _draw_each(generator: Generator, parameters: dict[str, Tensor], latents: Ten
 
 @lru_cache(maxsize=64)
 def _template(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
-    """A network whose weights are never used; the same one for all models of its kind."""
+    """The same network for all models that differ in weights alone."""
     return build(architecture, num_classes=num_classes, input=input).requires_grad_(False)
 
 

@@ -31,7 +31,7 @@ class State:
     input: InputSpec
     """Of the meta-learner."""
     num_classes: int
-    """Of the meta-learner: as many as any model has."""
+    """Of the meta-learner: as many as any model has, and enough for the replay."""
     shapes: Tensor
     """The number of each model's shape of input, [models]."""
     generator: Generator

@@ -30,13 +30,12 @@ ROOMS = {"fedfree": "proto/fedfree", "server": "server", "client": "client", "si
 SECONDS = 600.0
 PIXELS = 16
 
-SERVER_TOML = f"""
+SERVER_TOML = """
 iterations = 1
 device = "cpu"
 threads = 1
 [collect]
 organisations = 2
-timeout_seconds = {SECONDS}
 [invert]
 models_per_iteration = 2
 images_per_model = 12
