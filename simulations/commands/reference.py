@@ -4,7 +4,6 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from client.config import ClientConfig
@@ -82,28 +81,22 @@ def _default(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
 def _bounds(leaf: Leaf) -> Iterator[str]:
     """What a value may be, in words."""
-    for bound in _constraints(leaf.annotation):
-        match bound:
-            case Ge(ge):
-                yield f"at least {ge}"
-            case Gt(gt):
-                yield f"above {gt}"
-            case Le(le):
-                yield f"at most {le}"
-            case Lt(lt):
-                yield f"below {lt}"
+    for bound in _metadata(leaf.annotation):
+        for name, words in BOUNDS.items():
+            if hasattr(bound, name):
+                yield f"{words} {getattr(bound, name)}"
 
 
-def _constraints(annotation: object) -> Iterator[object]:
+def _metadata(annotation: object) -> Iterator[object]:
+    """What ``Annotated`` adds to a type, also within unions and tuples."""
     for argument in typing.get_args(annotation):
-        if isinstance(argument, FieldInfo):
-            yield from argument.metadata
-        elif isinstance(argument, Ge | Gt | Le | Lt):
-            yield argument
-        else:
-            yield from _constraints(argument)
+        yield from argument.metadata if isinstance(argument, FieldInfo) else (argument,)
+        yield from _metadata(argument)
 
 
 def _presets() -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fedfree.errors import ConfigError
+from fedfree.host.lock import exclusive
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
@@ -18,16 +20,13 @@ from simulations.simulate import simulate
 MakeTree = Callable[..., Path]
 TINY = {
     "clients": 4,
-    "image_size": "16,20",
+    "image_sizes": "16,20",
     "classes_each": 3,
-    "epochs": 1,
-    "min_steps": 5,
-    "iterations": 1,
+    "training": {"epochs": 1, "min_steps": 5, "threads": 1, "device": "cpu"},
+    "server": {"iterations": 1, "threads": 1, "device": "cpu"},
     "episodes": 6,
     "n_way": 3,
     "n_query": 2,
-    "threads": 1,
-    "device": "cpu",
 }
 TASKS = ("3way1shot", "3way5shot")
 
@@ -69,3 +68,12 @@ def test_a_federation_of_grey_and_coloured_images_of_two_sizes_is_measured_on_ea
     page = (run / "report.html").read_text()
     assert page.count('<table class="scores">') == 3
     assert "grey: accuracy on episodes of its new classes alone" in page
+
+
+@pytest.mark.parametrize("held", [".", ".flwr"], ids=["a learner", "a simulation"])
+def test_a_folder_in_which_another_process_works_is_refused_and_left_as_it_is(
+    tmp_path: Path, held: str
+) -> None:
+    with exclusive(tmp_path / held), pytest.raises(ConfigError, match="another process runs in"):
+        simulate(tmp_path, SimulationConfig(), command="fedfree-sim run")
+    assert not any(path for path in tmp_path.iterdir() if not path.name.startswith("."))

@@ -10,13 +10,14 @@ from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, MetaLearner, Provenance, encode_weights
 from fedfree.episodes import EpisodeSpec
 from fedfree.statement import PrivacyStatement
+from server.config import ServerConfig
 from simulations.baselines import evaluate
 from simulations.baselines.table import Available, Baseline, parameter_average, pool_concatenation
 from simulations.config import SimulationConfig
 from simulations.reporting import scores
 
 INPUT = InputSpec(channels=1, height=16, width=16)
-CONFIG = SimulationConfig(n_way=2, n_query=2, device="cpu")
+CONFIG = SimulationConfig(n_way=2, n_query=2, server=ServerConfig(device="cpu"))
 CONV4 = Architecture()
 
 
