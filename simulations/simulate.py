@@ -10,7 +10,7 @@ from server.storage.run_directory import RunDirectory
 from simulations.baselines.evaluate import evaluate
 from simulations.config import SimulationConfig
 from simulations.federation.engines import run_engine
-from simulations.federation.prepare import prepare
+from simulations.federation.prepare import check_folder, prepare
 from simulations.reporting import facts
 from simulations.reporting.pictures import synthetic_picture
 from simulations.reporting.progress import Progress
@@ -24,6 +24,7 @@ def simulate(run: Path, config: SimulationConfig, *, command: str) -> dict[str, 
     Args:
         command: the command line that makes this run, for the report.
     """
+    check_folder(run, config)
     with exclusive(run / ".flwr"):
         require_free(run)  # a learner of its own
         return _simulate(run, config, command)

@@ -54,7 +54,7 @@ def pretrain_command(
     """Train the classifier you would contribute, and write it to a folder. Nothing is sent."""
     config = chosen.settings
     console = Console(soft_wrap=True)
-    with ends_on_ctrl_c(Console(stderr=True, soft_wrap=True), _left_behind(config)):
+    with ends_on_ctrl_c(_left_behind(config)):
         done = _pretrain(config, console)
     _write(done, out, console)
     _describe(out, console)

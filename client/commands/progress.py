@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
 )
 
 from client.training.observer import Observer
+from fedfree.host.cli import StoppedError
 
 INTERRUPTED = 130
 
@@ -65,10 +65,9 @@ def _in_lines(console: Console, lines: int) -> Observer:
 
 
 @contextmanager
-def ends_on_ctrl_c(console: Console, consequence: str) -> Iterator[None]:
+def ends_on_ctrl_c(consequence: str) -> Iterator[None]:
     """Turn Ctrl-C into one line that says what is left behind, and exit status 130."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        console.print(f"stopped: {consequence}", highlight=False, markup=False)
-        raise typer.Exit(INTERRUPTED) from stop
+        raise StoppedError(f"stopped: {consequence}") from stop

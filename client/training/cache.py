@@ -34,10 +34,10 @@ TRAINS = (
     *("fedfree.codec", "fedfree.seeding", "fedfree.host.compute"),
 )
 """The modules that decide what comes out of a training."""
-PRIVATE_TRAINING = ("architecture", "image_size", "horizontal_flip", "crop_padding")
+PRIVATE_TRAINING = ("architecture", "image_size", "horizontal_flip", "epochs", "crop_padding")
 """What private training takes from the table ``training``, but for the initial weights."""
 PRIVATE = (
-    *("epsilon", "delta", "max_grad_norm", "batch_size", "epochs", "learning_rate", "averaging"),
+    *("epsilon", "delta", "max_grad_norm", "batch_size", "learning_rate", "averaging"),
     "images_rounded_to",
 )
 """What it takes from ``privacy``. Whoever adds a name makes everybody's private models train again, unless

@@ -148,7 +148,7 @@ def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
     for leaf in leaves(settings):
         found = value_at(values, leaf.path)
         if Path in leaf.kinds and isinstance(found, str):
-            values = merge(values, nested(leaf.path, str(path.absolute().parent / Path(found).expanduser())))
+            values = merge(values, nested(leaf.path, str(path.resolve().parent / Path(found).expanduser())))
     return values
 
 

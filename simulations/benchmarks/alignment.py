@@ -21,6 +21,7 @@ from torch import Tensor
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier
 from fedfree.episodes import Accuracy, mean_and_ci95
+from fedfree.errors import ConfigError
 from fedfree.host.compute import use_cpu
 from server.config import ServerConfig
 from server.learning.meta_learn import DistillationTask, recovered_tasks, task_loss
@@ -59,6 +60,8 @@ class Alignment:
 
 def measure(out: Path, config: SimulationConfig) -> list[Alignment]:
     """Learn both ways from one pool with one seed; nothing of meta_test is touched."""
+    if config.server.iterations < 2:
+        raise ConfigError("alignment compares two halves of learning: use at least 2 iterations")
     use_cpu(config.server.threads)
     store = make_pool(out, config).store
     tasks = min(config.clients, server_config(config).invert.models_per_iteration)

@@ -907,7 +907,7 @@ def test_without_a_token_the_client_says_where_it_looked(
         (("--insecure", "--listen", "0.0.0.0:0"), "not for 0.0.0.0"),
         (("--insecure", "--listen", "9443"), "write HOST:PORT"),
         (("--insecure", "--client-ca", "ca.pem"), "leave out --certificate"),
-        (("--insecure", "--uploads-at-once", "0"), "uploads_at_once"),
+        (("--insecure", "--uploads-at-once", "0"), "uploads-at-once"),
         (("--certificate", "nowhere.pem", "--key", "nowhere.key"), "cannot read nowhere.pem"),
     ],
 )

@@ -17,7 +17,7 @@ from fedfree.statement import PrivacyStatement
 from server import pipeline
 from server.config import ServerConfig
 from server.learning.outcome import Outcome
-from server.run import learn
+from server.run import learn, learn_held
 from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
 
@@ -111,7 +111,7 @@ def test_what_is_broadcast_is_on_disk_by_then_and_the_checkpoint_goes_after_it(
         assert directory.read_recovered().keys() == {"id"}
         seen.append(directory.checkpoint.exists())
 
-    learn(directory, broadcast=broadcast)
+    learn_held(directory, broadcast=broadcast)
     assert seen == [True] and not directory.checkpoint.exists()
 
 
@@ -120,7 +120,7 @@ def test_whoever_is_killed_while_broadcasting_need_not_learn_again(directory: Ru
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learn(directory, broadcast=killed)
+        learn_held(directory, broadcast=killed)
     assert directory.checkpoint.exists()
 
 

@@ -24,6 +24,10 @@ _PLAIN = {"±": "+-", "×": "x", "·": "*", "—": "-", "…": "...", "ε": "eps
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class StoppedError(FedFreeError):
+    """Somebody pressed Ctrl-C; the message says what is left behind."""
+
+
 class _PlainCommand(TyperCommand):
     def get_help(self, ctx: Any) -> str:
         # typer escapes the bracket of a default for rich also where rich does not draw the help.
@@ -76,6 +80,9 @@ def run_app(app: typer.Typer) -> None:
 def _run(app: typer.Typer) -> None:
     try:
         app()
+    except StoppedError as stopped:
+        Console(stderr=True, soft_wrap=True).print(str(stopped), markup=False, highlight=False)
+        sys.exit(INTERRUPTED)
     except FedFreeError as error:
         _end(error, FAILED if isinstance(error, FederationError) else WRONG_INPUT)
     except (KeyboardInterrupt, SystemExit) as stopped:

@@ -12,9 +12,9 @@ import sys
 from rich.console import Console
 from rich.table import Table
 from fedfree.errors import ConfigError
-from fedfree.host.cli import make_app, run_app
+from fedfree.host.cli import App, run_app
 
-app = make_app("program", "A program that prints 48.1 \u00b1 0.4.")
+app = App("program", "A program that prints 48.1 \u00b1 0.4.")
 
 @app.command()
 def show() -> None:

@@ -176,7 +176,7 @@ def fake_level(epsilon: float, *means: float, found: Interval | None, local: tup
             "seconds": {"learn": 60.0},
             "commit": "abc1234",
             "finished": "2026-11-22T10:00:00+00:00",
-            "hardware": {"cpu": "a CPU", "cores": 2, "gpu": None},
+            "hardware": {"cpu": "a CPU", "cores": 2, "threads": 2, "gpu": None},
         }
         for mean in means
     ]
