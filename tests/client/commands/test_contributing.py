@@ -162,7 +162,7 @@ def test_a_packed_model_is_one_row_and_no_budget_holds_until_its_images_are_name
 SCRIPT = """
 import sys, client.training.pretrain as pretrain
 from fedfree.statement import DpSgd
-pretrain.plan = lambda *_: DpSgd(100.0, 1.0, 50_000)
+pretrain.plan = lambda *_, **__: DpSgd(100.0, 1.0, 50_000)
 from client.commands.main import main
 main()
 """
