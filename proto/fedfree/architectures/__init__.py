@@ -18,6 +18,7 @@ from fedfree.architectures.base import (
 )
 from fedfree.architectures.conv4 import Conv4
 from fedfree.architectures.resnet import ResNet
+from fedfree.architectures.timm import FAMILIES, TimmClassifier, timm_names
 from fedfree.architectures.torchvision import TorchvisionClassifier, torchvision_names
 from fedfree.errors import ContributionError
 
@@ -30,6 +31,7 @@ __all__ = [
     "Classifier",
     "Family",
     "InputSpec",
+    "TimmClassifier",
     "TorchvisionClassifier",
     "build",
     "make_norm",
@@ -42,7 +44,7 @@ class Architecture:
     """Which network; together with classes and input it fixes every tensor's name and shape."""
 
     id: str = "conv4"
-    """One of ``ARCHITECTURES``: ``conv4``, ``resnet10``, ``resnet18`` or ``torchvision/<name>``."""
+    """``conv4``, ``resnet10``, ``resnet18``, ``torchvision/<name>`` or ``timm/<name>``."""
     width: int = 0
     """Filters a layer; 0 for the default (conv4: 32), or where there is no choice."""
     norm: str = ""
@@ -89,7 +91,7 @@ def build(architecture: Architecture, *, num_classes: int, input: InputSpec) -> 
     """A freshly initialised network in evaluation mode.
 
     Raises:
-        ContributionError: fewer than two classes, or a torchvision network that cannot take this input.
+        ContributionError: fewer than two classes, or a library's network that cannot take this input.
     """
     if not 2 <= num_classes <= 10_000:
         raise ContributionError(f"a classifier has 2 to 10000 classes, got {num_classes}")
@@ -108,6 +110,8 @@ class Family:
     """Of ``batch`` and ``group``, likewise."""
     names: Callable[[], Collection[str]] = tuple
     """What an id ``library/<name>`` may have for its name."""
+    offers: str = ""
+    """The same for people, where there are names."""
 
 
 def _conv4(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
@@ -118,13 +122,19 @@ def _resnet(architecture: Architecture, num_classes: int, input: InputSpec, *, b
     return ResNet(blocks_a_stage=blocks, norm=architecture.norm, num_classes=num_classes, input=input)
 
 
-def _torchvision(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
-    name = architecture.id.removeprefix("torchvision/")
+def _of_library(
+    architecture: Architecture,
+    num_classes: int,
+    input: InputSpec,
+    *,
+    make: type[TorchvisionClassifier] | type[TimmClassifier],
+) -> Classifier:
+    name = architecture.id.partition("/")[2]
     try:
-        network = TorchvisionClassifier(name=name, num_classes=num_classes, input=input).eval()
+        network = make(name=name, num_classes=num_classes, input=input).eval()
         with torch.no_grad():
             network(torch.zeros(1, input.channels, input.height, input.width))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise ContributionError(
             f"{architecture.id} cannot take {input.channels}x{input.height}x{input.width} images: {error}"
         ) from error
@@ -135,7 +145,16 @@ ARCHITECTURES: dict[str, Family] = {
     "conv4": Family(_conv4, widths=(32, 64), norms=("batch", "group")),
     "resnet10": Family(partial(_resnet, blocks=1), norms=("batch", "group")),
     "resnet18": Family(partial(_resnet, blocks=2), norms=("batch", "group")),
-    "torchvision/<name>": Family(_torchvision, names=torchvision_names),
+    "torchvision/<name>": Family(
+        partial(_of_library, make=TorchvisionClassifier),
+        names=torchvision_names,
+        offers="any classification model of torchvision, such as mobilenet_v2",
+    ),
+    "timm/<name>": Family(
+        partial(_of_library, make=TimmClassifier),
+        names=timm_names,
+        offers="; ".join(f"{name}: {', '.join(family.names)}" for name, family in FAMILIES.items()),
+    ),
 }
 """From id to what builds it; ``<name>`` stands for any name that the family knows."""
 
@@ -143,9 +162,8 @@ ARCHITECTURES: dict[str, Family] = {
 def _family(id: str) -> Family:
     library, slash, name = id.partition("/")
     family = ARCHITECTURES.get(f"{library}/<name>" if slash else id)
-    if family is None or (slash and name not in family.names()):
-        raise ContributionError(
-            f"unknown architecture {id!r}: use one of {', '.join(ARCHITECTURES)}; "
-            "<name> is a classification model of that library, such as torchvision/mobilenet_v2"
-        )
+    if family is None:
+        raise ContributionError(f"unknown architecture {id!r}: use one of {', '.join(ARCHITECTURES)}")
+    if slash and name not in family.names():
+        raise ContributionError(f"unknown architecture {id!r}: {library}/<name> is one of {family.offers}")
     return family

@@ -1,0 +1,75 @@
+"""timm's networks, built without weights: those of the families whose ways are known here."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from fedfree.architectures.base import Classifier, InputSpec
+
+
+@dataclass(frozen=True)
+class TimmFamily:
+    """Networks that train, invert, travel and export alike."""
+
+    names: tuple[str, ...]
+    """As timm has them, without the tag that names their weights; the smallest first."""
+    norm: Literal["BatchNorm", "GroupNorm", "LayerNorm"]
+    patch_size: int = 0
+    """Pixels a side of what a transformer reads as one token; position embeddings fix the images' size."""
+
+
+FAMILIES: dict[str, TimmFamily] = {
+    "efficientnet-lite": TimmFamily(tuple(f"tf_efficientnet_lite{n}" for n in range(5)), "BatchNorm"),
+    "mobilenetv3": TimmFamily(
+        (
+            "mobilenetv3_small_050",
+            "mobilenetv3_small_075",
+            "mobilenetv3_small_100",
+            "mobilenetv3_large_075",
+            "mobilenetv3_large_100",
+        ),
+        "BatchNorm",
+    ),
+    "resnet": TimmFamily(("resnet18", "resnet26", "resnet34", "resnet50"), "BatchNorm"),
+    "resnet-gn": TimmFamily(("resnet50_gn",), "GroupNorm"),
+    "regnety": TimmFamily(("regnety_002", "regnety_004", "regnety_006", "regnety_008"), "BatchNorm"),
+    "convnext": TimmFamily(
+        ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano", "convnext_tiny"), "LayerNorm"
+    ),
+    "vit": TimmFamily(("vit_tiny_patch16_224", "vit_small_patch16_224"), "LayerNorm", patch_size=16),
+}
+"""Which of timm's networks may be contributed; tests/fedfree/test_timm.py holds each family to all four."""
+
+
+class TimmClassifier(Classifier):
+    """One of timm's networks up to its pooled features, with a linear head of ours."""
+
+    def __init__(self, *, name: str, num_classes: int, input: InputSpec) -> None:
+        import timm  # takes longer to import than torch itself, and few networks need it
+
+        super().__init__()
+        patch_size, options = family_of(name).patch_size, dict[str, Any]()
+        if patch_size:
+            if input.height % patch_size or input.width % patch_size:
+                raise ValueError(f"its sides are multiples of {patch_size}, and it would not see the rest")
+            options["img_size"] = (input.height, input.width)
+        # Without classes it ends in pooled features; MobileNetV3 widens them first, to head_hidden_size.
+        self.network = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        self.feature_size = int(self.network.head_hidden_size)  # type: ignore[arg-type]
+        self.head = nn.Linear(self.feature_size, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.network(images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1))
+        return hidden
+
+
+def family_of(name: str) -> TimmFamily:
+    """The family of one of :func:`timm_names`."""
+    return next(family for family in FAMILIES.values() if name in family.names)
+
+
+def timm_names() -> Collection[str]:
+    """Every name that may follow ``timm/``."""
+    return [name for family in FAMILIES.values() for name in family.names]
