@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import safetensors
 import safetensors.torch
 import torch
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from torch import Tensor
 
 from fedfree import PROTOCOL_VERSION
@@ -94,7 +94,12 @@ def encode_weights(network: torch.nn.Module) -> bytes:
 
     BatchNorm's counters of batches are zero: they would tell how many images it was trained on.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return encode_tensors(network.state_dict())
+
+
+def encode_tensors(state: Mapping[str, Tensor]) -> bytes:
+    """Part of a state dict as :func:`encode_weights` has the whole."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     for name, tensor in tensors.items():
         if name.endswith("num_batches_tracked"):
             tensors[name] = torch.zeros_like(tensor)
@@ -173,9 +178,9 @@ def encode_contribution(contribution: Contribution) -> bytes:
     """The manifest of a contribution; its weights travel beside it."""
     return contribution_schema.Contribution(
         protocol_version=PROTOCOL_VERSION,
-        architecture=_architecture_to_wire(contribution.architecture),
+        architecture=architecture_to_wire(contribution.architecture),
         num_classes=contribution.num_classes,
-        input=_input_to_wire(contribution.input),
+        input=input_to_wire(contribution.input),
         privacy=_privacy_to_wire(contribution.privacy),
         weights_sha256=bytes.fromhex(sha256(contribution.weights)),
     ).SerializeToString(deterministic=True)
@@ -188,8 +193,8 @@ def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
         ContributionError: anything that does not hold to the contract, with the reason.
     """
     message = contribution_schema.Contribution()
-    _parse(message, manifest)
-    _check_envelope(message.protocol_version, message.weights_sha256, weights)
+    parse_manifest(message, manifest)
+    check_envelope(message.protocol_version, message.weights_sha256, weights)
     contribution = _contribution_from_wire(message, weights)
     network = contribution.network()
     if contribution.privacy.status is PrivacyStatus.DP:
@@ -214,14 +219,14 @@ def check_parameters_only(network: torch.nn.Module, what: str) -> None:
 def describe_contribution(manifest: bytes) -> Contribution:
     """What a manifest says, with empty weights: for contributions that were checked before."""
     message = contribution_schema.Contribution()
-    _parse(message, manifest)
+    parse_manifest(message, manifest)
     return _contribution_from_wire(message, b"")
 
 
 def stated_weights_sha256(manifest: bytes) -> str:
     """Hexadecimal hash that a contribution's manifest says its weights have; raises ContributionError."""
     message = contribution_schema.Contribution()
-    _parse(message, manifest)
+    parse_manifest(message, manifest)
     if len(message.weights_sha256) != hashlib.sha256().digest_size:
         raise ContributionError("the manifest does not state the sha256 of its weights")
     return message.weights_sha256.hex()
@@ -229,9 +234,9 @@ def stated_weights_sha256(manifest: bytes) -> str:
 
 def _contribution_from_wire(message: contribution_schema.Contribution, weights: bytes) -> Contribution:
     return Contribution(
-        architecture=_architecture_from_wire(message.architecture),
+        architecture=architecture_from_wire(message.architecture),
         num_classes=message.num_classes,
-        input=_input_from_wire(message.input),
+        input=input_from_wire(message.input),
         privacy=_privacy_from_wire(message.privacy),
         weights=weights,
     )
@@ -242,9 +247,9 @@ def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
     recipe, provenance = meta_learner.recipe, meta_learner.provenance
     return meta_learner_schema.MetaLearner(
         protocol_version=PROTOCOL_VERSION,
-        architecture=_architecture_to_wire(meta_learner.architecture),
+        architecture=architecture_to_wire(meta_learner.architecture),
         num_classes=meta_learner.num_classes,
-        input=_input_to_wire(meta_learner.input),
+        input=input_to_wire(meta_learner.input),
         recipe=meta_learner_schema.Recipe(
             head=recipe.head,
             steps=recipe.steps,
@@ -269,12 +274,12 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
         ContributionError: anything that does not hold to the contract, with the reason.
     """
     message = meta_learner_schema.MetaLearner()
-    _parse(message, manifest)
-    _check_envelope(message.protocol_version, message.weights_sha256, weights)
+    parse_manifest(message, manifest)
+    check_envelope(message.protocol_version, message.weights_sha256, weights)
     meta_learner = MetaLearner(
-        architecture=_architecture_from_wire(message.architecture),
+        architecture=architecture_from_wire(message.architecture),
         num_classes=message.num_classes,
-        input=_input_from_wire(message.input),
+        input=input_from_wire(message.input),
         recipe=Recipe(
             head=message.recipe.head,
             steps=message.recipe.steps,
@@ -294,9 +299,8 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
     return meta_learner
 
 
-def _parse(
-    message: contribution_schema.Contribution | meta_learner_schema.MetaLearner, manifest: bytes
-) -> None:
+def parse_manifest(message: Message, manifest: bytes) -> None:
+    """Fill a message from its bytes; raises ContributionError."""
     if len(manifest) > MAX_MANIFEST_BYTES:
         raise ContributionError(f"a manifest of {len(manifest)} bytes exceeds {MAX_MANIFEST_BYTES}")
     try:
@@ -305,7 +309,8 @@ def _parse(
         raise ContributionError(f"the manifest is not a valid {message.DESCRIPTOR.full_name}") from error
 
 
-def _check_envelope(protocol_version: int, expected_sha256: bytes, weights: bytes) -> None:
+def check_envelope(protocol_version: int, expected_sha256: bytes, weights: bytes) -> None:
+    """Refuse another protocol version, or weights of another hash; raises ContributionError."""
     if protocol_version != PROTOCOL_VERSION:
         raise ContributionError(
             f"protocol version {protocol_version} is not understood here (version {PROTOCOL_VERSION}); "
@@ -320,17 +325,20 @@ def check_sha256(actual: str, stated: str) -> None:
         raise ContributionError(f"the weights' sha256 is {actual[:16]}…, the manifest says {stated[:16]}…")
 
 
-def _architecture_to_wire(architecture: Architecture) -> contribution_schema.Architecture:
+def architecture_to_wire(architecture: Architecture) -> contribution_schema.Architecture:
+    """An architecture as every manifest has it."""
     return contribution_schema.Architecture(
         id=architecture.id, width=architecture.width, norm=architecture.norm
     )
 
 
-def _architecture_from_wire(message: contribution_schema.Architecture) -> Architecture:
+def architecture_from_wire(message: contribution_schema.Architecture) -> Architecture:
+    """And back; raises ContributionError for one that is not known here."""
     return Architecture(id=message.id, width=message.width, norm=message.norm)
 
 
-def _input_to_wire(input: InputSpec) -> contribution_schema.InputSpec:
+def input_to_wire(input: InputSpec) -> contribution_schema.InputSpec:
+    """An input specification as every manifest has it."""
     return contribution_schema.InputSpec(
         channels=input.channels,
         height=input.height,
@@ -341,7 +349,8 @@ def _input_to_wire(input: InputSpec) -> contribution_schema.InputSpec:
     )
 
 
-def _input_from_wire(message: contribution_schema.InputSpec) -> InputSpec:
+def input_from_wire(message: contribution_schema.InputSpec) -> InputSpec:
+    """And back; raises ContributionError."""
     return InputSpec(
         channels=message.channels,
         height=message.height,

@@ -15,7 +15,7 @@ from fedfree.host.logs import log_to_stderr
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import value_at
 from server import run as runs
-from server.commands import deploying
+from server.commands import deploying, starting
 from server.commands.options import JsonLines, MetricsAddress
 from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
@@ -35,6 +35,7 @@ app = App(
 token_app = App("token", "Who may come through the gRPC door: one token an organisation.")
 app.add_typer(token_app, name="token")
 app.add_typer(deploying.app)
+app.add_typer(starting.app)
 
 Run = Annotated[Path, typer.Argument(help="Run directory.")]
 RunOption = Annotated[Path, typer.Option("--store", help="Run directory.")]

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from client.config import ClientConfig
 from client.doors.flower_node import NodeConfig
 from fedfree.host.files import write_file
+from fedfree.host.starts import StartConfig
 from fedfree.settings import REQUIRED, Leaf, Settings, leaves
 from server.config import PRESETS, ServerConfig
 from server.doors.deployment import DeploymentConfig
@@ -20,6 +21,7 @@ PAGE = Path("docs/configuration.md")
 PAGES: tuple[tuple[str, type[Settings], tuple[str, ...]], ...] = (
     ("An organisation: `client.toml`, `fedfree-client pretrain`, `rehearse`", ClientConfig, ()),
     ("A coordinator: `server.toml`, `fedfree-server learn`", ServerConfig, ()),
+    ("A start: `fedfree-server start make`", StartConfig, ()),
     (
         "A simulation: `fedfree-sim run`, `prepare`, `config`, `bench`, `privacy sweep`",
         SimulationConfig,

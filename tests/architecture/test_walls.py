@@ -164,22 +164,33 @@ def test_learning_reaches_no_disk_and_no_transport() -> None:
         assert not files, f"{name}:{files[0].lineno} calls {ast.unparse(files[0])}"
 
 
+UNPICKLING = {
+    "client.training.pack": "an owner's own checkpoint, on the owner's machine",
+    "fedfree.host.public_weights": "one file of an installed package, only if its hash is the known one",
+}
+"""Modules that open a pickle, as plain tensors, and why they may: no other party can hand them one."""
+
+
 def test_nothing_is_unpickled() -> None:
     for name, path in ALL.items():
         imported = {each for each in imports_of(path) if begins_with(each, "pickle", "dill", "joblib")}
         assert not imported, f"{name} imports {imported}"
         loads = calls_of(path, "torch.load", "np.load")
-        assert not loads or name == "client.training.pack", (
-            f"{name}:{loads[0].lineno} calls {ast.unparse(loads[0])}"
-        )
+        assert not loads or name in UNPICKLING, f"{name}:{loads[0].lineno} calls {ast.unparse(loads[0])}"
 
 
-def test_an_owner_packs_a_checkpoint_as_plain_tensors_and_at_one_place() -> None:
-    (load,) = calls_of(ALL["client.training.pack"], "torch.load", "np.load")
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("client.training.pack", "client.commands.contributing"),
+        ("fedfree.host.public_weights", "server.commands.starting"),
+    ],
+)
+def test_a_pickle_is_opened_as_plain_tensors_and_at_one_place(module: str, command: str) -> None:
+    (load,) = calls_of(ALL[module], "torch.load", "np.load")
     options = {option.arg: ast.unparse(option.value) for option in load.keywords}
     assert options["weights_only"] == "True"
-    importing = {name for name, path in ALL.items() if "client.training.pack" in imports_of(path)}
-    assert importing == {"client.commands.contributing"}
+    assert {name for name, path in ALL.items() if module in imports_of(path)} == {command}
 
 
 WRITES = {

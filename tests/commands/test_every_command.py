@@ -151,6 +151,12 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
     rehearsed = write_images(folder / "rehearsed", classes=2, images=60)
     assert "not evidence of safety" in walk("client", "rehearse", "--data", rehearsed, "--shadows", 4, *small)
 
+    known = ("--mean", "0.5,0.4,0.3", "--std", 0.5, "--source", "us", "--licence", "MIT")
+    own = ("--weights", checkpoint, "--architecture", "conv4", "--image-size", 16)
+    assert "wrote start" in walk("server", "start make", *own, *known)
+    shown = walk("server", "start show", "start")
+    assert "conv4-32-batch" in shown and walk("client", "start show", "start") == shown
+
     token = walk("server", "token add", "org-1", "--store", "run").strip()
     (folder / "token").write_text(token)
     assert walk("server", "token list", "--store", "run") == "org-1\n"

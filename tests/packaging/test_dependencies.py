@@ -30,6 +30,7 @@ OPTIONAL = {
     "fedfree/flower_records.py": "flower",
     "client/doors/flower_app.py": "flower",
     "client/adapting/export.py": "onnx",
+    "fedfree/host/public_weights.py": "lite0",
 }
 """Files that need more than their room: what imports them works without, or says what to install."""
 NEVER_IMPORTED = {
@@ -95,6 +96,7 @@ def test_a_room_imports_nothing_that_its_role_does_not_declare(room: str, declar
         ("client", ("client",)),
         ("flower", ("client", "server")),
         ("onnx", ("client",)),
+        ("lite0", ("fedfree",)),
         ("simulation", ("server", "client", "simulations", "fedfree")),
         ("dev", tuple(ROOMS)),
     ],

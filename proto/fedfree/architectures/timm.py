@@ -46,23 +46,32 @@ FAMILIES: dict[str, TimmFamily] = {
 class TimmClassifier(Classifier):
     """One of timm's networks up to its pooled features, with a linear head of ours."""
 
+    head_name: str
+    """What timm calls its own head, for instance ``classifier``."""
+
     def __init__(self, *, name: str, num_classes: int, input: InputSpec) -> None:
         import timm  # takes longer to import than torch itself, and few networks need it
 
         super().__init__()
-        patch_size, options = family_of(name).patch_size, dict[str, Any]()
-        if patch_size:
-            if input.height % patch_size or input.width % patch_size:
-                raise ValueError(f"its sides are multiples of {patch_size}, and it would not see the rest")
-            options["img_size"] = (input.height, input.width)
         # Without classes it ends in pooled features; MobileNetV3 widens them first, to head_hidden_size.
-        self.network = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        self.network = timm.create_model(name, num_classes=0, **options_for(name, input))
+        self.head_name = str(self.network.pretrained_cfg["classifier"])  # type: ignore[index]
         self.feature_size = int(self.network.head_hidden_size)  # type: ignore[arg-type]
         self.head = nn.Linear(self.feature_size, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         hidden: Tensor = self.network(images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1))
         return hidden
+
+
+def options_for(name: str, input: InputSpec) -> dict[str, Any]:
+    """What timm must be told of the images; raises ValueError for a size that it would see only in part."""
+    patch_size = family_of(name).patch_size
+    if not patch_size:
+        return {}
+    if input.height % patch_size or input.width % patch_size:
+        raise ValueError(f"its sides are multiples of {patch_size}, and it would not see the rest")
+    return {"img_size": (input.height, input.width)}
 
 
 def family_of(name: str) -> TimmFamily:

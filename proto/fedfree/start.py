@@ -1,0 +1,174 @@
+"""The start: the public weights that every organisation's training begins from, named by hash.
+
+Only the body of a network belongs to it; its head is each organisation's own, since the classes are.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fedfree import PROTOCOL_VERSION
+from fedfree.architectures import Architecture, Classifier, InputSpec, build
+from fedfree.codec import (
+    MAX_WEIGHTS_BYTES,
+    architecture_from_wire,
+    architecture_to_wire,
+    check_envelope,
+    check_tensors,
+    encode_tensors,
+    input_from_wire,
+    input_to_wire,
+    parse_manifest,
+    read_tensors,
+    sha256,
+)
+from fedfree.errors import ContributionError
+from fedfree.v1 import start_pb2 as schema
+
+LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "BSD-2-Clause", "CC0-1.0", "CC-BY-4.0")
+"""SPDX identifiers that permit training from weights, handing them on and using what came of them."""
+MAX_SOURCE_CHARACTERS = 300
+_LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a federation begins from."""
+
+    architecture: Architecture
+    weights_sha256: str
+    """Of the body's safetensors, hexadecimal."""
+    input: InputSpec
+    source: str
+    """For people: who published the weights, and under which name; one line."""
+    licence: str
+    """SPDX identifier; written as in ``LICENCES`` where it is one of them."""
+
+    def __post_init__(self) -> None:
+        known = {licence.casefold(): licence for licence in LICENCES}
+        object.__setattr__(self, "licence", known.get(self.licence.casefold(), self.licence))
+        if not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
+            raise ContributionError(f"a start states the sha256 of its weights, got {self.weights_sha256!r}")
+        if not self.source or len(self.source) > MAX_SOURCE_CHARACTERS or not self.source.isprintable():
+            raise ContributionError(
+                f"a start says in one line of at most {MAX_SOURCE_CHARACTERS} characters where its weights "
+                f"come from, got {self.source[:60]!r}"
+            )
+        if not _LICENCE.fullmatch(self.licence):
+            raise ContributionError(
+                f"a start states its licence as SPDX has it, such as Apache-2.0, got {self.licence[:60]!r}"
+            )
+
+    @property
+    def sha256(self) -> str:
+        """The start's identity, hexadecimal: of its manifest, which holds the hash of the weights."""
+        return sha256(encode_start(self))
+
+
+def encode_start(start: Start) -> bytes:
+    """The manifest of a start; its weights travel beside it."""
+    return schema.Start(
+        protocol_version=PROTOCOL_VERSION,
+        architecture=architecture_to_wire(start.architecture),
+        weights_sha256=bytes.fromhex(start.weights_sha256),
+        input=input_to_wire(start.input),
+        source=start.source,
+        licence=start.licence,
+    ).SerializeToString(deterministic=True)
+
+
+def decode_start(manifest: bytes, weights: bytes) -> Start:
+    """Check a manifest and its weights, tensor by tensor, and return the start.
+
+    Raises:
+        ContributionError: anything that does not hold to the contract, with the reason.
+    """
+    start, stated = _described(manifest)
+    check_envelope(stated.protocol_version, stated.weights_sha256, weights)
+    network = build(start.architecture, num_classes=2, input=start.input)
+    fill_body(network, read_body(weights), str(start.architecture))
+    return start
+
+
+def describe_start(manifest: bytes) -> Start:
+    """What a manifest says, its weights unseen; raises ContributionError."""
+    return _described(manifest)[0]
+
+
+def _described(manifest: bytes) -> tuple[Start, schema.Start]:
+    message = schema.Start()
+    parse_manifest(message, manifest)
+    fields = ("protocol_version", "architecture", "weights_sha256", "input", "source", "licence")
+    set_here = {field.name for field, _ in message.ListFields()}
+    if missing := [name for name in fields if name not in set_here]:
+        raise ContributionError(
+            f"the start lacks its {', '.join(missing)}: it is cut off, or was made by hand"
+        )
+    start = Start(
+        architecture=architecture_from_wire(message.architecture),
+        weights_sha256=message.weights_sha256.hex(),
+        input=input_from_wire(message.input),
+        source=message.source,
+        licence=message.licence,
+    )
+    if message.protocol_version == PROTOCOL_VERSION and encode_start(start) != manifest:
+        raise ContributionError("the start is not encoded as it would be here, so its hash names nothing")
+    return start, message
+
+
+def check_licence(licence: str, *, accepted: Sequence[str] = ()) -> None:
+    """Refuse a licence that may forbid this use.
+
+    Args:
+        accepted: further identifiers that a person has read and takes responsibility for.
+
+    Raises:
+        ContributionError: it is neither one of ``LICENCES`` nor accepted.
+    """
+    if licence.casefold() not in {each.casefold() for each in (*LICENCES, *accepted)}:
+        raise ContributionError(
+            f"the weights' licence is {licence}, which may forbid this use: choose weights under "
+            f"{', '.join(LICENCES)}, or read it and say --accept-licence {licence}"
+        )
+
+
+def is_body(name: str) -> bool:
+    """Whether a tensor of a classifier's state dict belongs to the start: all but the head's do."""
+    return not name.startswith("head.")
+
+
+def body_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a classifier's state dict belongs to the start."""
+    return {name: tensor for name, tensor in tensors.items() if is_body(name)}
+
+
+def encode_body(network: nn.Module) -> bytes:
+    """The body of a network as safetensors; the same bytes on every machine."""
+    return encode_tensors(body_of(network.state_dict()))
+
+
+def read_body(weights: bytes) -> dict[str, Tensor]:
+    """The tensors of a start's weights; raises ContributionError where there is a head among them."""
+    if len(weights) > MAX_WEIGHTS_BYTES:
+        raise ContributionError(f"weights of {len(weights)} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
+    tensors = read_tensors(weights, "the start's weights")
+    if heads := sorted(tensors.keys() - body_of(tensors).keys()):
+        raise ContributionError(
+            f"the start's weights hold a head ({', '.join(heads)}), and that is each organisation's own: "
+            "make the start anew, fedfree-server start make"
+        )
+    return tensors
+
+
+def fill_body(network: Classifier, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Let a network begin from a start's tensors; its head stays as it is.
+
+    Raises:
+        ContributionError: what :func:`fedfree.codec.check_tensors` refuses.
+    """
+    state = network.state_dict()
+    check_tensors(tensors, body_of(state), what)
+    state.update(tensors)
+    network.load_state_dict(state)

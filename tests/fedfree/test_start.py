@@ -1,0 +1,161 @@
+"""A start is its bytes: one manifest, one hash, the body's tensors, and a refusal for everything else."""
+
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+
+from fedfree.architectures import Architecture, Classifier, InputSpec, build
+from fedfree.codec import encode_weights, sha256
+from fedfree.errors import ContributionError
+from fedfree.start import (
+    LICENCES,
+    Start,
+    check_licence,
+    decode_start,
+    describe_start,
+    encode_body,
+    encode_start,
+    fill_body,
+    read_body,
+)
+from fedfree.v1 import start_pb2
+
+SPEC = InputSpec(3, 16, 16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
+
+
+def make(architecture: str = "conv4", *, classes: int = 4) -> tuple[Start, bytes, Classifier]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(classes)
+        network = build(Architecture.parse(architecture), num_classes=classes, input=SPEC)
+    weights = encode_body(network)
+    start = Start(Architecture.parse(architecture), sha256(weights), SPEC, "a paper, table 2", "MIT")
+    return start, weights, network
+
+
+def test_a_start_that_is_encoded_and_decoded_is_the_same_and_so_is_its_hash() -> None:
+    start, weights, _ = make()
+    decoded = decode_start(encode_start(start), weights)
+    assert decoded == start == describe_start(encode_start(start))
+    assert decoded.sha256 == sha256(encode_start(start))
+
+
+def test_the_hash_depends_on_every_field() -> None:
+    start = make()[0]
+    others = [
+        replace(start, architecture=Architecture("resnet10")),
+        replace(start, weights_sha256="0" * 64),
+        replace(start, input=replace(SPEC, mean=(0.4, 0.5, 0.5))),
+        replace(start, source="another paper"),
+        replace(start, licence="Apache-2.0"),
+    ]
+    assert len({each.sha256 for each in (start, *others)}) == 6
+
+
+def test_the_body_begins_from_the_start_and_the_head_stays_ones_own() -> None:
+    _, weights, public = make(classes=4)
+    own = make(classes=7)[2]
+    head = own.head.weight.clone()  # type: ignore[operator]
+    fill_body(own, read_body(weights), "conv4")
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(own.features(images), public.features(images))
+    assert torch.equal(own.head.weight, head)  # type: ignore[arg-type]
+
+
+def test_a_counter_of_batches_does_not_change_the_hash() -> None:
+    _, weights, network = make()
+    network.train()(torch.rand(4, 3, 16, 16))
+    state = network.state_dict()
+    assert any(name.endswith("num_batches_tracked") and tensor == 1 for name, tensor in state.items())
+    body = safetensors.torch.load(encode_body(network))
+    assert all(not tensor for name, tensor in body.items() if name.endswith("num_batches_tracked"))
+    assert body.keys() == safetensors.torch.load(weights).keys()
+
+
+@pytest.mark.parametrize("cut", [0, 8, 1000, -1])
+def test_truncated_weights_are_refused(cut: int) -> None:
+    start, weights, _ = make()
+    with pytest.raises(ContributionError, match="the weights' sha256 is"):
+        decode_start(encode_start(start), weights[:cut])
+    short = replace(start, weights_sha256=sha256(weights[:cut]))
+    with pytest.raises(ContributionError, match="not valid safetensors"):
+        decode_start(encode_start(short), weights[:cut])
+
+
+def test_every_truncated_manifest_is_refused() -> None:
+    start, weights, _ = make()
+    manifest = encode_start(start)
+    for cut in range(len(manifest)):
+        with pytest.raises(ContributionError):
+            decode_start(manifest[:cut], weights)
+
+
+def test_a_start_with_a_head_is_refused() -> None:
+    start, _, network = make()
+    weights = encode_weights(network)
+    with_head = replace(start, weights_sha256=sha256(weights))
+    with pytest.raises(ContributionError, match=r"hold a head \(head.bias, head.weight\)"):
+        decode_start(encode_start(with_head), weights)
+
+
+def test_weights_of_another_architecture_are_refused() -> None:
+    start, weights, _ = make()
+    other = replace(start, architecture=Architecture("resnet10"))
+    with pytest.raises(ContributionError, match="resnet10-batch expects other tensors"):
+        decode_start(encode_start(other), weights)
+    wider = replace(start, architecture=Architecture.parse("conv4-64"))
+    with pytest.raises(ContributionError, match="of conv4-64-batch must be float32"):
+        decode_start(encode_start(wider), weights)
+
+
+@pytest.mark.parametrize(
+    "field", ["protocol_version", "architecture", "weights_sha256", "input", "source", "licence"]
+)
+def test_a_missing_field_is_named(field: str) -> None:
+    start, weights, _ = make()
+    message = start_pb2.Start.FromString(encode_start(start))
+    message.ClearField(field)  # type: ignore[arg-type]
+    with pytest.raises(ContributionError, match=f"lacks its {field}"):
+        decode_start(message.SerializeToString(), weights)
+
+
+def test_what_another_release_understands_is_refused_by_its_version() -> None:
+    start, weights, _ = make()
+    message = start_pb2.Start.FromString(encode_start(start))
+    message.protocol_version += 1
+    with pytest.raises(ContributionError, match="protocol version"):
+        decode_start(message.SerializeToString(), weights)
+
+
+def test_two_manifests_never_mean_the_same_start() -> None:
+    start, weights, _ = make()
+    with pytest.raises(ContributionError, match="not encoded as"):
+        decode_start(encode_start(start) + b"\x98\x06\x01", weights)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"weights_sha256": "abc"}, "sha256 of its weights"),
+        ({"source": ""}, "where its weights come from"),
+        ({"source": "two\nlines"}, "where its weights come from"),
+        ({"licence": ""}, "such as Apache-2.0"),
+        ({"licence": "do as you like"}, "such as Apache-2.0"),
+    ],
+)
+def test_a_start_that_says_too_little_cannot_be_made(values: dict[str, str], word: str) -> None:
+    with pytest.raises(ContributionError, match=word):
+        replace(make()[0], **values)  # type: ignore[arg-type]
+
+
+def test_licences_that_permit_this_use_are_known_however_they_are_written() -> None:
+    for licence in LICENCES:
+        check_licence(licence.lower())
+        assert replace(make()[0], licence=licence.lower()).licence == licence
+
+
+def test_any_other_licence_is_refused_until_a_person_accepts_it() -> None:
+    with pytest.raises(ContributionError, match=r"--accept-licence CC-BY-NC-4\.0"):
+        check_licence("CC-BY-NC-4.0")
+    check_licence("CC-BY-NC-4.0", accepted=("cc-by-nc-4.0",))
