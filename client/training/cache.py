@@ -98,12 +98,12 @@ def read_cached(folder: Path) -> Contribution:
     return decode_contribution(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
 
 
-def check_writable(cache: Path) -> None:
-    """Raise StorageError where nothing could be kept: better known before training than after it."""
+def check_writable(cache: Path, size: int = 0) -> None:
+    """Raise StorageError where ``size`` bytes could not be kept: better known before than after training."""
     with named(f"cannot write the cache {cache}"):
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
+        with tempfile.TemporaryFile(dir=cache) as file:
+            file.write(bytes(size))
 
 
 def write_cached(folder: Path, contribution: Contribution, more: Mapping[str, bytes]) -> None:

@@ -182,6 +182,7 @@ def _train_privately_into(
     privacy, architecture = config.privacy, config.training.architecture
     untrained = initialise(images, config.training, seed=config.seed)
     check_private(untrained.network)
+    check_writable(folder.parent, len(encode_weights(untrained.network)))
     choose_device(config.training.device)
     tell(f"looking for the noise that spends at most epsilon {privacy.epsilon:g} on {len(images)} images")
     epochs = config.training.epochs

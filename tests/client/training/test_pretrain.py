@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,18 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_reserved(c
         with pytest.raises(StorageError, match=f"cannot write the cache {config.cache}"):
             pretrain(each)
     assert not config.ledger_path.exists()
+
+
+def test_a_disk_without_room_for_the_model_is_named_before_anything_is_spent(config: ClientConfig) -> None:
+    ledger = Ledger(config.ledger_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=f"cannot write the cache {config.cache}"):
+            pretrain(under_privacy(config))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (ledger.entries(), list(config.cache.iterdir())) == ([], [])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
