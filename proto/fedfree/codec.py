@@ -51,11 +51,27 @@ class Contribution:
     input: InputSpec
     privacy: PrivacyStatement
     weights: bytes
-    """safetensors."""
+    """safetensors; from a start, only of what was trained."""
+    start: str = ""
+    """Identity of the start that training began from, hexadecimal; empty where it began elsewhere."""
 
-    def network(self) -> Classifier:
-        """The classifier, built from our own code, in evaluation mode."""
-        return load_network(self.architecture, self.num_classes, self.input, self.weights)
+    def network(self, body: Mapping[str, Tensor] | None = None) -> Classifier:
+        """The classifier, built from our own code, in evaluation mode.
+
+        Args:
+            body: of the start, where the contribution names one: what was not trained is taken from it.
+
+        Raises:
+            ContributionError: the start is not given, or tensors that do not fit.
+        """
+        if not self.start:
+            return load_network(self.architecture, self.num_classes, self.input, self.weights)
+        if body is None:
+            raise ContributionError(
+                f"the contribution holds only what was trained from the start {short(self.start)}: give that "
+                "start too (fedfree-client start fetch brings the federation's)"
+            )
+        return load_network(self.architecture, self.num_classes, self.input, self.weights, body)
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,8 @@ class Provenance:
     seed: int
     software: str
     """For instance ``fedfree 0.1.0``."""
+    start: str = ""
+    """Identity of the start that every contribution began from, hexadecimal; empty where there was none."""
 
 
 @dataclass(frozen=True)
@@ -107,27 +125,46 @@ def encode_tensors(state: Mapping[str, Tensor]) -> bytes:
 
 
 def load_network(
-    architecture: Architecture, num_classes: int, input: InputSpec, weights: bytes
+    architecture: Architecture,
+    num_classes: int,
+    input: InputSpec,
+    weights: bytes,
+    body: Mapping[str, Tensor] | None = None,
 ) -> Classifier:
-    """Build the network and fill it with ``weights``; see :func:`check_tensors` for what is refused."""
+    """Build the network and fill it with ``weights``; see :func:`fill_network` for what is refused."""
     network = build(architecture, num_classes=num_classes, input=input)
-    if len(weights) > MAX_WEIGHTS_BYTES:
-        raise ContributionError(f"weights of {len(weights)} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
     tensors = read_tensors(weights, "the weights")
-    fill_network(network, tensors, f"{architecture} with {num_classes} classes")
+    fill_network(network, tensors, f"{architecture} with {num_classes} classes", body)
     return network
 
 
 def read_tensors(data: bytes, what: str) -> dict[str, Tensor]:
     """Tensors by name from safetensors bytes; raises ContributionError."""
+    if len(data) > MAX_WEIGHTS_BYTES:
+        raise ContributionError(f"{what} of {len(data)} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
     try:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ContributionError(f"{what} are not valid safetensors: {error}") from error
 
 
-def fill_network(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Check tensors and load them; raises ContributionError as :func:`check_tensors` does."""
+def fill_network(
+    network: torch.nn.Module,
+    tensors: Mapping[str, Tensor],
+    what: str,
+    body: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Check tensors and load them.
+
+    Args:
+        body: of a start, from which all comes that ``tensors`` do not hold.
+
+    Raises:
+        ContributionError: as :func:`check_tensors`, and from a start as :func:`check_trained`.
+    """
+    if body is not None:
+        check_trained(tensors, network, what)
+        tensors = {**body, **tensors}
     state = network.state_dict()
     check_tensors(tensors, state, what)
     # Into the network's own dict, whose version marks some torchvision networks insist on.
@@ -160,6 +197,26 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             raise ContributionError(f"tensor {name!r} holds a negative variance")
 
 
+def is_body(name: str) -> bool:
+    """Whether a tensor of a classifier's state dict belongs to the start: all but the head's do."""
+    return not name.startswith("head.")
+
+
+def check_trained(tensors: Mapping[str, Tensor], network: torch.nn.Module, what: str) -> None:
+    """Check what a contribution from a start holds: the whole head, and any other parameters.
+
+    Raises:
+        ContributionError: a tensor that is not the contribution's to change, or as :func:`check_tensors`.
+    """
+    parameters = dict(network.named_parameters())
+    if fixed := sorted(tensors.keys() & (network.state_dict().keys() - parameters.keys())):
+        raise ContributionError(
+            f"{what} takes {fixed[0]!r} from its start: running statistics stay frozen, and never travel"
+        )
+    expected = {name: each for name, each in parameters.items() if name in tensors or not is_body(name)}
+    check_tensors(tensors, expected, what)
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
@@ -167,6 +224,11 @@ def _describe(tensor: Tensor) -> str:
 def sha256(data: bytes) -> str:
     """Hexadecimal SHA-256."""
     return hashlib.sha256(data).hexdigest()
+
+
+def short(identity: str) -> str:
+    """A hash as people are shown it."""
+    return f"{identity[:12]}…"
 
 
 def contribution_id(manifest: bytes) -> str:
@@ -183,11 +245,15 @@ def encode_contribution(contribution: Contribution) -> bytes:
         input=input_to_wire(contribution.input),
         privacy=_privacy_to_wire(contribution.privacy),
         weights_sha256=bytes.fromhex(sha256(contribution.weights)),
+        start_sha256=bytes.fromhex(contribution.start),
     ).SerializeToString(deterministic=True)
 
 
 def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
     """Check a manifest and its weights, tensor by tensor, and return the contribution.
+
+    Of one from a start what travelled is checked; whether that start is the right one tells
+    :func:`fedfree.start.require_start`.
 
     Raises:
         ContributionError: anything that does not hold to the contract, with the reason.
@@ -196,9 +262,16 @@ def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
     parse_manifest(message, manifest)
     check_envelope(message.protocol_version, message.weights_sha256, weights)
     contribution = _contribution_from_wire(message, weights)
-    network = contribution.network()
-    if contribution.privacy.status is PrivacyStatus.DP:
-        check_parameters_only(network, str(contribution.architecture))
+    what = str(contribution.architecture)
+    if contribution.start:
+        network = build(
+            contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
+        )
+        check_trained(read_tensors(weights, "the weights"), network, what)
+    else:
+        network = contribution.network()
+        if contribution.privacy.status is PrivacyStatus.DP:
+            check_parameters_only(network, what)
     return contribution
 
 
@@ -239,7 +312,14 @@ def _contribution_from_wire(message: contribution_schema.Contribution, weights: 
         input=input_from_wire(message.input),
         privacy=_privacy_from_wire(message.privacy),
         weights=weights,
+        start=_identity_from_wire(message.start_sha256),
     )
+
+
+def _identity_from_wire(start_sha256: bytes) -> str:
+    if len(start_sha256) not in (0, hashlib.sha256().digest_size):
+        raise ContributionError(f"a start's sha256 has 32 bytes, the manifest states {len(start_sha256)}")
+    return start_sha256.hex()
 
 
 def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
@@ -262,6 +342,7 @@ def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
             config_sha256=bytes.fromhex(provenance.config_sha256),
             seed=provenance.seed,
             software=provenance.software,
+            start_sha256=bytes.fromhex(provenance.start),
         ),
         weights_sha256=bytes.fromhex(sha256(meta_learner.weights)),
     ).SerializeToString(deterministic=True)
@@ -292,6 +373,7 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
             config_sha256=message.provenance.config_sha256.hex(),
             seed=message.provenance.seed,
             software=message.provenance.software,
+            start=_identity_from_wire(message.provenance.start_sha256),
         ),
         weights=weights,
     )

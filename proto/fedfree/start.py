@@ -5,14 +5,15 @@ Only the body of a network belongs to it; its head is each organisation's own, s
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor, nn
 
 from fedfree import PROTOCOL_VERSION
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.codec import (
-    MAX_WEIGHTS_BYTES,
+    Contribution,
     architecture_from_wire,
     architecture_to_wire,
     check_envelope,
@@ -20,11 +21,14 @@ from fedfree.codec import (
     encode_tensors,
     input_from_wire,
     input_to_wire,
+    is_body,
     parse_manifest,
     read_tensors,
     sha256,
+    short,
 )
 from fedfree.errors import ContributionError
+from fedfree.statement import InitialWeights
 from fedfree.v1 import start_pb2 as schema
 
 LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "BSD-2-Clause", "CC0-1.0", "CC-BY-4.0")
@@ -65,6 +69,25 @@ class Start:
     def sha256(self) -> str:
         """The start's identity, hexadecimal: of its manifest, which holds the hash of the weights."""
         return sha256(encode_start(self))
+
+    @property
+    def initial_weights(self) -> InitialWeights:
+        """What the privacy statement of a contribution from here says; a start is public by definition."""
+        return InitialWeights(self.weights_sha256, public=True)
+
+
+@dataclass(frozen=True)
+class LoadedStart:
+    """A start with its weights, checked by :func:`decode_start`."""
+
+    start: Start
+    weights: bytes
+    """safetensors of the body."""
+
+    @cached_property
+    def body(self) -> dict[str, Tensor]:
+        """The body's tensors by name, for :meth:`fedfree.codec.Contribution.network`."""
+        return read_body(self.weights)
 
 
 def encode_start(start: Start) -> bytes:
@@ -134,11 +157,6 @@ def check_licence(licence: str, *, accepted: Sequence[str] = ()) -> None:
         )
 
 
-def is_body(name: str) -> bool:
-    """Whether a tensor of a classifier's state dict belongs to the start: all but the head's do."""
-    return not name.startswith("head.")
-
-
 def body_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What of a classifier's state dict belongs to the start."""
     return {name: tensor for name, tensor in tensors.items() if is_body(name)}
@@ -151,8 +169,6 @@ def encode_body(network: nn.Module) -> bytes:
 
 def read_body(weights: bytes) -> dict[str, Tensor]:
     """The tensors of a start's weights; raises ContributionError where there is a head among them."""
-    if len(weights) > MAX_WEIGHTS_BYTES:
-        raise ContributionError(f"weights of {len(weights)} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
     tensors = read_tensors(weights, "the start's weights")
     if heads := sorted(tensors.keys() - body_of(tensors).keys()):
         raise ContributionError(
@@ -172,3 +188,63 @@ def fill_body(network: Classifier, tensors: Mapping[str, Tensor], what: str) -> 
     check_tensors(tensors, body_of(state), what)
     state.update(tensors)
     network.load_state_dict(state)
+
+
+def trained_tensors(network: Classifier, body: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a network that began from a start travels: the head, and the parameters that differ from it."""
+    return {
+        name: parameter.detach()
+        for name, parameter in network.named_parameters()
+        if not is_body(name) or not parameter.detach().cpu().equal(body[name])
+    }
+
+
+def require_start(contribution: Contribution, start: Start | None) -> None:
+    """Refuse a contribution that did not begin where the federation does.
+
+    Args:
+        start: the federation's; None where it has none.
+
+    Raises:
+        ContributionError: both starts by hash, or what of the contribution is not as its start has it.
+    """
+    require_same_start(contribution.start, start.sha256 if start else "")
+    if start is None:
+        return
+    if contribution.architecture != start.architecture:
+        raise ContributionError(
+            f"the contribution is a {contribution.architecture}, its start a {start.architecture}"
+        )
+    if replace(contribution.input, horizontal_flip=start.input.horizontal_flip) != start.input:
+        raise ContributionError(
+            f"the contribution takes {contribution.input}, its start {start.input}: channels, size and "
+            "normalisation are the start's"
+        )
+    if contribution.privacy.initial_weights != start.initial_weights:
+        raise ContributionError(
+            "the privacy statement names other initial weights than the start's: "
+            f"{short(start.weights_sha256)}, which are public"
+        )
+
+
+def require_same_start(began: str, federation: str) -> None:
+    """Refuse one start in the place of another; each by its identity, empty for none.
+
+    Args:
+        began: where the organisation begins, or its contribution began.
+        federation: where the federation does.
+
+    Raises:
+        ContributionError: they differ; both are named.
+    """
+    if began == federation:
+        return
+    own = f"began from the start {short(began)}" if began else "did not begin from a public start"
+    if federation:
+        raise ContributionError(
+            f"the contribution {own}, and this federation begins from the start {short(federation)}: bring "
+            "that one with fedfree-client start fetch, and train again from it"
+        )
+    raise ContributionError(
+        f"the contribution {own}, and this federation has no public start: train again without one"
+    )

@@ -86,6 +86,8 @@ def test_a_meta_learner_survives_the_round_trip(recipe: Recipe) -> None:
     provenance = Provenance(("ab" * 32, "cd" * 32), "ef" * 32, 7, "fedfree 0")
     sent = MetaLearner(contribution.architecture, 3, INPUT, recipe, provenance, contribution.weights)
     assert decode_meta_learner(encode_meta_learner(sent), sent.weights) == sent
+    begun = dataclasses.replace(sent, provenance=dataclasses.replace(provenance, start="12" * 32))
+    assert decode_meta_learner(encode_meta_learner(begun), sent.weights) == begun
 
 
 def test_the_same_contribution_has_the_same_id_and_another_has_not() -> None:
@@ -165,7 +167,8 @@ def test_a_contribution_without_privacy_statement_is_refused() -> None:
 def test_the_manifest_holds_no_class_name_and_no_sample_count() -> None:
     fields = {field.name for field in contribution_pb2.Contribution.DESCRIPTOR.fields}
     assert fields == {
-        "protocol_version", "architecture", "num_classes", "input", "privacy", "weights_sha256"
+        "protocol_version", "architecture", "num_classes", "input", "privacy", "weights_sha256",
+        "start_sha256",
     }  # fmt: skip
 
 

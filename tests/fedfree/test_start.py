@@ -7,10 +7,18 @@ import safetensors.torch
 import torch
 
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
-from fedfree.codec import encode_weights, sha256
+from fedfree.codec import (
+    Contribution,
+    decode_contribution,
+    encode_contribution,
+    encode_tensors,
+    encode_weights,
+    sha256,
+)
 from fedfree.errors import ContributionError
 from fedfree.start import (
     LICENCES,
+    LoadedStart,
     Start,
     check_licence,
     decode_start,
@@ -19,8 +27,11 @@ from fedfree.start import (
     encode_start,
     fill_body,
     read_body,
+    require_start,
+    trained_tensors,
 )
-from fedfree.v1 import start_pb2
+from fedfree.statement import PrivacyStatement
+from fedfree.v1 import contribution_pb2, start_pb2
 
 SPEC = InputSpec(3, 16, 16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
 
@@ -159,3 +170,111 @@ def test_any_other_licence_is_refused_until_a_person_accepts_it() -> None:
     with pytest.raises(ContributionError, match=r"--accept-licence CC-BY-NC-4\.0"):
         check_licence("CC-BY-NC-4.0")
     check_licence("CC-BY-NC-4.0", accepted=("cc-by-nc-4.0",))
+
+
+def make_trained(*, classes: int = 3) -> tuple[LoadedStart, Classifier, Contribution]:
+    """A start, a network of which one layer was trained from there, and what is contributed of it."""
+    start, weights, _ = make()
+    loaded, network = LoadedStart(start, weights), make(classes=classes)[2]
+    fill_body(network, loaded.body, "conv4")
+    with torch.no_grad():
+        network.get_parameter("blocks.3.0.weight").mul_(2)
+    return loaded, network, contribute(loaded, trained_tensors(network, loaded.body), classes=classes)
+
+
+def contribute(loaded: LoadedStart, tensors: dict[str, torch.Tensor], *, classes: int = 3) -> Contribution:
+    start = loaded.start
+    statement = PrivacyStatement(initial_weights=start.initial_weights)
+    weights = encode_tensors(tensors)
+    return Contribution(start.architecture, classes, SPEC, statement, weights, start.sha256)
+
+
+def decode(contribution: Contribution) -> Contribution:
+    return decode_contribution(encode_contribution(contribution), contribution.weights)
+
+
+def test_only_what_was_trained_travels_and_the_start_gives_the_rest() -> None:
+    loaded, network, contribution = make_trained()
+    sent = safetensors.torch.load(contribution.weights)
+    assert sent.keys() == {"head.weight", "head.bias", "blocks.3.0.weight"}
+    arrived = decode(contribution)
+    assert arrived == contribution
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(arrived.network(loaded.body)(images), network(images))
+
+
+def test_where_the_head_alone_was_trained_the_head_alone_travels() -> None:
+    loaded, network, _ = make_trained()
+    fill_body(network, loaded.body, "conv4")
+    assert trained_tensors(network, loaded.body).keys() == {"head.weight", "head.bias"}
+
+
+def test_without_its_start_a_contribution_is_no_network_and_the_start_is_named() -> None:
+    loaded, _, contribution = make_trained()
+    with pytest.raises(ContributionError, match=f"start {loaded.start.sha256[:12]}…: give that start"):
+        contribution.network()
+
+
+def test_a_contribution_without_a_start_is_whole_and_says_nothing_of_one() -> None:
+    _, _, network = make()
+    contribution = Contribution(Architecture(), 4, SPEC, PrivacyStatement(), encode_weights(network))
+    manifest = encode_contribution(contribution)
+    assert decode(contribution) == contribution and not contribution.start
+    named = contribution_pb2.Contribution.FromString(manifest).ListFields()
+    assert "start_sha256" not in {field.name for field, _ in named}
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(contribution.network()(images), network(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"head.bias": None}, r"missing \['head.bias'\]"),
+        ({"backdoor": torch.zeros(1)}, r"unexpected \['backdoor'\]"),
+        ({"blocks.0.1.running_mean": torch.zeros(32)}, "'blocks.0.1.running_mean' from its start"),
+        ({"blocks.0.1.num_batches_tracked": torch.tensor(0)}, "never travel"),
+        ({"blocks.0.0.weight": torch.zeros(32, 1, 3, 3)}, r"must be float32 \[32, 3, 3, 3\]"),
+        ({"blocks.0.0.weight": torch.full((32, 3, 3, 3), torch.nan)}, "NaN or infinity"),
+        ({"head.bias": torch.zeros(3, dtype=torch.float64)}, "got float64"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_what_may_not_travel_from_a_start_is_refused_by_name(
+    changes: dict[str, torch.Tensor | None], word: str
+) -> None:
+    loaded, network, _ = make_trained()
+    tensors = trained_tensors(network, loaded.body) | changes
+    sent = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    with pytest.raises(ContributionError, match=word):
+        decode(contribute(loaded, sent))
+
+
+def test_a_start_of_another_length_than_a_hash_is_refused() -> None:
+    contribution = make_trained()[2]
+    message = contribution_pb2.Contribution.FromString(encode_contribution(contribution))
+    message.start_sha256 = b"short"
+    with pytest.raises(ContributionError, match="has 32 bytes, the manifest states 5"):
+        decode_contribution(message.SerializeToString(), contribution.weights)
+
+
+def test_who_began_where_the_federation_begins_is_let_in_mirrored_or_not() -> None:
+    loaded, _, contribution = make_trained()
+    require_start(contribution, loaded.start)
+    require_start(replace(contribution, input=replace(SPEC, horizontal_flip=False)), loaded.start)
+    require_start(replace(contribution, start=""), None)
+
+
+def test_who_began_elsewhere_is_refused_with_both_starts_named() -> None:
+    loaded, _, contribution = make_trained()
+    start, other = loaded.start, replace(loaded.start, source="elsewhere")
+    for wrong, federation, words in [
+        (contribution, other, f"start {start.sha256[:12]}….*begins from the start {other.sha256[:12]}…"),
+        (replace(contribution, start=""), start, f"did not begin.*begins from the start {start.sha256[:12]}"),
+        (contribution, None, f"start {start.sha256[:12]}….*has no public start"),
+        (replace(contribution, architecture=Architecture("resnet10")), start, "resnet10.*its start a conv4"),
+        (replace(contribution, input=replace(SPEC, height=32)), start, "size and normalisation are"),
+        (replace(contribution, input=InputSpec(3, 16, 16)), start, "size and normalisation are"),
+        (replace(contribution, privacy=PrivacyStatement()), start, "names other initial weights"),
+    ]:
+        with pytest.raises(ContributionError, match=words):
+            require_start(wrong, federation)

@@ -10,7 +10,7 @@ from fedfree.architectures import ArchitectureId
 from fedfree.errors import ContributionError
 from fedfree.host.files import read_file, write_new
 from fedfree.settings import Listed, Settings
-from fedfree.start import Start, check_licence, decode_start, encode_start
+from fedfree.start import LoadedStart, Start, check_licence, decode_start, encode_start
 
 MANIFEST, WEIGHTS = "start.pb", "weights.safetensors"
 
@@ -55,6 +55,11 @@ def read_start(folder: Path) -> tuple[Start, bytes]:
         return decode_start(manifest, weights), weights
     except ContributionError as error:
         raise ContributionError(f"no start in {folder}: {error}") from error
+
+
+def load_start(folder: Path) -> LoadedStart:
+    """As :func:`read_start`, ready to begin from."""
+    return LoadedStart(*read_start(folder))
 
 
 def start_lines(start: Start, weights: bytes, *, accepted: Sequence[str] = ()) -> list[tuple[str, str]]:

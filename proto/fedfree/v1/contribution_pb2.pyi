@@ -108,17 +108,19 @@ class Composition(_message.Message):
     def __init__(self, epsilon: _Optional[float] = ..., contributions: _Optional[int] = ..., without_differential_privacy: _Optional[int] = ..., epsilon_budget: _Optional[float] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("protocol_version", "architecture", "num_classes", "input", "privacy", "weights_sha256")
+    __slots__ = ("protocol_version", "architecture", "num_classes", "input", "privacy", "weights_sha256", "start_sha256")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    START_SHA256_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     architecture: Architecture
     num_classes: int
     input: InputSpec
     privacy: PrivacyStatement
     weights_sha256: bytes
-    def __init__(self, protocol_version: _Optional[int] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., num_classes: _Optional[int] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., privacy: _Optional[_Union[PrivacyStatement, _Mapping]] = ..., weights_sha256: _Optional[bytes] = ...) -> None: ...
+    start_sha256: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., num_classes: _Optional[int] = ..., input: _Optional[_Union[InputSpec, _Mapping]] = ..., privacy: _Optional[_Union[PrivacyStatement, _Mapping]] = ..., weights_sha256: _Optional[bytes] = ..., start_sha256: _Optional[bytes] = ...) -> None: ...
