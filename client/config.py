@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
 from fedfree.host.compute import ComputeConfig
 from fedfree.host.places import cache_folder, state_folder
+from fedfree.host.starts import describe_folder
 from fedfree.settings import Layer, Listed, Settings, Values, value_at
 from fedfree.statement import MAX_EPSILON
 
@@ -38,6 +39,14 @@ class DataConfig(Settings):
 class TrainingConfig(ComputeConfig):
     """How the contributed classifier is trained."""
 
+    start: Path | None = None
+    """Folder of the public start that training begins from; brings its architecture and image size.
+
+    BatchNorm keeps the start's statistics, and only what was trained leaves.
+    """
+    trained: Literal["all", "last", "scales", "head"] = "all"
+    """What training from a start changes, beside the head: everything, the last quarter of the network, the
+    scales and shifts of its norms and its biases, or nothing."""
     architecture: ArchitectureId = Architecture()
     """For instance conv4, conv4-64-group, resnet10; conv4-group by default under differential privacy."""
     image_size: Annotated[int, Field(ge=16, le=512)] = 32
@@ -54,10 +63,12 @@ class TrainingConfig(ComputeConfig):
     """Few images are gone through more often than ``epochs`` says, until so many steps are taken."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Images a step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum 0.9, or AdamW."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    """Peak of a one-cycle schedule; SGD with Nesterov momentum 0.9."""
+    """Peak of a one-cycle schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """Of SGD."""
+    """Of the optimizer."""
     rotation_task: bool | None = None
     """Whether the model also learns to tell quarter turns of images; by default of colour images only.
 
@@ -125,8 +136,23 @@ WITHOUT_PRIVACY_ONLY = frozenset(
 """Options of TrainingConfig that training under differential privacy has no use for."""
 
 
-def dp_architecture(given: Values) -> Layer:
-    """conv4-group, where differential privacy is asked for and no architecture is named."""
+FROM_START: dict[str, Any] = {
+    "epochs": 8,
+    "min_steps": 100,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "learning_rate": 3e-4,
+    "weight_decay": 0.01,
+}
+"""What training from a start begins from instead of the defaults."""
+
+
+def implied_training(given: Values) -> Layer:
+    """What a start brings with it; without one conv4-group, where differential privacy is asked for."""
+    if start := value_at(given, "training.start"):
+        described = describe_folder(Path(start))
+        own = {"architecture": str(described.architecture), "image_size": described.input.height}
+        return Layer(f"start {start}", {"training": FROM_START | own})
     epsilon = value_at(given, "privacy.epsilon", math.inf)
     is_dp = isinstance(epsilon, int | float) and math.isfinite(epsilon)
     return Layer("differential privacy", {"training": {"architecture": "conv4-group"}} if is_dp else {})
@@ -180,8 +206,8 @@ class ClientConfig(Settings):
 
     @classmethod
     def implied(cls, given: Values) -> Layer:
-        """Differential privacy brings an architecture that it can train."""
-        return dp_architecture(given)
+        """A start brings its architecture, differential privacy one that it can train."""
+        return implied_training(given)
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from client.config import PrivacyConfig, TrainingConfig, dp_architecture
+from client.config import PrivacyConfig, TrainingConfig, implied_training
 from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
 from fedfree.host.places import cache_folder
@@ -57,7 +57,7 @@ class SimulationConfig(Settings):
     @classmethod
     def implied(cls, given: Values) -> Layer:
         """Differential privacy brings an architecture that it can train."""
-        return dp_architecture(given)
+        return implied_training(given)
 
     @property
     def datasets(self) -> dict[str, str]:

@@ -30,6 +30,8 @@ app = App()
 PRETRAIN_FLAGS = {
     "data": "data.source",
     "split": "data.split",
+    "start": "training.start",
+    "trained": "training.trained",
     "architecture": "training.architecture",
     "image_size": "training.image_size",
     "epochs": "training.epochs",

@@ -9,6 +9,8 @@ from torch import Tensor
 from fedfree.architectures import InputSpec
 from fedfree.errors import DataError
 
+LOOKED_AT_TOGETHER = 1024
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -75,6 +77,13 @@ def split_held_out(
     if not held.any():
         raise DataError("no class has two images, so none can be held out; add images")
     return _subset(images, ~held), _subset(images, held)
+
+
+def is_coloured(images: Tensor) -> bool:
+    """Whether any of [n, channels, h, w] images has a pixel that is not grey."""
+    return images.shape[1] == 3 and not all(
+        bool((some[:, :1] == some).all()) for some in images.split(LOOKED_AT_TOGETHER)
+    )
 
 
 def to_input(images: Tensor, spec: InputSpec) -> Tensor:

@@ -75,7 +75,7 @@ def load_images(
     return ImageSet(torch.from_numpy(pixels), torch.arange(len(kept)).repeat_interleave(counts), tuple(kept))
 
 
-def load_configured(data: DataConfig, *, size: int) -> ImageSet:
+def load_configured(data: DataConfig, *, size: int, channels: int | None = None) -> ImageSet:
     """The images that a configuration names, brought to ``size`` pixels a side; raises DataError."""
     return load_images(
         data.source,
@@ -83,6 +83,7 @@ def load_configured(data: DataConfig, *, size: int) -> ImageSet:
         classes=data.classes,
         images_per_class=data.images_per_class,
         size=size,
+        channels=channels,
     )
 
 

@@ -33,7 +33,15 @@ from client.rehearsing.attacks import (
     lira_online,
     membership_scores,
 )
-from client.training.cache import MANIFEST, check_writable, read_cached, training_key, write_cached
+from client.training.cache import (
+    MANIFEST,
+    begun_from,
+    check_writable,
+    read_cached,
+    training_key,
+    without_paths,
+    write_cached,
+)
 from client.training.fit import Fitted, Untrained, fit, initialise
 from client.training.observer import Observer, ignore
 from client.training.privacy import plan as plan_run
@@ -44,7 +52,6 @@ from fedfree.codec import Contribution, encode_weights, sha256
 from fedfree.errors import DataError
 from fedfree.host.code import code_sha256
 from fedfree.host.compute import use_cpu
-from fedfree.host.files import read_file
 from fedfree.seeding import derive_seed, make_generator
 from fedfree.statement import PrivacyStatement
 
@@ -132,8 +139,12 @@ def trainer_of(config: TrainingConfig, privacy: PrivacyConfig | None = None) -> 
             weights=encode_weights(trained.network),
         )
 
-    initial = sha256(read_file(config.initial_weights)) if config.initial_weights else ""
-    parts = (config.sha256(), privacy.training_sha256(), initial, code_sha256(__name__))
+    parts = (
+        without_paths(config).sha256(),
+        privacy.training_sha256(),
+        begun_from(config),
+        code_sha256(__name__),
+    )
     return Trainer(train, sha256(" ".join(parts).encode()))
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from client.config import ClientConfig, DataConfig
+from client.config import ClientConfig, DataConfig, TrainingConfig
 from client.data.finding import hash_images
 from client.data.image_set import ImageSet
 from fedfree.codec import Contribution, decode_contribution, encode_contribution, sha256
 from fedfree.errors import ConfigError
 from fedfree.host.code import code_sha256
 from fedfree.host.files import named, read_file, sync, write_file
+from fedfree.host.starts import describe_folder
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ MANIFEST, WEIGHTS, HELD_OUT = "manifest.pb", "weights.safetensors", "held_out_ac
 RESERVATION = "reservation.txt"
 """Which row of the ledger a cached model is."""
 TRAINS = (
-    *("client.config", "client.data", "client.training.fit", "client.training.pretrain"),
+    *("client.config", "client.data", "client.training.fit", "client.training.scope"),
+    "client.training.pretrain",
     *("client.training.privacy", "fedfree.architectures"),
     *("fedfree.codec", "fedfree.seeding", "fedfree.host.compute"),
 )
@@ -51,13 +53,24 @@ def cached_folder(config: ClientConfig, images: ImageSet) -> Path:
 
 def cache_key(config: ClientConfig, images: ImageSet) -> str:
     """Hash of everything that decides the trained model; see above for what that is."""
-    path = config.training.initial_weights
-    initial = sha256(read_file(path)) if path else ""
+    initial = begun_from(config.training)
     if config.privacy.is_dp:
         parts = (files_sha256(config.data, images), _private_settings(config), initial, str(config.seed))
         return sha256("\n".join(parts).encode())
-    without = config.training.model_copy(update={"initial_weights": None})
-    return training_key(images, f"{without.sha256()} {initial}", seed=config.seed)
+    settings = without_paths(config.training).sha256()
+    return training_key(images, f"{settings} {initial}", seed=config.seed)
+
+
+def without_paths(training: TrainingConfig) -> TrainingConfig:
+    """The same but for where files lie, which decides nothing; see :func:`begun_from` for what is in them."""
+    return training.model_copy(update={"initial_weights": None, "start": None})
+
+
+def begun_from(training: TrainingConfig) -> str:
+    """Hash of the initial weights or the start, wherever their file is; empty without."""
+    if training.start:
+        return describe_folder(training.start).sha256
+    return sha256(read_file(training.initial_weights)) if training.initial_weights else ""
 
 
 def training_key(images: ImageSet, config_hash: str, *, seed: int) -> str:

@@ -2,20 +2,24 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from client.config import TrainingConfig, or_if_colour
-from client.data.image_set import ImageSet, split_held_out, to_input
+from client.data.image_set import ImageSet, is_coloured, split_held_out, to_input
 from client.training.observer import Observer, ignore
-from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
+from client.training.scope import train_only
+from fedfree.architectures import Classifier, InputSpec, build, freeze_statistics, use_channels_last
 from fedfree.codec import fill_network, read_tensors
+from fedfree.errors import ConfigError
 from fedfree.host.compute import choose_device, use_cpu
 from fedfree.host.files import read_file
+from fedfree.host.starts import load_start
 from fedfree.seeding import derive_seed, make_generator
+from fedfree.start import LoadedStart, fill_body
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,8 @@ class Untrained:
 
     network: Classifier
     input: InputSpec
+    start: LoadedStart | None
+    """What its body is, where it begins from a public start."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Fitted:
 
     network: Classifier
     input: InputSpec
+    start: LoadedStart | None
     held_out_accuracy: float
     """Fraction in [0, 1]; stays with the organisation."""
 
@@ -70,10 +77,10 @@ def fit(images: ImageSet, config: TrainingConfig, *, seed: int, observe: Observe
     device = choose_device(config.device)
     network, spec = untrained.network.to(device), untrained.input
     training, held_out = hold_out(images, config, seed=seed)
-    _descend(network, training, spec, config, make_generator(seed, "training"), observe)
+    _descend(untrained, training, config, make_generator(seed, "training"), observe)
     accuracy = _accuracy(network, held_out, spec)
     log.info("trained %s on %d images, held-out accuracy %.3f", config.architecture, len(training), accuracy)
-    return Fitted(network.cpu(), spec, accuracy)
+    return Fitted(network.cpu(), spec, untrained.start, accuracy)
 
 
 def hold_out(images: ImageSet, config: TrainingConfig, *, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -84,25 +91,43 @@ def hold_out(images: ImageSet, config: TrainingConfig, *, seed: int) -> tuple[Im
 
 
 def initialise(images: ImageSet, config: TrainingConfig, *, seed: int) -> Untrained:
-    """The classifier before training; of the images only their shape and number of classes are looked at.
+    """The classifier before training; of the images only their shape, colours and classes are looked at.
 
     Raises:
-        ConfigError: initial weights that cannot be read.
-        ContributionError: initial weights of another architecture.
+        ConfigError: initial weights that cannot be read, or a start that is contradicted.
+        ContributionError: initial weights of another architecture, or a damaged start.
     """
-    channels = images.images.shape[1]
-    spec = InputSpec(
-        channels=channels,
-        height=config.image_size,
-        width=config.image_size,
-        horizontal_flip=or_if_colour(config.horizontal_flip, channels),
-    )
+    start = load_start(config.start) if config.start else None
+    _check_agrees(config, start)
+    mirrored = or_if_colour(config.horizontal_flip, 3 if is_coloured(images.images) else 1)
+    size, channels = config.image_size, images.images.shape[1]
+    spec = InputSpec(channels, size, size) if start is None else start.start.input
+    spec = replace(spec, horizontal_flip=mirrored)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initialisation"))
         network = build(config.architecture, num_classes=images.num_classes, input=spec)
+    if start is not None:
+        fill_body(network, start.body, str(config.architecture))
+        train_only(network, config.trained)
     if config.initial_weights:
         _load_initial(network, read_file(config.initial_weights), str(config.architecture))
-    return Untrained(network, spec)
+    return Untrained(network, spec, start)
+
+
+def _check_agrees(config: TrainingConfig, start: LoadedStart | None) -> None:
+    if start is None:
+        if config.trained != "all":
+            raise ConfigError(f"training.trained {config.trained} needs a start: set training.start")
+        return
+    if config.initial_weights:
+        raise ConfigError("training begins from a start or from initial weights: set one of them")
+    said = start.start
+    for name, own, its in (
+        ("architecture", config.architecture, said.architecture),
+        ("image_size", config.image_size, said.input.height),
+    ):
+        if own != its:
+            raise ConfigError(f"training.{name} is {own}, and the start's is {its}: leave it out")
 
 
 def _load_initial(network: Classifier, weights: bytes, what: str) -> None:
@@ -116,24 +141,21 @@ def _load_initial(network: Classifier, weights: bytes, what: str) -> None:
 
 
 def _descend(
-    network: Classifier,
+    untrained: Untrained,
     training: ImageSet,
-    spec: InputSpec,
     config: TrainingConfig,
     generator: torch.Generator,
     observe: Observer,
 ) -> None:
+    network, spec = untrained.network, untrained.input
     use_channels_last(network.train())
+    if untrained.start:
+        freeze_statistics(network)
     device = network.device
-    wanted = or_if_colour(config.rotation_task, spec.channels)
+    wanted = or_if_colour(config.rotation_task, 3 if is_coloured(training.images) else 1)
     turns = _zeros(network.feature_size, 4 * training.num_classes).to(device) if wanted else None
-    optimizer = torch.optim.SGD(
-        [*network.parameters(), *(turns.parameters() if turns else ())],
-        lr=config.learning_rate,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=config.weight_decay,
-    )
+    learned = [each for each in network.parameters() if each.requires_grad]
+    optimizer = _optimizer([*learned, *(turns.parameters() if turns else ())], config)
     planned = course(len(training), config)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.learning_rate, total_steps=planned.steps
@@ -156,6 +178,13 @@ def _descend(
             schedule.step()
     observe("train", planned.steps, planned.steps)
     network.eval()
+
+
+def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
 
 
 def _zeros(inputs: int, outputs: int) -> nn.Linear:

@@ -24,22 +24,24 @@ from client.training.cache import (
     read_cached,
     write_cached,
 )
-from client.training.fit import course, fit, hold_out, initialise
+from client.training.fit import Fitted, Untrained, course, fit, hold_out, initialise
 from client.training.ledger import Ledger, open_ledger
 from client.training.observer import Observer, ignore
 from client.training.privacy import ACCOUNTANT, check_private, plan, software, train_privately
-from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import (
     Contribution,
     contribution_id,
     describe_contribution,
+    encode_tensors,
     encode_weights,
     sha256,
 )
 from fedfree.errors import ContributionError
 from fedfree.host.compute import choose_device, use_cpu
 from fedfree.host.files import read_file
+from fedfree.host.starts import describe_folder
 from fedfree.seeding import make_generator
+from fedfree.start import LoadedStart, trained_tensors
 from fedfree.statement import (
     Composition,
     DifferentialPrivacy,
@@ -90,8 +92,12 @@ def pretrain_measured(
         StorageError: the cache or the ledger cannot be written.
         PrivacyError: the promise cannot be kept, or the contribution would exceed the privacy budget.
     """
-    data = config.data
-    images = load_configured(data, size=config.training.image_size)
+    data, start = config.data, config.training.start
+    images = load_configured(
+        data,
+        size=config.training.image_size,
+        channels=describe_folder(start).input.channels if start else None,
+    )
     files = hash_images(
         data.source, split=data.split, classes=data.classes, images_per_class=data.images_per_class
     )
@@ -143,8 +149,8 @@ def _train_into(
     shuffled = shuffle_classes(images, config.seed)
     tell(_announcement(config, shuffled))
     trained = fit(shuffled, config.training, seed=config.seed, observe=observe)
-    statement = PrivacyStatement(initial_weights=_initial_weights(config))
-    contribution = _contribution(config, images, trained.network, trained.input, statement)
+    statement = PrivacyStatement(initial_weights=_initial_weights(config, trained.start))
+    contribution = _contribution(config, images, trained, statement)
     held_out = f"{trained.held_out_accuracy:.4f}\n".encode()
     write_cached(folder, contribution, {RESERVATION: uuid.uuid4().hex.encode(), HELD_OUT: held_out})
 
@@ -206,16 +212,22 @@ def _train_privately_into(
         observe=observe,
     )
     log.info("trained %s on %d images, epsilon %.2f", architecture, len(images), spent)
-    statement = _dp_statement(config, len(images), run, spent, composition)
-    contribution = _contribution(config, images, untrained.network, untrained.input, statement)
+    initial = _initial_weights(config, untrained.start)
+    statement = _dp_statement(config, len(images), run, spent, composition, initial)
+    contribution = _contribution(config, images, untrained, statement)
     write_cached(folder, contribution, {RESERVATION: reservation.encode()})
 
 
 def _dp_statement(
-    config: ClientConfig, num_images: int, run: DpSgd, spent: float, composition: Composition
+    config: ClientConfig,
+    num_images: int,
+    run: DpSgd,
+    spent: float,
+    composition: Composition,
+    initial: InitialWeights | None,
 ) -> PrivacyStatement:
     """What was spent; status ``none`` where that is infinite."""
-    privacy, initial = config.privacy, _initial_weights(config)
+    privacy = config.privacy
     if not math.isfinite(spent):
         return PrivacyStatement(initial_weights=initial)
     rounding = privacy.images_rounded_to
@@ -237,18 +249,22 @@ def _dp_statement(
 
 
 def _contribution(
-    config: ClientConfig, images: ImageSet, network: Classifier, input: InputSpec, privacy: PrivacyStatement
+    config: ClientConfig, images: ImageSet, trained: Untrained | Fitted, privacy: PrivacyStatement
 ) -> Contribution:
+    network, start = trained.network, trained.start
     return Contribution(
         architecture=config.training.architecture,
         num_classes=images.num_classes,
-        input=input,
+        input=trained.input,
         privacy=privacy,
-        weights=encode_weights(network),
+        weights=encode_tensors(trained_tensors(network, start.body)) if start else encode_weights(network),
+        start=start.start.sha256 if start else "",
     )
 
 
-def _initial_weights(config: ClientConfig) -> InitialWeights | None:
+def _initial_weights(config: ClientConfig, start: LoadedStart | None) -> InitialWeights | None:
+    if start is not None:
+        return start.start.initial_weights
     path = config.training.initial_weights
     return InitialWeights(sha256(read_file(path)), config.training.initial_weights_public) if path else None
 

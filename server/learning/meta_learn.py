@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedfree.adaptation import Recipe, adapt
-from fedfree.architectures import Classifier, InputSpec
+from fedfree.architectures import Classifier, InputSpec, freeze_statistics
 from fedfree.episodes import Episode, EpisodeSpec, sample_episode
 from server.config import MetaLearnConfig
 from server.learning.invert import RecoveredTask, kl_divergence
@@ -129,6 +129,7 @@ def align(
     config: MetaLearnConfig,
     *,
     projections: Sequence[nn.Module] = (),
+    frozen_statistics: bool = False,
     compiled: bool = False,
     team: Team = ALONE,
 ) -> float:
@@ -141,6 +142,7 @@ def align(
         optimizers: one for each path, which take the inner steps. With several, the tasks are dealt out
             to the paths, each starts at φ, and φ' is the mean of their ends.
         projections: those of the tasks, learned along with the meta-learner.
+        frozen_statistics: whether BatchNorm keeps its statistics, as the models of a start do.
         compiled: whether the losses go through ``torch.compile``.
         team: shares the paths.
     """
@@ -151,6 +153,8 @@ def align(
     total = [torch.zeros_like(tensor) for tensor in start]
     loss = start[0].new_zeros(())
     meta_learner.train()
+    if frozen_statistics:
+        freeze_statistics(meta_learner)
     for path in team.share(range(paths)):
         _load(learned, start)
         steps = [partial(evaluate, meta_learner, task, input, config) for task in tasks[path::paths]]

@@ -100,6 +100,7 @@ def distil(state: State, recovered: Sequence[RecoveredTask], team: Team = ALONE)
             state.input,
             settings,
             projections=state.projections,
+            frozen_statistics=state.pool.start is not None,
             compiled=state.config.compiled,
             team=team,
         )

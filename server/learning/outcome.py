@@ -7,7 +7,7 @@ from torch import Tensor
 
 import fedfree
 from fedfree.codec import MetaLearner, Provenance, encode_weights
-from server.learning.state import State
+from server.learning.state import State, architecture_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Outcome:
 def conclude(state: State) -> Outcome:
     """The meta-learner with its recipe and where it comes from, as hashes, and what the memory shows."""
     meta_learner = MetaLearner(
-        architecture=state.config.architecture,
+        architecture=architecture_of(state.pool, state.config),
         num_classes=state.num_classes,
         input=state.input,
         recipe=state.recipe,
@@ -32,6 +32,7 @@ def conclude(state: State) -> Outcome:
             config_sha256=state.config.sha256(),
             seed=state.config.seed,
             software=f"fedfree {fedfree.__version__}",
+            start=state.pool.start.sha256 if state.pool.start else "",
         ),
         weights=encode_weights(copy.deepcopy(state.meta_learner).float()),
     )

@@ -11,12 +11,17 @@ from torch import Tensor
 from fedfree.architectures import Architecture, Classifier, InputSpec, use_channels_last
 from fedfree.codec import Contribution
 from fedfree.errors import FederationError
+from fedfree.start import LoadedStart, Start
 
 CACHED_NETWORKS = 64
 
 
 class Models(Protocol):
     """Where the accepted models are kept."""
+
+    @property
+    def start(self) -> LoadedStart | None:
+        """What all of them began from; None where they began from random weights."""
 
     def describe(self, identity: str) -> Contribution:
         """What a model says of itself, without its weights."""
@@ -58,6 +63,11 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def start(self) -> Start | None:
+        """What all models began from; None where they began from random weights."""
+        return self._models.start.start if self._models.start else None
 
     def descriptions(self) -> Iterator[Contribution]:
         """What each member says of itself, without its weights."""

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from fedfree.adaptation import Recipe
-from fedfree.architectures import Classifier, InputSpec, build, use_channels_last
+from fedfree.architectures import Architecture, Classifier, InputSpec, build, use_channels_last
 from fedfree.codec import sha256
+from fedfree.errors import ConfigError
 from fedfree.seeding import derive_seed, make_generator
 from server.config import ServerConfig
 from server.learning.generator import Generator
 from server.learning.memory import Memory, Ring
+from server.learning.merge import merge_into
 from server.learning.optimizer import make_adam, state_tensors
 from server.learning.pool import Pool, common_input, number_shapes
 from server.learning.teachers import Teachers, appoint, draw_alike
@@ -108,18 +110,25 @@ class State:
 
 
 def begin(pool: Pool, config: ServerConfig) -> State:
-    """Random networks, an empty memory and optimizers at rest; the configuration's seed decides all of it."""
+    """Networks, an empty memory and optimizers at rest; the configuration's seed decides all of it.
+
+    Where the models began from one start, the meta-learner is their mean; else it is random.
+    """
     said = [(each.input, each.num_classes) for each in pool.descriptions()]
     inputs = [input for input, _ in said]
     input, shapes = common_input(inputs), number_shapes(inputs)
+    if pool.start:
+        input = replace(pool.start.input, horizontal_flip=input.horizontal_flip)
     num_classes = max(config.learn.replay_ways, *(classes for _, classes in said))
     alike = draw_alike(pool, shapes, at_most=config.learn.max_teachers, seed=config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
         generator = _build_generator(pool, config, input)
-        meta_learner = build(config.architecture, num_classes=num_classes, input=input)
+        meta_learner = build(architecture_of(pool, config), num_classes=num_classes, input=input)
         use_channels_last(meta_learner.to(pool.device, pool.dtype))
         teachers = appoint(alike, meta_learner.feature_size, config.learn)
+    if pool.start:
+        merge_into(meta_learner, pool)
     rates = config.invert.outer_learning_rate, config.learn.inner_learning_rate
     learned = list(nn.ModuleList([meta_learner, *_projections(teachers)]).parameters())
     return State(
@@ -137,6 +146,17 @@ def begin(pool: Pool, config: ServerConfig) -> State:
         replay_optimizer=make_adam(meta_learner.parameters(), config.learn.replay_learning_rate),
         rng=make_generator(config.seed, "learn"),
     )
+
+
+def architecture_of(pool: Pool, config: ServerConfig) -> Architecture:
+    """Of the meta-learner: the start's, or without one what is configured; raises ConfigError."""
+    if pool.start is None:
+        return config.architecture
+    if config.architecture not in (Architecture(), pool.start.architecture):
+        raise ConfigError(
+            f"architecture is {config.architecture}, the start's {pool.start.architecture}: leave it out"
+        )
+    return pool.start.architecture
 
 
 def _build_generator(pool: Pool, config: ServerConfig, input: InputSpec) -> Generator:

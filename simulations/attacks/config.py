@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from client.config import PrivacyConfig, TrainingConfig, check_training, dp_architecture
+from client.config import PrivacyConfig, TrainingConfig, check_training, implied_training
 from client.rehearsing.rehearse import CANARY_FRACTION, MIN_SHADOWS
 from fedfree.host.places import cache_folder
 from fedfree.settings import Layer, Settings, Values
@@ -47,7 +47,7 @@ class AuditConfig(Settings):
     @classmethod
     def implied(cls, given: Values) -> Layer:
         """Differential privacy brings an architecture that it can train."""
-        return dp_architecture(given)
+        return implied_training(given)
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:

@@ -13,6 +13,7 @@ from fedfree.architectures.base import (
     MIN_IMAGE_SIZE,
     Classifier,
     InputSpec,
+    freeze_statistics,
     make_norm,
     use_channels_last,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "TimmClassifier",
     "TorchvisionClassifier",
     "build",
+    "freeze_statistics",
     "make_norm",
     "use_channels_last",
 ]

@@ -91,6 +91,13 @@ def make_norm(norm: str, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(GROUP_NORM_GROUPS, channels)
 
 
+def freeze_statistics(network: nn.Module) -> None:
+    """Let every BatchNorm normalise by its running statistics, and leave them alone."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def use_channels_last(network: nn.Module) -> None:
     """Lay out the convolution weights so that a CPU runs Conv4 about twice as fast."""
     network.to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from fedfree.architectures import ArchitectureId
 from fedfree.errors import ContributionError
 from fedfree.host.files import read_file, write_new
 from fedfree.settings import Listed, Settings
-from fedfree.start import LoadedStart, Start, check_licence, decode_start, encode_start
+from fedfree.start import LoadedStart, Start, check_licence, decode_start, describe_start, encode_start
 
 MANIFEST, WEIGHTS = "start.pb", "weights.safetensors"
 
@@ -53,6 +53,14 @@ def read_start(folder: Path) -> tuple[Start, bytes]:
     manifest, weights = read_file(folder / MANIFEST), read_file(folder / WEIGHTS)
     try:
         return decode_start(manifest, weights), weights
+    except ContributionError as error:
+        raise ContributionError(f"no start in {folder}: {error}") from error
+
+
+def describe_folder(folder: Path) -> Start:
+    """What the start in a folder says, its weights unseen; raises as :func:`read_start`."""
+    try:
+        return describe_start(read_file(folder / MANIFEST))
     except ContributionError as error:
         raise ContributionError(f"no start in {folder}: {error}") from error
 
