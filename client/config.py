@@ -68,6 +68,8 @@ class TrainingConfig(ComputeConfig):
     """Pixels by which images are padded before a random crop."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the images kept from training to measure accuracy; the number stays with the organisation."""
+    start: Path | None = None
+    """Folder of the start that training begins from."""
     initial_weights: Path | None = None
     """safetensors of the same architecture to begin from; a head of other classes is drawn afresh."""
     initial_weights_public: bool = False

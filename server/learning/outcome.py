@@ -32,6 +32,7 @@ def conclude(state: State) -> Outcome:
             config_sha256=state.config.sha256(),
             seed=state.config.seed,
             software=f"fedfree {fedfree.__version__}",
+            start=next(state.pool.descriptions()).start,  # VERIFY lets in no other
         ),
         weights=encode_weights(copy.deepcopy(state.meta_learner).float()),
     )
