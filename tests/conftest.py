@@ -2,10 +2,16 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import Contribution, encode_contribution, encode_tensors, sha256
+from fedfree.start import LoadedStart, Start, encode_body, fill_body, trained_tensors
+from fedfree.statement import PrivacyStatement
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,3 +39,43 @@ def _logging_as_before() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+
+
+@pytest.fixture
+def make_start() -> Callable[..., LoadedStart]:
+    """A start of an architecture, for grey images of 16 pixels; another with every seed."""
+
+    def make(seed: int = 0, *, architecture: str = "conv4", licence: str = "MIT") -> LoadedStart:
+        chosen, spec = Architecture.parse(architecture), InputSpec(channels=1, height=16, width=16)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            weights = encode_body(build(chosen, num_classes=2, input=spec))
+        return LoadedStart(Start(chosen, sha256(weights), spec, "a test", licence), weights)
+
+    return make
+
+
+@pytest.fixture
+def contribute_from() -> Callable[..., tuple[bytes, bytes]]:
+    """What an organisation contributes that began from a start, and trained its last layer and head."""
+
+    def contribute(begun: LoadedStart, seed: int = 0, **changes: object) -> tuple[bytes, bytes]:
+        start = begun.start
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(100 + seed)
+            network = build(start.architecture, num_classes=3, input=start.input)
+            fill_body(network, begun.body, "the start")
+            torch.nn.init.normal_(network.get_parameter("blocks.3.0.weight"), std=0.1)
+        weights = encode_tensors(trained_tensors(network, begun.body))
+        fields: dict[str, object] = {
+            "architecture": start.architecture,
+            "num_classes": 3,
+            "input": start.input,
+            "privacy": PrivacyStatement(initial_weights=start.initial_weights),
+            "weights": weights,
+            "start": start.sha256,
+        }
+        contribution = Contribution(**(fields | changes))  # type: ignore[arg-type]
+        return encode_contribution(contribution), contribution.weights
+
+    return contribute

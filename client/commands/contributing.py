@@ -124,6 +124,7 @@ def _describe(folder: Path, console: Console) -> None:
     for name, value in {
         "contribution": contribution_id(manifest),
         "protocol": f"version {PROTOCOL_VERSION}",
+        **({"start": contribution.start} if contribution.start else {}),
         "architecture": contribution.architecture,
         "classes": contribution.num_classes,
         "input": contribution.input,

@@ -44,8 +44,9 @@ def contribute_command(
 ) -> None:
     """Send a contribution to the coordinator; run again, it tells what became of it and sends nothing."""
     parts = _read_contribution(model, manifest)
-    decode_contribution(*parts)
-    with _connect(to, ca, token_file, cert, key, insecure) as remote:
+    contribution = decode_contribution(*parts)
+    with connected(to, ca, token_file, cert, key, insecure) as remote:
+        remote.require_same_start(contribution)
         state = remote.contribute(*parts)
     typer.echo(f"{state.identity}: {state.place}{': ' if state.reason else ''}{state.reason}")
 
@@ -60,12 +61,13 @@ def status(
     insecure: Insecure = False,
 ) -> None:
     """Ask the coordinator how far the run is."""
-    with _connect(from_, ca, token_file, cert, key, insecure) as remote:
+    with connected(from_, ca, token_file, cert, key, insecure) as remote:
         run = remote.run()
     typer.echo(
         f"{run.received} received, {run.accepted} accepted, {run.quarantined} quarantined; "
         f"learning: iteration {run.iteration} of {run.iterations or 'none yet'}; "
         f"meta-learner: {run.meta_learner_sha256 or 'none yet'}"
+        + (f"; start: {run.start_sha256}" if run.start_sha256 else "")
     )
 
 
@@ -82,7 +84,7 @@ def fetch(
     insecure: Insecure = False,
 ) -> None:
     """Fetch the meta-learner, going on where an earlier attempt was cut off."""
-    with _connect(from_, ca, token_file, cert, key, insecure) as remote:
+    with connected(from_, ca, token_file, cert, key, insecure) as remote:
         meta_learner = remote.fetch(out, manifest_beside(out))
     typer.echo(f"wrote {out} ({meta_learner.architecture}, {len(meta_learner.weights)} bytes)")
 
@@ -99,9 +101,10 @@ def _read_contribution(model: Path, manifest: Path | None) -> tuple[bytes, bytes
 
 
 @contextmanager
-def _connect(
+def connected(
     door: str, ca: Path | None, token_file: Path | None, cert: Path | None, key: Path | None, insecure: bool
 ) -> Iterator["Remote"]:
+    """A coordinator's gRPC door, by the options that every command to it takes."""
     from client.doors.grpc_remote import connect, credentials
 
     if (cert is None) != (key is None):

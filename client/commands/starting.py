@@ -1,10 +1,12 @@
-"""``start``: the public weights that a federation begins from, shown before anything is trained from them."""
+"""``start``: the public weights that a federation begins from, fetched and shown before training."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from client.commands.remote import CA, DOOR, Certificate, Insecure, Key, TokenFile, connected
+from fedfree.codec import short
 from fedfree.host.cli import App
 from fedfree.host.starts import read_start, start_lines
 
@@ -18,3 +20,22 @@ def show(start: Annotated[Path, typer.Argument(help="Folder written by fedfree-s
     """Show what a start says, after checking its weights."""
     for label, value in start_lines(*read_start(start)):
         typer.echo(f"{label:>15}  {value}")
+
+
+@start_app.command()
+def fetch(
+    from_: Annotated[str, typer.Argument(metavar="HOST:PORT", help=DOOR)],
+    out: Annotated[Path, typer.Option(help="Folder for the start.")] = Path("start"),
+    accept_licence: Annotated[
+        list[str] | None, typer.Option(help="A licence you have read and take responsibility for.")
+    ] = None,
+    ca: CA = None,
+    token_file: TokenFile = None,
+    cert: Certificate = None,
+    key: Key = None,
+    insecure: Insecure = False,
+) -> None:
+    """Fetch the federation's start, going on where an attempt was cut off; one that is there is compared."""
+    with connected(from_, ca, token_file, cert, key, insecure) as remote:
+        start = remote.fetch_start(out, accepted=accept_licence or ())
+    typer.echo(f"{out} holds the federation's start {short(start.sha256)} ({start.architecture})")

@@ -13,15 +13,17 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from client.adapting import adapt as adaptation
 from client.config import ClientConfig
+from client.doors.flower_start import begin
 from client.training.pretrain import pretrain
 from fedfree.codec import decode_meta_learner
-from fedfree.errors import ConfigError, FedFreeError, VersionError
+from fedfree.errors import ConfigError, FedFreeError, StartError, VersionError
 from fedfree.flower_records import (
     CONTRIBUTE,
     ORGANISATION_FAILED,
     accuracies_to_records,
     check_release,
     from_records,
+    start_wanted,
     to_records,
 )
 
@@ -45,7 +47,7 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
     except Exception as error:
         if context.node_config.get(RAISE_BUGS) and not isinstance(error, FedFreeError):
             raise
-        if isinstance(error, VersionError):  # it names versions and nothing else
+        if isinstance(error, VersionError | StartError):  # they name versions and hashes, and nothing else
             return Message(Error(ORGANISATION_FAILED, str(error)), reply_to=message)
         step = "train" if message.metadata.message_type == CONTRIBUTE else "adapt the meta-learner"
         log.exception("could not %s", step)
@@ -58,8 +60,11 @@ app = ClientApp()
 
 @app.train("contribute", mods=[guard])
 def contribute(message: Message, context: Context) -> Message:
-    """Train, or take the model trained before, and send it."""
-    manifest, weights = pretrain(read_config(context))
+    """Train, or take the model trained before, and send it; where the start is missing, ask for that."""
+    config = begin(read_config(context), message.content)
+    if config is None:
+        return Message(start_wanted(), reply_to=message)
+    manifest, weights = pretrain(config)
     return Message(to_records(manifest, weights), reply_to=message)
 
 

@@ -5,7 +5,7 @@ import glob
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,23 @@ from typing import Any, TypeVar
 
 import grpc
 
-from fedfree.codec import MAX_WEIGHTS_BYTES, MetaLearner, contribution_id, decode_meta_learner
-from fedfree.errors import ContributionError, FederationError, FedFreeError
+from fedfree.codec import (
+    MAX_WEIGHTS_BYTES,
+    Contribution,
+    MetaLearner,
+    contribution_id,
+    decode_meta_learner,
+    short,
+)
+from fedfree.errors import ConfigError, ContributionError, FederationError, FedFreeError, StartError
 from fedfree.grpc_status import error_of, printable
 from fedfree.host.channel import AUTHORIZATION, BEARER, CLIENT_OPTIONS, RELEASE, Address, chunks
 from fedfree.host.files import move_into_place, named, open_stream, read_file, write_file
 from fedfree.host.proxy import Proxy
+from fedfree.host.starts import MANIFEST, WEIGHTS, has_start, read_start
 from fedfree.host.tls import read_authority, read_certificate
 from fedfree.release import this_release
+from fedfree.start import Start, check_licence, decode_start, describe_start, require_same_start
 from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEStub
 
@@ -70,6 +79,8 @@ class RunState:
     """0 before learning starts."""
     meta_learner_sha256: str
     """Of what can be fetched; empty where there is nothing yet."""
+    start_sha256: str
+    """Of the start that training begins from; empty for random weights."""
 
 
 def credentials(ca: Path | None, certificate: Path | None = None, key: Path | None = None) -> Any:
@@ -122,6 +133,10 @@ class Remote:
 
         return _state_from_wire(self._insist(call).contribution)
 
+    def require_same_start(self, contribution: Contribution) -> None:
+        """Refuse, before anything is sent, what the coordinator would; raises StartError."""
+        require_same_start(contribution.start, self.run().start_sha256)
+
     def contribution(self, manifest: bytes) -> ContributionState:
         """What became of a contribution."""
         return _state_from_wire(self._status(contribution_id(manifest)).contribution)
@@ -136,6 +151,7 @@ class Remote:
             iteration=answer.progress.iteration,
             iterations=answer.progress.of,
             meta_learner_sha256=answer.meta_learner_sha256.hex(),
+            start_sha256=answer.start_sha256.hex(),
         )
 
     def fetch(self, weights: Path, manifest: Path) -> MetaLearner:
@@ -146,16 +162,55 @@ class Remote:
             ContributionError: what came breaks the contract; nothing of it is kept.
             StorageError: the disk is full, or the folder cannot be written; what came is gone on with later.
         """
+        return self._fetch(self._stub.FetchMetaLearner, weights, manifest, decode_meta_learner)
+
+    def fetch_start(self, folder: Path, *, accepted: Sequence[str] = ()) -> Start:
+        """Bring the start into a folder, going on where an earlier attempt ended.
+
+        A folder that holds a start is compared with the coordinator's, and left as it is.
+
+        Args:
+            accepted: licences besides the usual ones, see :func:`fedfree.start.check_licence`.
+
+        Raises:
+            NotReadyError: the federation has no start.
+            StartError: the folder holds another start, or the licence is not accepted; nothing was fetched.
+            ConfigError: the folder holds weights of something else.
+            ContributionError, StorageError: as :meth:`fetch`.
+        """
+        if has_start(folder):
+            own = read_start(folder)[0]
+            _require_it(own.sha256, self.run().start_sha256, folder)
+            return own
+        if (folder / WEIGHTS).exists():
+            raise ConfigError(f"{folder} holds weights and no start: choose another folder")
+
+        def look(manifest: bytes) -> None:
+            check_licence(describe_start(manifest).licence, accepted=accepted)
+
+        target, manifest = folder / WEIGHTS, folder / MANIFEST
+        return self._fetch(self._stub.FetchStart, target, manifest, decode_start, look)
+
+    def _fetch(
+        self,
+        method: Any,
+        weights: Path,
+        manifest: Path,
+        decode: Callable[[bytes, bytes], _Result],
+        look: Callable[[bytes], None] = lambda manifest: None,
+    ) -> _Result:
+        """Bring what a method hands out into two files; ``look`` may refuse it by its manifest alone."""
         with named(f"cannot write {weights}"):
-            partial, manifest_bytes = self._insist(lambda: self._download(weights))
+            partial, manifest_bytes = self._insist(lambda: self._download(method, weights, look))
             try:
-                meta_learner = decode_meta_learner(manifest_bytes, read_file(partial))
+                fetched = decode(manifest_bytes, read_file(partial))
             except ContributionError:
                 partial.unlink()
                 raise
+            # The weights come last: without them nobody takes the manifest for the whole.
+            write_file(manifest, manifest_bytes)
             move_into_place(partial, weights)
-        write_file(manifest, manifest_bytes)
-        return meta_learner
+        return fetched
 
     def _status(self, identity: str) -> schema.GetStatusResponse:
         request = schema.GetStatusRequest(contribution_sha256=bytes.fromhex(identity))
@@ -168,16 +223,21 @@ class Remote:
 
         return self._insist(call)
 
-    def _download(self, target: Path) -> tuple[Path, bytes]:
+    def _download(self, method: Any, target: Path, look: Callable[[bytes], None]) -> tuple[Path, bytes]:
         """Bring the weights into a file beside ``target`` that is named by their hash; also the manifest."""
         target.parent.mkdir(parents=True, exist_ok=True)
         begun = _begun(target)
-        request = schema.FetchMetaLearnerRequest(
+        request = schema.FetchRequest(
             offset=begun.stat().st_size if begun else 0,
             weights_sha256=bytes.fromhex(begun.suffixes[-2][1:]) if begun else b"",
         )
-        answers = self._stub.FetchMetaLearner(request, timeout=TRANSFER_SECONDS, metadata=self._metadata)
+        answers = method(request, timeout=TRANSFER_SECONDS, metadata=self._metadata)
         header = _header(answers)
+        try:
+            look(header.manifest)
+        except ContributionError:
+            answers.cancel()
+            raise
         partial = target.with_name(f"{target.name}.{header.weights_sha256.hex()}.partial")
         if begun and begun != partial:
             begun.unlink()
@@ -238,13 +298,19 @@ def _state_from_wire(message: schema.ContributionState) -> ContributionState:
     return ContributionState(message.contribution_sha256.hex(), _PLACES[message.place], message.reason)
 
 
+def _require_it(own: str, federation: str, folder: Path) -> None:
+    if own != federation:
+        theirs = f"the federation's is {short(federation)}" if federation else "the federation has none"
+        raise StartError(f"{folder} holds the start {short(own)}, and {theirs}: choose another folder")
+
+
 def _begun(target: Path) -> Path | None:
     """What an earlier attempt left of the file to come."""
     pattern = f"{glob.escape(target.name)}.{_HEX_DIGIT * 64}.partial"
     return next(iter(sorted(target.parent.glob(pattern))), None)
 
 
-def _header(answers: Iterator[schema.FetchMetaLearnerResponse]) -> schema.MetaLearnerHeader:
+def _header(answers: Iterator[schema.FetchResponse]) -> schema.FetchHeader:
     first = next(answers, None)
     if first is None or first.WhichOneof("part") != "header":
         raise ContributionError("the server's answer does not begin with a header")

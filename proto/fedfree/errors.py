@@ -29,6 +29,10 @@ class VersionError(ContributionError):
     """Two sides that are not the same FedFREE, so that they may disagree on the contract."""
 
 
+class StartError(ContributionError):
+    """Two sides that do not begin from the same start; the message holds hashes and a licence, no more."""
+
+
 class PrivacyError(FedFreeError):
     """A privacy guarantee that cannot be given, or a privacy budget that is used up."""
 

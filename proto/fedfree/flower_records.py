@@ -7,6 +7,7 @@ that header claims.
 """
 
 import math
+import re
 from collections.abc import Iterable
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -15,6 +16,7 @@ from fedfree.codec import MAX_MANIFEST_BYTES, MAX_WEIGHTS_BYTES
 from fedfree.episodes import Accuracy, EpisodeSpec
 from fedfree.errors import ContributionError, FedFreeError
 from fedfree.release import Side, require_same_release, this_release
+from fedfree.start import LoadedStart, encode_start
 
 CONTRIBUTE = "train.contribute"
 """Message type: the server asks an organisation for its contribution."""
@@ -23,7 +25,8 @@ ADAPT = "evaluate.adapt"
 ORGANISATION_FAILED = 1000
 """Code of an error reply whose text the organisation chose itself, so that it may be shown."""
 
-_WEIGHTS, _MANIFEST, _RELEASE = "weights", "manifest", "release"
+_WEIGHTS, _MANIFEST, _RELEASE, _START = "weights", "manifest", "release", "start"
+_WANTED = "wanted"
 _SAFETENSORS, _PROTOBUF = "safetensors", "protobuf"
 _MAX_RESULTS = 16
 
@@ -40,9 +43,52 @@ def to_records(manifest: bytes, weights: bytes) -> RecordDict:
     )
 
 
-def question() -> RecordDict:
-    """The content of a message that asks for something: who is asking."""
-    return RecordDict({_RELEASE: _release()})
+def question(start: str = "") -> RecordDict:
+    """The content of a message that asks for something: who is asking, and where training begins.
+
+    Args:
+        start: identity of the federation's start, hexadecimal; empty without one.
+    """
+    records = RecordDict({_RELEASE: _release()})
+    if start:
+        records[_START] = ConfigRecord({_START: start})
+    return records
+
+
+def question_with_start(start: LoadedStart) -> RecordDict:
+    """The same to an organisation that lacks the start: with the start itself."""
+    records = to_records(encode_start(start.start), start.weights)
+    records[_START] = question(start.start.sha256)[_START]
+    return records
+
+
+def start_named(records: RecordDict) -> str:
+    """Identity of the start that a question names, hexadecimal; empty without one.
+
+    Raises:
+        ContributionError: it is no hash.
+    """
+    record = records.get(_START)
+    named = record.get(_START) if isinstance(record, ConfigRecord) else ""
+    if not isinstance(named, str) or not re.fullmatch("([0-9a-f]{64})?", named):
+        raise ContributionError(f"expected the sha256 of a start, got {_short(named)}")
+    return named
+
+
+def start_wanted() -> RecordDict:
+    """The reply of an organisation that lacks the start."""
+    return RecordDict({_RELEASE: _release(), _START: ConfigRecord({_WANTED: True})})
+
+
+def wants_start(records: RecordDict) -> bool:
+    """Whether a reply is :func:`start_wanted`."""
+    record = records.get(_START)
+    return isinstance(record, ConfigRecord) and record.get(_WANTED) is True
+
+
+def brings_start(records: RecordDict) -> bool:
+    """Whether a question is :func:`question_with_start`."""
+    return _WEIGHTS in records
 
 
 def _release() -> ConfigRecord:

@@ -43,7 +43,7 @@ _HANDSHAKES = {
 
 def status_of(error: FedFreeError) -> grpc.StatusCode:
     """The status by which the other side is told of an error, one of TOLD."""
-    return _TABLE[type(error)]
+    return next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
 
 
 def error_of(call: grpc.RpcError) -> FedFreeError:

@@ -27,7 +27,7 @@ from fedfree.codec import (
     sha256,
     short,
 )
-from fedfree.errors import ContributionError
+from fedfree.errors import ContributionError, StartError
 from fedfree.statement import InitialWeights
 from fedfree.v1 import start_pb2 as schema
 
@@ -148,10 +148,10 @@ def check_licence(licence: str, *, accepted: Sequence[str] = ()) -> None:
         accepted: further identifiers that a person has read and takes responsibility for.
 
     Raises:
-        ContributionError: it is neither one of ``LICENCES`` nor accepted.
+        StartError: it is neither one of ``LICENCES`` nor accepted.
     """
     if licence.casefold() not in {each.casefold() for each in (*LICENCES, *accepted)}:
-        raise ContributionError(
+        raise StartError(
             f"the weights' licence is {licence}, which may forbid this use: choose weights under "
             f"{', '.join(LICENCES)}, or read it and say --accept-licence {licence}"
         )
@@ -206,7 +206,8 @@ def require_start(contribution: Contribution, start: Start | None) -> None:
         start: the federation's; None where it has none.
 
     Raises:
-        ContributionError: both starts by hash, or what of the contribution is not as its start has it.
+        StartError: it began elsewhere; both are named.
+        ContributionError: what of the contribution is not as its start has it.
     """
     require_same_start(contribution.start, start.sha256 if start else "")
     if start is None:
@@ -235,16 +236,12 @@ def require_same_start(began: str, federation: str) -> None:
         federation: where the federation does.
 
     Raises:
-        ContributionError: they differ; both are named.
+        StartError: they differ; both are named.
     """
     if began == federation:
         return
-    own = f"began from the start {short(began)}" if began else "did not begin from a public start"
+    own, theirs = (f"the start {short(each)}" if each else "no public start" for each in (began, federation))
+    remedy = "train without one"
     if federation:
-        raise ContributionError(
-            f"the contribution {own}, and this federation begins from the start {short(federation)}: bring "
-            "that one with fedfree-client start fetch, and train again from it"
-        )
-    raise ContributionError(
-        f"the contribution {own}, and this federation has no public start: train again without one"
-    )
+        remedy = "bring that one with fedfree-client start fetch, and train from it"
+    raise StartError(f"the organisation begins from {own}, this federation from {theirs}: {remedy}")

@@ -9,7 +9,7 @@ from fedfree.host.cli import App
 from fedfree.host.logs import log_to_stderr
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer
-from server.commands.options import JsonLines, MetricsAddress
+from server.commands.options import JsonLines, MetricsAddress, StartFolder
 from server.config import CollectConfig
 from server.doors.deployment import Deployment, DeploymentConfig
 from server.doors.deployment import init as init_deployment
@@ -50,11 +50,18 @@ def enroll(
 
 
 @app.command()
-def up(directory: Directory, metrics: MetricsAddress = None, json_lines: JsonLines = False) -> None:
+def up(
+    directory: Directory,
+    start: StartFolder = None,
+    metrics: MetricsAddress = None,
+    json_lines: JsonLines = False,
+) -> None:
     """Run the federation to its end; one that was cut off goes on where it was."""
     from server.doors.up import up as run_to_the_end
 
     deployment = Deployment(directory)
+    if start:
+        deployment.run.adopt_start(start)
     log_to_stderr(json_lines=json_lines, run=deployment.run.id)
     with served(deployment.run, metrics):
         run_to_the_end(deployment, log_event)

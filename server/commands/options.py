@@ -1,10 +1,15 @@
 """Options that several commands take."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 JsonLines = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
+StartFolder = Annotated[
+    Path | None,
+    typer.Option("--start", help="Public start that the run begins from, for good: a folder of start make."),
+]
 MetricsAddress = Annotated[
     str | None, typer.Option("--metrics", help="HOST:PORT on which Prometheus may ask for metrics.")
 ]

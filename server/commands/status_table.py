@@ -13,6 +13,8 @@ ABSENT = "—"
 def status_table(status: RunStatus) -> Table:
     """How far the run is, one row a fact."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    if status.start_sha256:
+        table.add_row("start", status.start_sha256[:_ID_DIGITS])
     for place in PLACES:
         table.add_row(place, str(status.contributions[place]))
     table.add_section()

@@ -24,7 +24,9 @@ from fedfree.flower_records import (
     check_release,
     from_records,
     question,
+    question_with_start,
     to_records,
+    wants_start,
 )
 from fedfree.release import this_release
 from server.config import CollectConfig
@@ -130,9 +132,15 @@ class Conversation:
             if node not in self._asks or node in self._offline:
                 self._ask(node)
 
-    def _ask(self, node: int) -> None:
+    def ask_with(self, node: int, content: RecordDict) -> None:
+        """Ask a node that has answered once more, with other content; raises ContributionError too often."""
+        if self._asks[node] >= MAX_ASKS:
+            raise ContributionError(f"the organisation was asked {MAX_ASKS} times, and sends no model")
+        self._ask(node, content)
+
+    def _ask(self, node: int, content: RecordDict | None = None) -> None:
         # One at a time: a Grid may take fewer messages than it is given, without saying which.
-        message = Message(self._content, node, self._message_type, ttl=self._ttl_seconds)
+        message = Message(content or self._content, node, self._message_type, ttl=self._ttl_seconds)
         for message_id in self._grid.push_messages([message]):
             self._awaited[message_id] = node
             self._asks[node] += 1
@@ -157,7 +165,9 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
     whether that is enough is the pipeline's decision.
     """
     known, answered, failed = set(store.all_ids()), set[int](), set[int]()
-    conversation = Conversation(grid, CONTRIBUTE, question(), ttl_seconds=config.timeout_seconds)
+    start = store.start
+    content = question(start.start.sha256 if start else "")
+    conversation = Conversation(grid, CONTRIBUTE, content, ttl_seconds=config.timeout_seconds)
     deadline = time.monotonic() + config.timeout_seconds
     on_event(Event("collect", "started", {"done": len(known), "of": config.organisations}))
 
@@ -176,6 +186,9 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
             try:
                 content = _content(reply)
                 check_release(content, "organisation")
+                if start and wants_start(content):
+                    conversation.ask_with(node, question_with_start(start))
+                    continue
                 identity = store.receive(*from_records(content))
             except ContributionError as error:
                 failed.add(node)

@@ -9,8 +9,8 @@ waits at the sender, held back by HTTP/2's flow control.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, closing, suppress
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -73,22 +73,26 @@ class Service(FedFREEServicer):
             return schema.ContributeResponse(contribution=self._state(identity))
 
     async def FetchMetaLearner(  # noqa: N802
-        self, request: schema.FetchMetaLearnerRequest, context: Any
-    ) -> AsyncIterator[schema.FetchMetaLearnerResponse]:
+        self, request: schema.FetchRequest, context: Any
+    ) -> AsyncIterator[schema.FetchResponse]:
         """Hand out the meta-learner, from where the caller's copy of the same weights ends."""
-        async with self._caller(context):
-            with closing(await _in_thread(Broadcast.open, self._run)) as broadcast:
-                offset = broadcast.offset(request.weights_sha256, request.offset)
-                header = schema.MetaLearnerHeader(
-                    manifest=broadcast.manifest,
-                    weights_bytes=broadcast.size,
-                    weights_sha256=broadcast.sha256,
-                    offset=offset,
-                )
-                yield schema.FetchMetaLearnerResponse(header=header)
-                while chunk := await _in_thread(broadcast.read, offset, CHUNK_BYTES):
-                    yield schema.FetchMetaLearnerResponse(chunk=chunk)
-                    offset += len(chunk)
+        async with (
+            self._caller(context),
+            aclosing(_hand_out(Broadcast.meta_learner, self._run, request)) as parts,
+        ):
+            async for part in parts:
+                yield part
+
+    async def FetchStart(  # noqa: N802
+        self, request: schema.FetchRequest, context: Any
+    ) -> AsyncIterator[schema.FetchResponse]:
+        """Hand out the start likewise."""
+        async with (
+            self._caller(context),
+            aclosing(_hand_out(Broadcast.start, self._run, request)) as parts,
+        ):
+            async for part in parts:
+                yield part
 
     async def GetStatus(  # noqa: N802
         self, request: schema.GetStatusRequest, context: Any
@@ -107,6 +111,7 @@ class Service(FedFREEServicer):
             contribution=self._state(identity) if identity else None,
             progress=progress,
             meta_learner_sha256=status.meta_learner_sha256,
+            start_sha256=bytes.fromhex(status.start_sha256),
         )
 
     def _state(self, identity: str) -> schema.ContributionState:
@@ -151,6 +156,24 @@ class Service(FedFREEServicer):
             await _fail(context, grpc.StatusCode.UNAVAILABLE, "the server cannot use its disk", error)
         except Exception as error:
             await _fail(context, grpc.StatusCode.INTERNAL, "the server failed", error)
+
+
+async def _hand_out(
+    open: Callable[[RunDirectory], Broadcast], run: RunDirectory, request: schema.FetchRequest
+) -> AsyncGenerator[schema.FetchResponse, None]:
+    """A header, then the weights from where the caller's copy of the same ones ends."""
+    with closing(await _in_thread(open, run)) as broadcast:
+        offset = broadcast.offset(request.weights_sha256, request.offset)
+        header = schema.FetchHeader(
+            manifest=broadcast.manifest,
+            weights_bytes=broadcast.size,
+            weights_sha256=broadcast.sha256,
+            offset=offset,
+        )
+        yield schema.FetchResponse(header=header)
+        while chunk := await _in_thread(broadcast.read, offset, CHUNK_BYTES):
+            yield schema.FetchResponse(chunk=chunk)
+            offset += len(chunk)
 
 
 async def _fail(context: Any, status: grpc.StatusCode, words: str, error: Exception) -> NoReturn:

@@ -52,6 +52,8 @@ class RunStatus:
     """Of what is handed out; empty before."""
     failure: str
     """Why the run failed, one line; empty otherwise."""
+    start_sha256: str = ""
+    """Of the public start, hexadecimal; empty without one."""
 
     @classmethod
     def read(cls, run: RunDirectory) -> Self:
@@ -62,6 +64,7 @@ class RunStatus:
             learning=read_learning(run),
             meta_learner_sha256=_broadcast_sha256(run),
             failure=run.failure(),
+            start_sha256=run.start_sha256(),
         )
 
 

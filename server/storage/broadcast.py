@@ -1,17 +1,20 @@
-"""The meta-learner as it lies in the run directory, for whoever hands it out."""
+"""The meta-learner and the start as they lie in the run directory, for whoever hands them out."""
 
 import hashlib
 import os
 from io import BufferedReader
+from pathlib import Path
 from typing import Self
 
 from fedfree.errors import FederationError, NotReadyError
+from fedfree.host.starts import MANIFEST, WEIGHTS
 from fedfree.v1.meta_learner_pb2 import MetaLearner
+from fedfree.v1.start_pb2 import Start
 from server.storage.run_directory import RunDirectory
 
 
 class Broadcast:
-    """A meta-learner to hand out, opened: that another takes its place meanwhile does not show."""
+    """A manifest and weights to hand out, opened: that others take their place meanwhile does not show."""
 
     def __init__(self, manifest: bytes, weights: BufferedReader) -> None:
         self.manifest = manifest
@@ -20,21 +23,44 @@ class Broadcast:
         self._weights = weights
 
     @classmethod
-    def open(cls, run: RunDirectory) -> Self:
-        """Open what was written last.
+    def meta_learner(cls, run: RunDirectory) -> Self:
+        """Open the meta-learner that was written last.
 
         Raises:
             NotReadyError: there is none yet.
             FederationError: it is just being replaced; ask again.
         """
+        return cls._open(
+            MetaLearner, run.manifest, run.weights, "there is no meta-learner yet: ask again later"
+        )
+
+    @classmethod
+    def start(cls, run: RunDirectory) -> Self:
+        """Open the start of the run.
+
+        Raises:
+            NotReadyError: it has none.
+            FederationError: it is just being written; ask again.
+        """
+        folder = run.start_folder
+        return cls._open(
+            Start,
+            folder / MANIFEST,
+            folder / WEIGHTS,
+            "this federation has no public start: train without one",
+        )
+
+    @classmethod
+    def _open(
+        cls, schema: type[MetaLearner] | type[Start], manifest: Path, weights: Path, absent: str
+    ) -> Self:
         try:
-            manifest, weights = run.manifest.read_bytes(), run.weights.open("rb")
+            opened = cls(manifest.read_bytes(), weights.open("rb"))
         except FileNotFoundError as error:
-            raise NotReadyError("there is no meta-learner yet: ask again later") from error
-        opened = cls(manifest, weights)
-        if opened.sha256 != MetaLearner.FromString(manifest).weights_sha256:
+            raise NotReadyError(absent) from error
+        if opened.sha256 != schema.FromString(opened.manifest).weights_sha256:
             opened.close()
-            raise FederationError("the meta-learner is just being replaced: ask again")
+            raise FederationError("what is asked for is just being replaced: ask again")
         return opened
 
     def offset(self, sha256: bytes, size: int) -> int:

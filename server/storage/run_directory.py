@@ -4,6 +4,7 @@
 
     server.toml                   what the server is configured with
     organisations/<index>.toml    what each virtual organisation is configured with (simulations only)
+    start/                        the public start of the run, where it has one; never another
     store/                        contributions, see server.storage.store
     checkpoint.safetensors        the state of learning, until the run is over
     meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it
@@ -26,13 +27,16 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from fedfree.codec import MetaLearner, encode_meta_learner
+from fedfree.codec import MetaLearner, encode_meta_learner, sha256, short
 from fedfree.errors import ConfigError, FedFreeError
 from fedfree.host.files import append_line, read_file, write_file
 from fedfree.host.lock import exclusive
+from fedfree.host.starts import MANIFEST as START_MANIFEST
+from fedfree.host.starts import has_start, keep_start, load_start
+from fedfree.start import LoadedStart
 from server.config import ServerConfig
 from server.events import Event, OnEvent
-from server.storage.store import Store
+from server.storage.store import ACCEPTED, Store
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,47 @@ class RunDirectory:
 
     def store(self) -> Store:
         """The store, created where there is none."""
-        return Store(self.path / "store")
+        return Store(self.path / "store", self.start)
+
+    @property
+    def start_folder(self) -> Path:
+        return self.path / "start"
+
+    def start(self) -> LoadedStart | None:
+        """The public start of the run, checked; None where organisations begin from random weights.
+
+        Raises:
+            StorageError, ContributionError: it is there and cannot be used.
+        """
+        return load_start(self.start_folder) if has_start(self.start_folder) else None
+
+    def start_sha256(self) -> str:
+        """The start's identity, hexadecimal; empty without one."""
+        if not has_start(self.start_folder):
+            return ""
+        return sha256(read_file(self.start_folder / START_MANIFEST))
+
+    def adopt_start(self, folder: Path) -> None:
+        """Let the run begin from a start, for good; the same start again changes nothing.
+
+        Raises:
+            ConfigError: the run has another start, or accepted contributions that began from none.
+            StorageError, ContributionError: a folder that cannot be used.
+        """
+        given, own = load_start(folder), self.start_sha256()
+        if own == given.start.sha256:
+            return
+        if own:
+            raise ConfigError(
+                f"{folder} holds the start {short(given.start.sha256)}, and {self.path} began from "
+                f"{short(own)}: a run keeps its start, so choose another run directory"
+            )
+        if self.store().ids(ACCEPTED):
+            raise ConfigError(
+                f"{self.path} has accepted contributions that began from no public start: choose another run "
+                f"directory for the start {short(given.start.sha256)}"
+            )
+        keep_start(self.start_folder, given.start, given.weights)
 
     def write_meta_learner(self, meta_learner: MetaLearner) -> bytes:
         """Write the result, weights first so that a manifest never stands alone, and return the manifest."""

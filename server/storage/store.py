@@ -16,8 +16,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -33,6 +34,7 @@ from fedfree.codec import (
 )
 from fedfree.errors import StorageError
 from fedfree.host.files import named, open_stream, read_file, sync, write_file
+from fedfree.start import LoadedStart
 
 PLACES = RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
@@ -43,11 +45,22 @@ ORGANISATION = "organisation.txt"
 class Store:
     """Contributions on disk; safe to reopen after a crash."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read_start: Callable[[], LoadedStart | None] = lambda: None) -> None:
+        """Open a store, or make one.
+
+        Args:
+            read_start: the start that contributions begin from; None where there is none.
+        """
         self.path = path
+        self._read_start = read_start
         with named(f"cannot write {path}"):
             for place in PLACES:
                 (path / place).mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def start(self) -> LoadedStart | None:
+        """The start that contributions begin from, read when it is first needed."""
+        return self._read_start()
 
     def receive(self, manifest: bytes, weights: bytes) -> str:
         """Persist a contribution unread and return its id; the same bytes twice are one contribution."""
@@ -116,7 +129,8 @@ class Store:
             contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
         )
         tensors = safetensors.torch.load_file(self.path / ACCEPTED / identity / WEIGHTS)
-        fill_network(network, tensors, f"contribution {identity[:12]}…")
+        body = self.start.body if contribution.start and self.start else None
+        fill_network(network, tensors, f"contribution {identity[:12]}…", body)
         return contribution, network
 
     def contribution(self, identity: str) -> Contribution:

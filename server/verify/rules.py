@@ -1,6 +1,7 @@
 """What is looked at before a contribution joins the pool: one function a rule."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -8,35 +9,53 @@ from fedfree.accounting import run_epsilon
 from fedfree.codec import Contribution, sha256
 from fedfree.errors import ContributionError
 from fedfree.seeding import make_generator
+from fedfree.start import LoadedStart, require_start
 
 PROBE_IMAGES = 16
 EPSILON_TOLERANCE = 0.02
 """By how much a claimed ε may lie below the one recomputed here: accountants round differently."""
 
 
-Rule = Callable[[Contribution, Mapping[str, str]], Mapping[str, float]]
-"""From a contribution, and the pool so far (SHA-256 of weights to contribution id), to what to record of it.
+@dataclass(frozen=True)
+class Known:
+    """What a contribution is held against."""
+
+    pool: Mapping[str, str]
+    """The pool so far: SHA-256 of weights to contribution id."""
+    start: LoadedStart | None = None
+    """Where the federation begins; None for random weights."""
+
+
+Rule = Callable[[Contribution, Known], Mapping[str, float]]
+"""From a contribution, and what it is held against, to what to record of it.
 
 Raises ContributionError with the reason, to quarantine it.
 """
 
 
-def check_not_a_copy(contribution: Contribution, pool: Mapping[str, str]) -> Mapping[str, float]:
+def check_start(contribution: Contribution, known: Known) -> Mapping[str, float]:
+    """Refuse a contribution that did not begin where the federation does; first, as others need its start."""
+    require_start(contribution, known.start.start if known.start else None)
+    return {}
+
+
+def check_not_a_copy(contribution: Contribution, known: Known) -> Mapping[str, float]:
     """Refuse weights that are already in the pool."""
-    original = pool.get(sha256(contribution.weights))
+    original = known.pool.get(sha256(contribution.weights))
     if original is not None:
         raise ContributionError(f"the same weights as contribution {original[:12]}…")
     return {}
 
 
 @torch.no_grad()
-def check_behaviour(contribution: Contribution, pool: Mapping[str, str]) -> Mapping[str, float]:
+def check_behaviour(contribution: Contribution, known: Known) -> Mapping[str, float]:
     """Refuse a network that computes nothing useful: outputs not finite, or the same for every image."""
     spec = contribution.input
     noise = torch.rand(
         PROBE_IMAGES, spec.channels, spec.height, spec.width, generator=make_generator(0, "verify")
     )
-    logits = contribution.network()(spec.normalise(noise))
+    network = contribution.network(known.start.body if known.start else None)
+    logits = network(spec.normalise(noise))
     if not logits.isfinite().all():
         raise ContributionError("the network's outputs on noise are not finite")
     if torch.equal(logits, logits[:1].expand_as(logits)):
@@ -44,7 +63,7 @@ def check_behaviour(contribution: Contribution, pool: Mapping[str, str]) -> Mapp
     return {}
 
 
-def check_privacy_claim(contribution: Contribution, pool: Mapping[str, str]) -> Mapping[str, float]:
+def check_privacy_claim(contribution: Contribution, known: Known) -> Mapping[str, float]:
     """Recompute ε from the noise, sampling rate and steps that a statement names.
 
     What was really done cannot be seen from here, so even an ε that agrees is the client's claim.
@@ -71,5 +90,5 @@ def check_privacy_claim(contribution: Contribution, pool: Mapping[str, str]) -> 
     }
 
 
-RULES: list[Rule] = [check_not_a_copy, check_behaviour, check_privacy_claim]
+RULES: list[Rule] = [check_start, check_not_a_copy, check_behaviour, check_privacy_claim]
 """In the order in which they are applied."""

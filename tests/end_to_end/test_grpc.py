@@ -449,7 +449,7 @@ def test_a_fetch_goes_on_where_it_was_cut(
     partial(out, sent.weights).write_bytes(sent.weights[:have])
     with serving(run) as address:
         with stub(address, token) as call:
-            request = service_pb2.FetchMetaLearnerRequest(
+            request = service_pb2.FetchRequest(
                 offset=have, weights_sha256=bytes.fromhex(sha256(sent.weights))
             )
             first, *rest = call("FetchMetaLearner", request)
@@ -491,7 +491,7 @@ def test_a_meta_learner_replaced_during_a_fetch_does_not_mix_with_the_one_before
     before, after = meta_learner(0), meta_learner(1)
     run.write_meta_learner(before)
     with serving(run) as address, stub(address, token) as call:
-        answers = call("FetchMetaLearner", service_pb2.FetchMetaLearnerRequest())
+        answers = call("FetchMetaLearner", service_pb2.FetchRequest())
         next(answers)
         run.write_meta_learner(after)
         assert b"".join(each.chunk for each in answers) == before.weights
@@ -503,7 +503,7 @@ def test_weights_whose_manifest_is_still_the_one_before_are_not_handed_out(
     run.write_meta_learner(meta_learner(0))
     run.weights.write_bytes(meta_learner(1).weights)
     with serving(run) as address, stub(address, token) as call, pytest.raises(grpc.RpcError) as failure:
-        list(call("FetchMetaLearner", service_pb2.FetchMetaLearnerRequest()))
+        list(call("FetchMetaLearner", service_pb2.FetchRequest()))
     assert isinstance(error_of(failure.value), FederationError)
     assert "just being replaced" in failure.value.details()
 

@@ -10,8 +10,13 @@ from fedfree.errors import ContributionError
 from fedfree.flower_records import (
     accuracies_from_records,
     accuracies_to_records,
+    brings_start,
     from_records,
+    question,
+    start_named,
+    start_wanted,
     to_records,
+    wants_start,
 )
 
 METRICS = {"n_way": 5, "n_shot": 1, "n_query": 15, "mean": 41.5, "ci95": 0.8, "episodes": 600}
@@ -72,6 +77,19 @@ def test_accuracies_come_out_in_the_order_of_ways_and_shots() -> None:
     one = (EpisodeSpec(5, 1, 15), Accuracy(41.5, 0.8, 600))
     five = (EpisodeSpec(5, 5, 15), Accuracy(53.75, 0.5, 600))
     assert accuracies_from_records(accuracies_to_records([five, one])) == [one, five]
+
+
+def test_a_question_without_a_start_says_nothing_of_one() -> None:
+    assert start_named(question()) == "" and question().keys() == {"release"}
+    assert start_named(question("ab" * 32)) == "ab" * 32
+    assert not brings_start(question("ab" * 32))
+    assert wants_start(start_wanted()) and not wants_start(question("ab" * 32))
+
+
+@pytest.mark.parametrize("named", ["ab", "../" * 22, "AB" * 32, 3])
+def test_a_start_that_is_named_by_no_hash_is_refused(named: str | int) -> None:
+    with pytest.raises(ContributionError, match="expected the sha256 of a start"):
+        start_named(RecordDict({"start": ConfigRecord({"start": named})}))
 
 
 def test_an_acknowledgement_holds_no_accuracy() -> None:

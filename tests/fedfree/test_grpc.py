@@ -7,7 +7,7 @@ from fedfree import errors
 from fedfree.errors import AccessError, ConfigError, ContributionError, FederationError, FedFreeError
 from fedfree.grpc_status import MAX_DETAIL_CHARACTERS, TOLD, error_of, status_of
 from fedfree.host.channel import CHUNK_BYTES, MAX_MESSAGE_BYTES, Address, chunks
-from fedfree.v1.service_pb2 import ContributeRequest, FetchMetaLearnerResponse
+from fedfree.v1.service_pb2 import ContributeRequest, FetchResponse
 
 
 class Failure(grpc.RpcError):
@@ -55,7 +55,7 @@ def test_chunks_are_the_whole_and_each_fits_into_a_message(size: int) -> None:
     assert b"".join(pieces) == data[:size]
     for piece in pieces:
         assert ContributeRequest(chunk=piece).ByteSize() < MAX_MESSAGE_BYTES
-        assert FetchMetaLearnerResponse(chunk=piece).ByteSize() < MAX_MESSAGE_BYTES
+        assert FetchResponse(chunk=piece).ByteSize() < MAX_MESSAGE_BYTES
 
 
 @pytest.mark.parametrize("kind", TOLD)

@@ -268,9 +268,13 @@ def test_who_began_elsewhere_is_refused_with_both_starts_named() -> None:
     loaded, _, contribution = make_trained()
     start, other = loaded.start, replace(loaded.start, source="elsewhere")
     for wrong, federation, words in [
-        (contribution, other, f"start {start.sha256[:12]}….*begins from the start {other.sha256[:12]}…"),
-        (replace(contribution, start=""), start, f"did not begin.*begins from the start {start.sha256[:12]}"),
-        (contribution, None, f"start {start.sha256[:12]}….*has no public start"),
+        (
+            contribution,
+            other,
+            f"start {start.sha256[:12]}…, this federation from the start {other.sha256[:12]}…",
+        ),
+        (replace(contribution, start=""), start, f"no public start, .* from the start {start.sha256[:12]}"),
+        (contribution, None, f"start {start.sha256[:12]}…, this federation from no public start"),
         (replace(contribution, architecture=Architecture("resnet10")), start, "resnet10.*its start a conv4"),
         (replace(contribution, input=replace(SPEC, height=32)), start, "size and normalisation are"),
         (replace(contribution, input=InputSpec(3, 16, 16)), start, "size and normalisation are"),

@@ -16,6 +16,7 @@ from fedfree.codec import (
     encode_weights,
 )
 from fedfree.errors import ConfigError, FederationError
+from fedfree.start import LoadedStart
 from fedfree.statement import PrivacyStatement
 from server import pipeline
 from server.config import CollectConfig, ServerConfig
@@ -69,6 +70,21 @@ def test_one_pipeline_learns_from_a_mixed_pool_with_either_preset(tmp_path: Path
     progress = [event.values for event in events if (event.stage, event.kind) == ("learn", "progress")]
     assert [values["iteration"] for values in progress] == [1, 2, 3]
     assert ("replay_loss" in progress[0]) == (name == "paper")
+
+
+def test_the_meta_learner_names_the_start_that_its_contributions_began_from(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    begun = Store(tmp_path / "begun", make_start)
+    for seed in range(2):
+        begun.receive(*contribute_from(make_start(), seed))
+    names = [
+        pipeline.run(store, tiny("default", iterations=1)).meta_learner.provenance.start
+        for store in (begun, make_store(tmp_path / "random"))
+    ]
+    assert names == [make_start().start.sha256, ""]
 
 
 def test_images_are_mirrored_at_the_end_where_every_model_allows_it(tmp_path: Path) -> None:

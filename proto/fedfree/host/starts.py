@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fedfree.architectures import ArchitectureId
 from fedfree.errors import ContributionError
-from fedfree.host.files import read_file, write_new
+from fedfree.host.files import read_file, write_file, write_new
 from fedfree.settings import Listed, Settings
 from fedfree.start import LoadedStart, Start, check_licence, decode_start, describe_start, encode_start
 
@@ -41,6 +41,21 @@ class StartConfig(Settings):
 def write_start(folder: Path, start: Start, weights: bytes) -> None:
     """Write a start into a folder that holds none; raises ConfigError and StorageError as ``write_new``."""
     write_new(folder, {WEIGHTS: weights, MANIFEST: encode_start(start)})
+
+
+def keep_start(folder: Path, start: Start, weights: bytes) -> None:
+    """Write a start where nothing but this start can be; a killed process may have left half of it.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_file(folder / WEIGHTS, weights)
+    write_file(folder / MANIFEST, encode_start(start))
+
+
+def has_start(folder: Path) -> bool:
+    """Whether a whole start lies in a folder, unread."""
+    return (folder / MANIFEST).is_file() and (folder / WEIGHTS).is_file()
 
 
 def read_start(folder: Path) -> tuple[Start, bytes]:

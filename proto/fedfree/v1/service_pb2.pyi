@@ -48,7 +48,7 @@ class ContributeResponse(_message.Message):
     contribution: ContributionState
     def __init__(self, contribution: _Optional[_Union[ContributionState, _Mapping]] = ...) -> None: ...
 
-class FetchMetaLearnerRequest(_message.Message):
+class FetchRequest(_message.Message):
     __slots__ = ("offset", "weights_sha256")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -56,7 +56,7 @@ class FetchMetaLearnerRequest(_message.Message):
     weights_sha256: bytes
     def __init__(self, offset: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ...) -> None: ...
 
-class MetaLearnerHeader(_message.Message):
+class FetchHeader(_message.Message):
     __slots__ = ("manifest", "weights_bytes", "weights_sha256", "offset")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -68,13 +68,13 @@ class MetaLearnerHeader(_message.Message):
     offset: int
     def __init__(self, manifest: _Optional[bytes] = ..., weights_bytes: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
-class FetchMetaLearnerResponse(_message.Message):
+class FetchResponse(_message.Message):
     __slots__ = ("header", "chunk")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
-    header: MetaLearnerHeader
+    header: FetchHeader
     chunk: bytes
-    def __init__(self, header: _Optional[_Union[MetaLearnerHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[FetchHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ("contribution_sha256",)
@@ -91,17 +91,19 @@ class LearningProgress(_message.Message):
     def __init__(self, iteration: _Optional[int] = ..., of: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("received", "accepted", "quarantined", "contribution", "progress", "meta_learner_sha256")
+    __slots__ = ("received", "accepted", "quarantined", "contribution", "progress", "meta_learner_sha256", "start_sha256")
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     META_LEARNER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    START_SHA256_FIELD_NUMBER: _ClassVar[int]
     received: int
     accepted: int
     quarantined: int
     contribution: ContributionState
     progress: LearningProgress
     meta_learner_sha256: bytes
-    def __init__(self, received: _Optional[int] = ..., accepted: _Optional[int] = ..., quarantined: _Optional[int] = ..., contribution: _Optional[_Union[ContributionState, _Mapping]] = ..., progress: _Optional[_Union[LearningProgress, _Mapping]] = ..., meta_learner_sha256: _Optional[bytes] = ...) -> None: ...
+    start_sha256: bytes
+    def __init__(self, received: _Optional[int] = ..., accepted: _Optional[int] = ..., quarantined: _Optional[int] = ..., contribution: _Optional[_Union[ContributionState, _Mapping]] = ..., progress: _Optional[_Union[LearningProgress, _Mapping]] = ..., meta_learner_sha256: _Optional[bytes] = ..., start_sha256: _Optional[bytes] = ...) -> None: ...

@@ -41,8 +41,13 @@ class FedFREEStub:
                 _registered_method=True)
         self.FetchMetaLearner = channel.unary_stream(
                 '/fedfree.v1.FedFREE/FetchMetaLearner',
-                request_serializer=fedfree_dot_v1_dot_service__pb2.FetchMetaLearnerRequest.SerializeToString,
-                response_deserializer=fedfree_dot_v1_dot_service__pb2.FetchMetaLearnerResponse.FromString,
+                request_serializer=fedfree_dot_v1_dot_service__pb2.FetchRequest.SerializeToString,
+                response_deserializer=fedfree_dot_v1_dot_service__pb2.FetchResponse.FromString,
+                _registered_method=True)
+        self.FetchStart = channel.unary_stream(
+                '/fedfree.v1.FedFREE/FetchStart',
+                request_serializer=fedfree_dot_v1_dot_service__pb2.FetchRequest.SerializeToString,
+                response_deserializer=fedfree_dot_v1_dot_service__pb2.FetchResponse.FromString,
                 _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/fedfree.v1.FedFREE/GetStatus',
@@ -69,6 +74,13 @@ class FedFREEServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchStart(self, request, context):
+        """The public start that training begins from, in the same way; NOT_FOUND where there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """How far the run is, and what became of one contribution.
         """
@@ -86,8 +98,13 @@ def add_FedFREEServicer_to_server(servicer, server):
             ),
             'FetchMetaLearner': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchMetaLearner,
-                    request_deserializer=fedfree_dot_v1_dot_service__pb2.FetchMetaLearnerRequest.FromString,
-                    response_serializer=fedfree_dot_v1_dot_service__pb2.FetchMetaLearnerResponse.SerializeToString,
+                    request_deserializer=fedfree_dot_v1_dot_service__pb2.FetchRequest.FromString,
+                    response_serializer=fedfree_dot_v1_dot_service__pb2.FetchResponse.SerializeToString,
+            ),
+            'FetchStart': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchStart,
+                    request_deserializer=fedfree_dot_v1_dot_service__pb2.FetchRequest.FromString,
+                    response_serializer=fedfree_dot_v1_dot_service__pb2.FetchResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -147,8 +164,35 @@ class FedFREE:
             request,
             target,
             '/fedfree.v1.FedFREE/FetchMetaLearner',
-            fedfree_dot_v1_dot_service__pb2.FetchMetaLearnerRequest.SerializeToString,
-            fedfree_dot_v1_dot_service__pb2.FetchMetaLearnerResponse.FromString,
+            fedfree_dot_v1_dot_service__pb2.FetchRequest.SerializeToString,
+            fedfree_dot_v1_dot_service__pb2.FetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchStart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedfree.v1.FedFREE/FetchStart',
+            fedfree_dot_v1_dot_service__pb2.FetchRequest.SerializeToString,
+            fedfree_dot_v1_dot_service__pb2.FetchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,5 +1,6 @@
 """The organisation's Flower app: what it replies, and what it never says."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +25,13 @@ from fedfree.flower_records import (
     accuracies_from_records,
     from_records,
     question,
+    question_with_start,
     to_records,
+    wants_start,
 )
+from fedfree.host.starts import WEIGHTS, load_start, write_start
 from fedfree.release import this_release
+from fedfree.start import LoadedStart
 
 RESULT = FewShotAccuracy(EpisodeSpec(5, 1, 15), Accuracy(41.5, 0.8, 600))
 SECRET = "/hospital/patient-jane-doe.png"
@@ -170,3 +175,86 @@ def test_a_coordinator_of_another_release_is_refused_before_anything_else_with_b
     assert f"the organisation has FedFREE {this_release()}" in reply.error.reason
     assert f"the coordinator a FedFREE {shown}" in reply.error.reason
     assert len(reply.error.reason) < 200
+
+
+def _train(config: ClientConfig) -> tuple[bytes, bytes]:
+    """What is trained: nothing, but it is told where it began."""
+    return str(config.training.start).encode(), b"weights"
+
+
+def _begins_at(config: ClientConfig, begun: LoadedStart) -> ClientConfig:
+    """With a start of one's own."""
+    folder = config.cache.parent / "own-start"
+    write_start(folder, begun.start, begun.weights)
+    return config.model_copy(update={"training": config.training.model_copy(update={"start": folder})})
+
+
+def test_an_organisation_without_the_start_asks_for_it_keeps_it_and_trains_from_it(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, make_start: Callable[..., LoadedStart]
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", _train)
+    begun, context = make_start(), _own(config)
+    asked = app(_message(CONTRIBUTE, question(begun.start.sha256)), context)
+    assert wants_start(asked.content)
+    reply = app(_message(CONTRIBUTE, question_with_start(begun)), context)
+    folder = Path(from_records(reply.content)[0].decode())
+    assert folder == config.cache.parent / "starts" / begun.start.sha256
+    assert load_start(folder) == begun
+    again = app(_message(CONTRIBUTE, question(begun.start.sha256)), context)
+    assert from_records(again.content) == from_records(reply.content)
+
+
+def test_an_organisation_with_a_start_of_its_own_only_compares_hashes(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, make_start: Callable[..., LoadedStart]
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", _train)
+    own = _begins_at(config, make_start())
+    reply = app(_message(CONTRIBUTE, question(make_start().start.sha256)), _own(own))
+    assert from_records(reply.content)[0] == str(own.training.start).encode()
+
+
+@pytest.mark.parametrize("theirs", [1, None])
+def test_another_start_is_refused_before_training_and_both_are_named(
+    config: ClientConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    make_start: Callable[..., LoadedStart],
+    theirs: int | None,
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: pytest.fail("trained"))
+    own = _begins_at(config, make_start(0))
+    named = "" if theirs is None else make_start(theirs).start.sha256
+    reply = app(_message(CONTRIBUTE, question(named)), _own(own))
+    federation = f"the start {named[:12]}…" if named else "no public start"
+    assert f"the start {make_start(0).start.sha256[:12]}…, this federation from {federation}" in (
+        reply.error.reason
+    )
+    assert len(reply.error.reason) < 200
+
+
+def test_a_start_that_is_not_the_one_named_is_not_kept(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, make_start: Callable[..., LoadedStart]
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: pytest.fail("trained"))
+    named, sent = make_start(0), make_start(1)
+    swapped, cut = question_with_start(sent), question_with_start(replace(named, weights=named.weights[:-1]))
+    swapped["start"] = question(named.start.sha256)["start"]
+    forbidden = make_start(2, licence="CC-BY-NC-4.0")
+    for content, words in (
+        (swapped, "was sent in the place of"),
+        (cut, "could not train: ContributionError"),
+        (question_with_start(forbidden), "licence is CC-BY-NC-4.0"),
+    ):
+        reply = app(_message(CONTRIBUTE, content), _own(config))
+        assert words in reply.error.reason
+    assert not (config.cache.parent / "starts").exists()
+
+
+def test_a_start_of_ones_own_that_is_cut_off_is_refused_before_training(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, make_start: Callable[..., LoadedStart]
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: pytest.fail("trained"))
+    own = _begins_at(config, make_start())
+    assert own.training.start is not None
+    (own.training.start / WEIGHTS).write_bytes(b"")
+    reply = app(_message(CONTRIBUTE, question(make_start().start.sha256)), _own(own))
+    assert reply.error.reason == "the organisation could not train: ContributionError"

@@ -11,8 +11,19 @@ from flwr.clientapp import ClientApp
 from fedfree.codec import contribution_id
 from fedfree.episodes import Accuracy, EpisodeSpec
 from fedfree.errors import ConfigError, FederationError
-from fedfree.flower_records import ADAPT, CONTRIBUTE, ORGANISATION_FAILED, accuracies_to_records, to_records
+from fedfree.flower_records import (
+    ADAPT,
+    CONTRIBUTE,
+    ORGANISATION_FAILED,
+    accuracies_to_records,
+    brings_start,
+    from_records,
+    start_named,
+    start_wanted,
+    to_records,
+)
 from fedfree.release import this_release
+from fedfree.start import LoadedStart, encode_start
 from server import pipeline
 from server.config import CollectConfig, ServerConfig
 from server.doors import flower_app as server_app
@@ -127,6 +138,38 @@ def test_the_question_says_which_release_asks(store: Store) -> None:
 
     _collect(_grid(answer), store)
     assert asked == [this_release()] * 3
+
+
+def test_the_question_names_the_start_and_brings_it_to_whoever_lacks_it(
+    tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    begun, asked = make_start(), list[tuple[int, str, bool]]()
+
+    def answer(message: Message, index: int) -> Message:
+        asked.append((index, start_named(message.content), brings_start(message.content)))
+        if index == 1 and not asked[-1][-1]:
+            return Message(start_wanted(), reply_to=message)
+        if index == 1:
+            assert from_records(message.content) == (encode_start(begun.start), begun.weights)
+        return _model(message, index)
+
+    events = _collect(_grid(answer), Store(tmp_path / "store", make_start))
+    named = begun.start.sha256
+    assert sorted(asked) == [(0, named, False), (1, named, False), (1, named, True), (2, named, False)]
+    assert events[-1].values == {"done": 3, "failed": 0, "missing": 0, "of": 3}
+
+
+@pytest.mark.parametrize("has_start", [True, False])
+def test_who_keeps_asking_for_the_start_is_given_up(
+    tmp_path: Path, make_start: Callable[..., LoadedStart], has_start: bool
+) -> None:
+    store = Store(tmp_path / "store", lambda: make_start() if has_start else None)
+    grid = _grid(_except(1, lambda message: Message(start_wanted(), reply_to=message)))
+    events = _collect(grid, store)
+    (failed,) = [event for event in events if event.kind == "failed"]
+    words = f"asked {MAX_ASKS} times, and sends no model" if has_start else "expected a config record"
+    assert words in str(failed.values["reason"])
+    assert events[-1].values["done"] == 2
 
 
 def test_a_run_in_which_another_process_learns_is_left_alone(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ class ModelsInMemory:
         self.inputs = inputs
         self.built: list[str] = []
 
+    start = None
+
     def describe(self, identity: str) -> Contribution:
         return Contribution(Architecture(), 3, self.inputs[int(identity)], PrivacyStatement(), b"")
 

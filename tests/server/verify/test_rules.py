@@ -1,13 +1,16 @@
-"""VERIFY recomputes what a privacy statement claims."""
+"""VERIFY recomputes what a privacy statement claims, and lets in who began where the federation does."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.start import LoadedStart, fill_body
 from fedfree.statement import Composition, DifferentialPrivacy, DpSgd, PrivacyStatement, PrivacyStatus
 from server.events import Event
 from server.storage.store import ACCEPTED, QUARANTINED, Store
@@ -58,3 +61,60 @@ def test_an_epsilon_below_what_its_noise_gives_is_quarantined(store: Store) -> N
     (identity,) = store.ids(QUARANTINED)
     assert "claims epsilon 5.000" in store.reason(identity)
     assert "give 7.985" in store.reason(identity)
+
+
+def test_who_began_from_the_start_is_let_in_and_the_start_gives_what_did_not_travel(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    store = Store(tmp_path / "store", make_start)
+    identity = store.receive(*contribute_from(make_start()))
+    verify_received(store, lambda _: None)
+    assert store.ids(ACCEPTED) == [identity]
+    contribution, network = store.network(identity)
+    sent = safetensors.torch.load(store.contribution(identity).weights)
+    assert sent.keys() == {"blocks.3.0.weight", "head.weight", "head.bias"}
+    expected = build(contribution.architecture, num_classes=3, input=contribution.input)
+    fill_body(expected, make_start().body, "the start")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, sent.get(name, expected.state_dict()[name]))
+
+
+@pytest.mark.parametrize(
+    ("federation", "seed", "changes", "words"),
+    [
+        (0, 1, {}, "begins from the start {began}…, this federation from the start {own}…: bring that one"),
+        (0, 0, {"start": ""}, "missing"),
+        (None, 0, {}, "begins from the start {began}…, this federation from no public start: train without"),
+        (0, 0, {"input": InputSpec(1, 16, 16, mean=(0.1,))}, "its start InputSpec(channels=1, height=16"),
+        (0, 0, {"privacy": PrivacyStatement()}, "names other initial weights than the start's"),
+    ],
+    ids=["another start", "says none", "run has none", "other images", "another statement"],
+)
+def test_who_began_elsewhere_is_quarantined_and_told_both_starts(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+    federation: int | None,
+    seed: int,
+    changes: dict[str, object],
+    words: str,
+) -> None:
+    own = None if federation is None else make_start(federation)
+    store = Store(tmp_path / "store", lambda: own)
+    identity = store.receive(*contribute_from(make_start(seed), **changes))
+    verify_received(store, lambda _: None)
+    assert store.ids(QUARANTINED) == [identity]
+    named = {"began": make_start(seed).start.sha256[:12], "own": own.start.sha256[:12] if own else ""}
+    assert words.format(**named) in store.reason(identity)
+
+
+def test_a_whole_model_that_began_from_random_weights_is_refused_where_there_is_a_start(
+    tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    store = Store(tmp_path / "store", make_start)
+    receive(store, CLAIM)
+    verify_received(store, lambda _: None)
+    (identity,) = store.ids(QUARANTINED)
+    assert "begins from no public start, this federation from the start" in store.reason(identity)

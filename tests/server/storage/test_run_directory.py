@@ -1,0 +1,83 @@
+"""A run has one start, adopted for good, or none."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedfree.errors import ConfigError, ContributionError
+from fedfree.host.starts import WEIGHTS, write_start
+from fedfree.start import LoadedStart
+from server.config import ServerConfig
+from server.events import ignore
+from server.storage.run_directory import RunDirectory
+from server.storage.store import ACCEPTED
+from server.verify.verify import verify_received
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "server.toml").write_text(ServerConfig().to_toml())
+    return RunDirectory(tmp_path / "run")
+
+
+def written(folder: Path, begun: LoadedStart) -> Path:
+    write_start(folder, begun.start, begun.weights)
+    return folder
+
+
+def test_a_run_begins_from_no_start_until_it_adopts_one(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    assert (run.start(), run.start_sha256(), run.store().start) == (None, "", None)
+    run.adopt_start(written(tmp_path / "start", make_start()))
+    assert run.start() == run.store().start == make_start()
+    assert run.start_sha256() == make_start().start.sha256
+
+
+def test_the_same_start_again_changes_nothing_and_another_is_refused(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    own, other = make_start(0), make_start(1)
+    run.adopt_start(written(tmp_path / "start", own))
+    run.adopt_start(tmp_path / "start")
+    names = f"{other.start.sha256[:12]}…, and .* began from {own.start.sha256[:12]}…: a run keeps its start"
+    with pytest.raises(ConfigError, match=names):
+        run.adopt_start(written(tmp_path / "other", other))
+    assert run.start() == own
+
+
+def test_what_a_killed_process_left_of_a_start_is_none_and_is_written_again(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    run.start_folder.mkdir()
+    (run.start_folder / WEIGHTS).write_bytes(b"half")
+    assert run.start_sha256() == ""
+    run.adopt_start(written(tmp_path / "start", make_start()))
+    assert run.start() == make_start()
+
+
+def test_a_start_that_is_cut_off_is_not_adopted(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    folder = written(tmp_path / "start", make_start())
+    (folder / WEIGHTS).write_bytes(make_start().weights[:-1])
+    with pytest.raises(ContributionError, match=f"no start in {folder}"):
+        run.adopt_start(folder)
+    assert not run.start_folder.exists()
+
+
+def test_a_run_with_contributions_from_no_start_adopts_none(
+    run: RunDirectory,
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    store = run.store()
+    store._read_start = make_start
+    store.receive(*contribute_from(make_start()))
+    verify_received(store, ignore)
+    assert len(store.ids(ACCEPTED)) == 1
+    with pytest.raises(ConfigError, match="accepted contributions that began from no public start"):
+        run.adopt_start(written(tmp_path / "start", make_start()))
