@@ -241,7 +241,7 @@ def replay_episodes(
         team: shares the episodes.
     """
     spec = EpisodeSpec(config.replay_ways, config.replay_shots, config.replay_queries)
-    drawn = [_draw_episode(memory, spec, rng) for _ in range(config.replay_episodes)]
+    drawn = [draw_episode(memory, spec, rng) for _ in range(config.replay_episodes)]
     optimizer.zero_grad()
     total = next(meta_learner.parameters()).new_zeros(())
     for episode in team.share(drawn):
@@ -255,11 +255,18 @@ def replay_episodes(
 
 
 def can_replay(memory: Memory, config: MetaLearnConfig) -> bool:
+    """Whether enough is remembered to draw an episode of the replay."""
+    return can_draw(memory, EpisodeSpec(config.replay_ways, config.replay_shots, config.replay_queries))
+
+
+def can_draw(memory: Memory, spec: EpisodeSpec) -> bool:
     """Whether enough models are remembered, with enough images of each class, to draw an episode."""
+    if not len(memory):
+        return False
     classes, counts = torch.stack([memory.models, memory.classes], dim=1).unique(dim=0, return_counts=True)
-    scarce = counts < config.replay_shots + config.replay_queries
+    scarce = counts < spec.n_shot + spec.n_query
     models = set(classes[:, 0].tolist()) - set(classes[scarce, 0].tolist())
-    return len(models) >= config.replay_ways
+    return len(models) >= spec.n_way
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -268,7 +275,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def _draw_episode(memory: Memory, spec: EpisodeSpec, rng: torch.Generator) -> Episode:
+def draw_episode(memory: Memory, spec: EpisodeSpec, rng: torch.Generator) -> Episode:
     """An episode that indexes the memory."""
     members, labels = replay_members(memory, rng=rng)
     episode = sample_episode(labels, spec, generator=rng)

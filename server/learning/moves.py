@@ -15,6 +15,7 @@ from torch import Tensor
 from server.learning.compose import compose, noise
 from server.learning.invert import Objective, RecoverEach, RecoveredTask, one_at_a_time, recover
 from server.learning.invert_together import together
+from server.learning.judge import part_held_out
 from server.learning.meta_learn import align, can_replay, recovered_tasks, replay_episodes
 from server.learning.precision import autocast
 from server.learning.state import State
@@ -38,6 +39,10 @@ def invert(state: State, iteration: int, team: Team = ALONE) -> list[RecoveredTa
             team=team,
         )
     recovered = [_as_seen(state, task) for task in recovered]
+    if warm and state.pool.start:
+        parts = [part_held_out(task) for task in recovered]
+        state.validation.add([judged for _, judged in parts])
+        recovered = [kept for kept, _ in parts]
     if warm:
         state.memory.add(recovered)
     return recovered

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import fedfree
 from fedfree.codec import MetaLearner, Provenance, encode_weights
+from server.learning.judge import Judgement, choose
 from server.learning.state import State, architecture_of
 
 
@@ -18,10 +19,13 @@ class Outcome:
     gallery: dict[str, Tensor]
     """Recovered images: for each contribution id one image a class, uint8 [classes, channels, size, size]."""
     images_recovered: int
+    judgement: Judgement | None
+    """How what was learned did against the mean of the models; None where there was none to judge by."""
 
 
 def conclude(state: State) -> Outcome:
     """The meta-learner with its recipe and where it comes from, as hashes, and what the memory shows."""
+    chosen, judgement = choose(state)
     meta_learner = MetaLearner(
         architecture=architecture_of(state.pool, state.config),
         num_classes=state.num_classes,
@@ -34,7 +38,7 @@ def conclude(state: State) -> Outcome:
             software=f"fedfree {fedfree.__version__}",
             start=state.pool.start.sha256 if state.pool.start else "",
         ),
-        weights=encode_weights(copy.deepcopy(state.meta_learner).float()),
+        weights=encode_weights(copy.deepcopy(chosen).float()),
     )
     gallery = {state.pool.ids[number]: images for number, images in state.memory.gallery().items()}
-    return Outcome(meta_learner, gallery, state.images_recovered)
+    return Outcome(meta_learner, gallery, state.images_recovered, judgement)

@@ -20,6 +20,9 @@ from server.learning.pool import Pool, common_input, number_shapes
 from server.learning.teachers import Teachers, appoint, draw_alike
 from server.learning.team import ALONE, Team
 
+VALIDATION_IMAGES = 2000
+"""Most that are kept for judging, newest last."""
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -41,6 +44,8 @@ class State:
     teachers: Sequence[Teachers]
     """For each shape of input."""
     memory: Memory
+    validation: Memory
+    """Recovered images that nothing is learned from; only of models from a start."""
     generator_optimizer: torch.optim.Adam
     path_optimizers: Sequence[torch.optim.Adam]
     """Of the meta-learner and the projections, one for each path through the tasks."""
@@ -67,7 +72,8 @@ class State:
     def fingerprint(self) -> str:
         """Hexadecimal hash of what tensors fit this state: configuration, models, names and shapes."""
         layout = (f"{name} {tuple(tensor.shape)}" for name, tensor in self._live_tensors())
-        return sha256("\n".join([self.config.sha256(), *self.pool.ids, *layout]).encode())
+        rings = (name for name, _ in self._rings())
+        return sha256("\n".join([self.config.sha256(), *self.pool.ids, *layout, *rings]).encode())
 
     def tensors(self, team: Team = ALONE) -> dict[str, Tensor]:
         """Everything that decides how learning goes on, by name; every process of the team must call it."""
@@ -106,7 +112,7 @@ class State:
 
     def _rings(self) -> tuple[tuple[str, Ring], ...]:
         corpora = ((f"corpus{shape}", each.corpus.rows) for shape, each in enumerate(self.teachers))
-        return (("memory", self.memory.rows), *corpora)
+        return (("memory", self.memory.rows), ("validation", self.validation.rows), *corpora)
 
 
 def begin(pool: Pool, config: ServerConfig) -> State:
@@ -141,6 +147,7 @@ def begin(pool: Pool, config: ServerConfig) -> State:
         meta_learner=meta_learner,
         teachers=teachers,
         memory=Memory(config.learn.memory_images, pool.device),
+        validation=Memory(VALIDATION_IMAGES, pool.device),
         generator_optimizer=make_adam(generator.parameters(), rates[0], betas=(0.5, 0.999)),
         path_optimizers=[make_adam(learned, rates[1]) for _ in range(config.learn.paths)],
         replay_optimizer=make_adam(meta_learner.parameters(), config.learn.replay_learning_rate),
