@@ -97,7 +97,7 @@ def write_checkpoint(path: Path) -> Path:
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[str]:
+def serving(store: Path, *options: str) -> Iterator[str]:
     """``fedfree-server serve`` as a process of its own, and the address that it says it listens on."""
     command = [
         sys.executable,
@@ -109,6 +109,7 @@ def serving(store: Path) -> Iterator[str]:
         "--listen",
         "127.0.0.1:0",
         "--insecure",
+        *options,
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -156,6 +157,11 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
     assert "wrote start" in walk("server", "start make", *own, *known)
     shown = walk("server", "start show", "start")
     assert "conv4-32-batch" in shown and walk("client", "start show", "start") == shown
+    (folder / "begun-token").write_text(walk("server", "token add", "org-1", "--store", "begun"))
+    with serving(folder / "begun", "--start", "start") as address:
+        door = (address, "--insecure", "--token-file", "begun-token")
+        assert "fetched holds" in walk("client", "start fetch", *door, "--out", "fetched")
+    assert walk("server", "start show", "fetched") == shown
 
     token = walk("server", "token add", "org-1", "--store", "run").strip()
     (folder / "token").write_text(token)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,16 @@ from fedfree.errors import (
     FederationError,
     LimitError,
     NotReadyError,
+    StartError,
     StorageError,
     VersionError,
 )
 from fedfree.grpc_status import error_of
 from fedfree.host.channel import CHUNK_BYTES, MAX_MESSAGE_BYTES, Address
 from fedfree.host.files import open_stream
+from fedfree.host.starts import MANIFEST, WEIGHTS, keep_start, load_start
 from fedfree.release import this_release
+from fedfree.start import LoadedStart, encode_start
 from fedfree.statement import PrivacyStatement
 from fedfree.v1 import contribution_pb2, service_pb2
 from fedfree.v1.service_pb2_grpc import FedFREEStub
@@ -506,6 +510,122 @@ def test_weights_whose_manifest_is_still_the_one_before_are_not_handed_out(
         list(call("FetchMetaLearner", service_pb2.FetchRequest()))
     assert isinstance(error_of(failure.value), FederationError)
     assert "just being replaced" in failure.value.details()
+
+
+MakeStart = Callable[..., LoadedStart]
+
+
+def give_start(run: RunDirectory, begun: LoadedStart) -> LoadedStart:
+    keep_start(run.start_folder, begun.start, begun.weights)
+    return begun
+
+
+@pytest.mark.parametrize("missing", [0, 1, CHUNK_BYTES + 1, None])
+def test_a_start_is_fetched_in_pieces_from_where_an_attempt_was_cut(
+    run: RunDirectory, token: str, tmp_path: Path, make_start: MakeStart, missing: int | None
+) -> None:
+    sent = give_start(run, make_start(architecture="resnet10"))
+    have, out = 0 if missing is None else len(sent.weights) - missing, tmp_path / "start"
+    out.mkdir()
+    partial(out / WEIGHTS, sent.weights).write_bytes(sent.weights[:have])
+    with serving(run) as address:
+        with stub(address, token) as call:
+            digest = bytes.fromhex(sent.start.weights_sha256)
+            first, *rest = call("FetchStart", service_pb2.FetchRequest(offset=have, weights_sha256=digest))
+            assert (first.header.offset, first.header.manifest) == (have, encode_start(sent.start))
+            assert b"".join(each.chunk for each in rest) == sent.weights[have:]
+            assert all(len(each.chunk) <= CHUNK_BYTES for each in rest)
+            assert bool(rest) == (missing != 0)
+        with remote(address, token) as coordinator:
+            assert coordinator.fetch_start(out) == sent.start
+            assert coordinator.run().start_sha256 == sent.start.sha256
+    assert load_start(out) == sent
+    assert sorted(path.name for path in out.iterdir()) == [MANIFEST, WEIGHTS]
+
+
+def test_a_folder_with_a_start_is_compared_and_left_as_it_is(
+    run: RunDirectory, token: str, tmp_path: Path, make_start: MakeStart
+) -> None:
+    federation, other = give_start(run, make_start(0)), make_start(1)
+    for begun, name in ((federation, "same"), (other, "other")):
+        keep_start(tmp_path / name, begun.start, begun.weights)
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited" / MANIFEST).write_bytes(encode_start(federation.start))
+    (tmp_path / "edited" / WEIGHTS).write_bytes(b"x" + federation.weights[1:])
+    with serving(run) as address, remote(address, token) as coordinator:
+        coordinator._stub.FetchStart = None  # nothing need be fetched
+        assert coordinator.fetch_start(tmp_path / "same") == federation.start
+        names = f"start {other.start.sha256[:12]}…, and the federation's is {federation.start.sha256[:12]}…"
+        with pytest.raises(StartError, match=names):
+            coordinator.fetch_start(tmp_path / "other")
+        with pytest.raises(ContributionError, match=r"no start in .*edited: the weights' sha256"):
+            coordinator.fetch_start(tmp_path / "edited")
+    assert load_start(tmp_path / "other") == other
+
+
+def test_a_licence_that_may_forbid_is_refused_before_any_weights_are_fetched(
+    run: RunDirectory, token: str, tmp_path: Path, make_start: MakeStart
+) -> None:
+    begun, out = give_start(run, make_start(licence="CC-BY-NC-4.0")), tmp_path / "start"
+    with serving(run) as address, remote(address, token) as coordinator:
+        with pytest.raises(StartError, match=r"CC-BY-NC-4.0, which may forbid .* --accept-licence"):
+            coordinator.fetch_start(out)
+        assert list(out.iterdir()) == []
+        assert coordinator.fetch_start(out, accepted=["CC-BY-NC-4.0"]) == begun.start
+
+
+def test_where_there_is_no_start_the_caller_is_told_so(run: RunDirectory, token: str, tmp_path: Path) -> None:
+    with serving(run) as address, remote(address, token) as coordinator:
+        with pytest.raises(NotReadyError, match="no public start: train without one"):
+            coordinator.fetch_start(tmp_path / "start")
+        assert coordinator.run().start_sha256 == ""
+
+
+def test_what_is_no_start_is_not_kept_and_not_overwritten(
+    run: RunDirectory, token: str, tmp_path: Path, make_start: MakeStart
+) -> None:
+    begun, out = give_start(run, make_start(0)), tmp_path / "start"
+    damaged = replace(begun.start, weights_sha256=sha256(begun.weights[:-8]))
+    keep_start(run.start_folder, damaged, begun.weights[:-8])
+    with serving(run) as address, remote(address, token) as coordinator:
+        with pytest.raises(ContributionError, match="not valid safetensors"):
+            coordinator.fetch_start(out)
+        assert list(out.iterdir()) == []
+        (out / WEIGHTS).write_bytes(b"a model of one's own")
+        with pytest.raises(ConfigError, match="holds weights and no start: choose another folder"):
+            coordinator.fetch_start(out)
+    assert (out / WEIGHTS).read_bytes() == b"a model of one's own"
+
+
+def test_a_contribution_from_another_start_is_refused_before_it_is_sent(
+    run: RunDirectory,
+    token: str,
+    tmp_path: Path,
+    make_start: MakeStart,
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+    command: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEDFREE_TOKEN", token)
+    give_start(run, make_start(0))
+    for name, message in {
+        "same": contribute_from(make_start(0)),
+        "other": contribute_from(make_start(1)),
+        "none": model(),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.pb").write_bytes(message[0])
+        (tmp_path / name / "weights.safetensors").write_bytes(message[1])
+    with serving(run) as address:
+        for name, words in (
+            ("other", f"start {make_start(1).start.sha256[:12]}…"),
+            ("none", "no public start"),
+        ):
+            status, line = command(client_main, "contribute", tmp_path / name, "--to", address, "--insecure")
+            assert (status, f"{words}, this federation from the start" in line) == (2, True)
+        assert_nothing_was_kept(run)
+        status, line = command(client_main, "contribute", tmp_path / "same", "--to", address, "--insecure")
+        assert (status, "received" in line) == (0, True)
 
 
 def test_a_server_that_is_away_is_tried_again_with_growing_pauses(run: RunDirectory, token: str) -> None:

@@ -64,6 +64,10 @@ def test_an_error_comes_out_at_the_other_side_as_it_went_in(kind: type[FedFreeEr
     assert (type(received), str(received)) == (kind, "why")
 
 
+def test_a_narrower_error_is_told_as_the_kind_it_is() -> None:
+    assert status_of(errors.StartError("why")) == status_of(ContributionError("why"))
+
+
 def test_what_concerns_one_side_alone_is_not_told() -> None:
     assert not {errors.ConfigError, errors.DataError} & set(TOLD)
 

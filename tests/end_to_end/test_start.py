@@ -1,0 +1,60 @@
+"""A start over Flower: the real apps on both sides, in one process, with nothing trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from client.config import ClientConfig, DataConfig, TrainingConfig
+from client.doors.flower_app import app as client_app
+from fedfree.host.starts import load_start, write_start
+from fedfree.start import LoadedStart
+from server.config import CollectConfig
+from server.doors import flower_app as server_app
+from server.events import Event
+from server.storage.store import Store
+from simulations.federation.grid import InProcessGrid
+
+
+def test_whoever_lacks_the_start_is_sent_it_once_and_another_start_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    """The first lacks it, the second has a copy, the third has another."""
+    monkeypatch.setattr(server_app, "POLL_SECONDS", 0.01)
+    trained: list[tuple[int, Path]] = []
+
+    def pretrain(config: ClientConfig) -> tuple[bytes, bytes]:
+        assert config.training.start is not None
+        trained.append((config.seed, config.training.start))
+        return contribute_from(load_start(config.training.start), config.seed)
+
+    monkeypatch.setattr("client.doors.flower_app.pretrain", pretrain)
+    copies = {1: make_start(0), 2: make_start(1)}
+    (tmp_path / "organisations").mkdir()
+    for index in range(3):
+        home = tmp_path / f"org-{index}"
+        if index in copies:
+            write_start(home / "own", copies[index].start, copies[index].weights)
+        config = ClientConfig(
+            data=DataConfig(source=home / "images"),
+            training=TrainingConfig(start=home / "own" if index in copies else None),
+            cache=home / "cache",
+            seed=index,
+        )
+        (tmp_path / "organisations" / f"{index}.toml").write_text(config.to_toml())
+    store, events = Store(tmp_path / "store", make_start), list[Event]()
+    for _ in range(2):
+        grid = InProcessGrid(client_app, {"run": str(tmp_path)}, organisations=3)
+        server_app.collect(grid, store, CollectConfig(organisations=3), events.append)
+    kept = tmp_path / "org-0" / "starts" / make_start(0).start.sha256
+    assert sorted(trained) == sorted(2 * [(0, kept), (1, tmp_path / "org-1" / "own")])
+    assert load_start(kept) == make_start(0)
+    reasons = [str(event.values["reason"]) for event in events if event.kind == "failed"]
+    assert len(reasons) == 2 and all(
+        f"the start {make_start(1).start.sha256[:12]}…, this federation from the start" in reason
+        for reason in reasons
+    )
+    assert len(store.all_ids()) == 2
