@@ -1,4 +1,4 @@
-"""What a server run is configured with; presets ``default``, ``large`` and ``paper``."""
+"""What a server run is configured with; presets ``default``, ``large``, ``paper`` and ``start``."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -106,10 +106,11 @@ class MetaLearnConfig(Settings):
 class ServerConfig(ComputeConfig):
     """Everything a run of the server depends on, besides the contributions."""
 
-    preset: Literal["default", "large", "paper"] = "default"
+    preset: Literal["default", "large", "paper", "start"] = "default"
     """What the other settings of the server begin from.
 
-    ``large`` is better and five times slower; ``paper`` is FREE as published.
+    ``large`` is better and five times slower; ``paper`` is FREE as published; ``start`` is for models that
+    began from one public start.
     """
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides everything random."""
@@ -146,6 +147,16 @@ class ServerConfig(ComputeConfig):
             )
         return self
 
+    def require_preset_for(self, has_start: bool) -> None:
+        """Refuse to learn from a start with what was chosen for random weights, and the other way round."""
+        if has_start == (self.preset == "start"):
+            return
+        began = "a public start" if has_start else "random weights"
+        raise ConfigError(
+            f"the models began from {began}, and the server is configured with preset {self.preset}: "
+            f"use {'preset start' if has_start else 'another preset'}"
+        )
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {"recipe": {"mirror": True}},
@@ -174,6 +185,19 @@ PRESETS: dict[str, dict[str, Any]] = {
             "inner_learning_rate": 1e-3,
             "outer_rate": 0.5,
             "replay_episodes": 10,
+        },
+    },
+    "start": {
+        "recipe": {"mirror": True},
+        "precision": "float32",
+        "iterations": 20,
+        "invert": {"images_per_model": 50, "batch_norm_weight": 0.0},
+        "learn": {
+            "compositions": 100,
+            "relational_tasks": 10,
+            "batch_size": 64,
+            "inner_learning_rate": 3e-4,
+            "projection_weight": 0.0,
         },
     },
 }

@@ -1,4 +1,4 @@
-"""verify -> invert <-> meta-learn -> broadcast: what the server does, knowing neither Flower nor gRPC."""
+"""verify -> merge -> invert <-> meta-learn -> broadcast: the server, knowing neither Flower nor gRPC."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,9 @@ def run(
 
     Raises:
         FederationError: fewer accepted contributions than the quorum.
+        ConfigError: a preset that is not for where the models began.
     """
+    config.require_preset_for(has_start=store.start is not None)
     use_cpu(config.threads)
     if team.leads:
         verify_received(store, on_event)
@@ -55,8 +57,9 @@ def run(
         values = {"iteration": iteration + 1, "of": config.iterations, **losses, **_memory_used(pool.device)}
         on_event(Event("learn", "progress", values))
         _save(state, checkpoint, iteration + 1, team)
-    on_event(Event("learn", "finished"))
-    return conclude(state)
+    outcome = conclude(state)
+    on_event(Event("learn", "finished", outcome.judged()))
+    return outcome
 
 
 def open_pool(store: Store, config: ServerConfig, ids: Sequence[str] | None = None) -> Pool:

@@ -13,7 +13,7 @@ from fedfree.host.cli import App, run_app
 from fedfree.host.files import read_file, write_file
 from fedfree.host.logs import log_to_stderr
 from fedfree.host.options import Chosen, configured
-from fedfree.settings import value_at
+from fedfree.settings import Layer, value_at
 from server import run as runs
 from server.commands import deploying, starting
 from server.commands.options import JsonLines, MetricsAddress, StartFolder
@@ -68,6 +68,8 @@ def learn(
 
     A run that has a server.toml is learned as that says.
     """
+    if start:
+        chosen = chosen.over(Layer("--start", {"preset": "start"}))
     directory = _prepared(run, chosen)
     with directory.held():
         if start:

@@ -22,6 +22,16 @@ class Outcome:
     judgement: Judgement | None
     """How what was learned did against the mean of the models; None where there was none to judge by."""
 
+    def judged(self) -> dict[str, float | str]:
+        """The judgement as plain words and percentages; empty without one."""
+        if self.judgement is None:
+            return {}
+        return {
+            "broadcast": "learned" if self.judgement.keeps_learned else "average",
+            "learned_on_synthetic_episodes": self.judgement.learned.mean,
+            "average_on_synthetic_episodes": self.judgement.mean.mean,
+        }
+
 
 def conclude(state: State) -> Outcome:
     """The meta-learner with its recipe and where it comes from, as hashes, and what the memory shows."""

@@ -151,6 +151,14 @@ class RunDirectory:
                 f"directory for the start {short(given.start.sha256)}"
             )
         keep_start(self.start_folder, given.start, given.weights)
+        self._prefer_preset_start()
+
+    def _prefer_preset_start(self) -> None:
+        """Bring a configuration in which nobody changed more than whom to wait for to preset start."""
+        config = self.config()
+        if config == ServerConfig(collect=config.collect):
+            from_start = ServerConfig.checked({"preset": "start", "collect": config.collect.plain()})
+            write_file(self.server_toml, from_start.to_commented_toml().encode())
 
     def write_meta_learner(self, meta_learner: MetaLearner) -> bytes:
         """Write the result, weights first so that a manifest never stands alone, and return the manifest."""

@@ -53,6 +53,15 @@ class Chosen(Generic[Chosen_]):
     file: Path | None = None
     """The one that ``--config`` named."""
 
+    def over(self, under: Layer) -> "Chosen[Chosen_]":
+        """What the values that a person gave come to over ``under`` instead of the defaults."""
+        plain = self.settings.plain()
+        given: Values = {}
+        for path in self.given:
+            given = merge(given, nested(path, value_at(plain, path)))
+        settings = type(self.settings).parse(merge(under.values, given), origin=under.origin)
+        return replace(self, settings=settings)
+
     def to_toml(self) -> str:
         """Every value with where it came from, as TOML."""
         lines = []
