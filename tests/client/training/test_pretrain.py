@@ -242,7 +242,14 @@ def test_an_image_that_changed_class_is_another_private_model(config: ClientConf
 
 def test_every_privacy_setting_but_the_budget_decides_which_private_model_it_is() -> None:
     assert set(PRIVATE) == set(PrivacyConfig.model_fields) - {"epsilon_budget"}
-    not_asked = {*WITHOUT_PRIVACY_ONLY, "device", "threads", "initial_weights", "initial_weights_public"}
+    not_asked = {
+        *WITHOUT_PRIVACY_ONLY,
+        "device",
+        "threads",
+        "start",
+        "initial_weights",
+        "initial_weights_public",
+    }
     assert set(PRIVATE_TRAINING) == set(TrainingConfig.model_fields) - not_asked
 
 
