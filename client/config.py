@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,10 +11,13 @@ from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
 from fedfree.host.compute import ComputeConfig
 from fedfree.host.places import cache_folder, state_folder
-from fedfree.settings import Layer, Listed, Settings, Values, value_at
+from fedfree.settings import Layer, Listed, Settings, Values, merge, nested, value_at
 from fedfree.statement import MAX_EPSILON
 
 LEDGER = "ledger.sqlite"
+
+Fit = Literal["crop", "letterbox", "squeeze"]
+"""How an image that is not square becomes one; a square one is resized alike by all three."""
 
 
 def or_if_colour(setting: bool | None, channels: int) -> bool:
@@ -33,6 +36,12 @@ class DataConfig(Settings):
     """Class folders to use; all of them by default."""
     images_per_class: Annotated[int, Field(ge=2)] | None = None
     """At most this many images of each class; all of them by default."""
+    fit: Fit = "crop"
+    """How an image that is not square becomes one: its middle is cut out, it is padded, or squeezed.
+
+    ``crop`` keeps the shapes and loses what is left and right, or above and below; ``letterbox`` keeps the
+    shapes and the whole image, smaller between two grey bars; ``squeeze`` distorts it.
+    """
 
 
 class TrainingConfig(ComputeConfig):
@@ -180,8 +189,11 @@ class ClientConfig(Settings):
 
     @classmethod
     def implied(cls, given: Values) -> Layer:
-        """Differential privacy brings an architecture that it can train."""
-        return dp_architecture(given)
+        """Differential privacy brings an architecture; images to evaluate on become square as all others."""
+        private, fit = dp_architecture(given), value_at(given, "data.fit")
+        if fit is None or value_at(given, "evaluate") is None:
+            return private
+        return Layer("data.fit, privacy.epsilon", merge(private.values, nested("evaluate.data.fit", fit)))
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:

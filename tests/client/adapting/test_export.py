@@ -92,6 +92,7 @@ def test_the_file_says_what_it_expects_and_what_it_does_itself(tmp_path: Path) -
     assert said == {
         "value_range": "0 to 1",
         "channel_order": "RGB",
+        "not_square": "inside: an image that is not square is squeezed",
         "resize": "inside: any size is brought to 16 x 16, bilinear, antialiased",
         "normalisation": "inside: mean [0.4, 0.4, 0.4], standard deviation [0.2, 0.2, 0.2]",
         "calibrated": "true",
@@ -117,9 +118,9 @@ def test_large_photos_are_told_apart_as_well_as_by_the_clients_own_reading(
         (tmp_path / name).mkdir()
         for seed in range(12):
             photo(colour, seed).save(tmp_path / name / f"{seed:02}.png")
-    small = load_images(tmp_path, size=16)
+    small = load_images(tmp_path, size=16, fit="squeeze")
     support = ImageSet(small.images[::3], small.labels[::3], small.class_names)
-    classifier = make_classifier(make_meta_learner(), support)
+    classifier = make_classifier(make_meta_learner(), support, fit="squeeze")
     export_onnx(classifier, tmp_path / "classifier.onnx")
 
     large = torch.stack([pil_to_tensor(Image.open(path)) for path in sorted(tmp_path.rglob("*.png"))]) / 255
