@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from client.config import TrainingConfig, or_if_colour
-from client.data.image_set import ImageSet, is_coloured, split_held_out, to_input
+from client.data.image_set import ImageSet, choose_held_out, is_coloured, split_held_out, to_input
 from client.training.observer import Observer, ignore
 from client.training.scope import train_only
+from fedfree.adaptation import FEATURE_BATCH
 from fedfree.architectures import Classifier, InputSpec, build, freeze_statistics, use_channels_last
 from fedfree.codec import fill_network, read_tensors
 from fedfree.errors import ConfigError
@@ -30,7 +31,7 @@ class Untrained:
 
     network: Classifier
     input: InputSpec
-    start: LoadedStart | None
+    start: LoadedStart | None = None
     """What its body is, where it begins from a public start."""
 
 
@@ -84,8 +85,15 @@ def fit(images: ImageSet, config: TrainingConfig, *, seed: int, observe: Observe
 
 
 def hold_out(images: ImageSet, config: TrainingConfig, *, seed: int) -> tuple[ImageSet, ImageSet]:
-    """What is trained on, and what accuracy is measured on; raises DataError."""
+    """What is trained on, and what accuracy is measured on; raises as :func:`split_held_out`."""
     return split_held_out(
+        images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
+    )
+
+
+def held_out(images: ImageSet, config: TrainingConfig, *, seed: int) -> Tensor:
+    """Which of the images :func:`hold_out` holds out, [images] bool, without a copy; raises DataError."""
+    return choose_held_out(
         images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
     )
 
@@ -226,7 +234,9 @@ def turn(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]
 @torch.no_grad()
 def _accuracy(network: Classifier, images: ImageSet, spec: InputSpec) -> float:
     correct = 0
-    for pixels, labels in zip(images.images.split(512), images.labels.split(512), strict=True):
+    for pixels, labels in zip(
+        images.images.split(FEATURE_BATCH), images.labels.split(FEATURE_BATCH), strict=True
+    ):
         predicted = network(to_input(pixels.to(network.device), spec)).argmax(1)
         correct += int((predicted.cpu() == labels).sum())
     return correct / len(images)

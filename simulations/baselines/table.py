@@ -14,7 +14,7 @@ from client.adapting.adapt import (
     head_accuracies,
     sample_episodes,
 )
-from client.data.image_set import ImageSet, to_input
+from client.data.image_set import ImageSet, LazyInputs
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec, build
 from fedfree.codec import Contribution, MetaLearner
@@ -49,7 +49,7 @@ class Available:
     def measure(self, network: Classifier, input: InputSpec) -> Measure:
         """A network's accuracies with the meta-learner's recipe."""
         return lambda images, episodes: episode_accuracies(
-            network.to(self.device), self.meta_learner.recipe, to_input(images.images, input), episodes
+            network.to(self.device), self.meta_learner.recipe, LazyInputs(images.images, input), episodes
         )
 
 
@@ -116,7 +116,7 @@ def pool_concatenation(available: Available) -> Measure:
 
     def features(images: Tensor, model: Contribution) -> Tensor:
         network = model.network().to(available.device)
-        return F.normalize(extract_features(network, to_input(images, model.input), mirror=mirror), dim=1)
+        return F.normalize(extract_features(network, LazyInputs(images, model.input), mirror=mirror), dim=1)
 
     def measure(images: ImageSet, episodes: Sequence[Sequence[Episode]]) -> list[Tensor]:
         blocks = [features(images.images, each) for each in available.contributions]
