@@ -79,10 +79,12 @@ class TrainingConfig(ComputeConfig):
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """Of the optimizer."""
     rotation_task: bool | None = None
-    """Whether the model also learns to tell quarter turns of images; by default of colour images only.
+    """Whether the model also learns to tell quarter turns of images; by default of colour images, and from a
+    start.
 
-    A second head, which never leaves, learns class and quarter turn of turned copies. It doubles the time of
-    training, and makes features that carry over to other classes. Private training leaves it out.
+    A second head, which never leaves, learns class and quarter turn. From random weights it sees turned
+    copies, which doubles the time of training; from a start the images themselves are turned. Either makes
+    features that carry over to other classes. Private training leaves it out.
     """
     crop_padding: Annotated[int, Field(ge=0)] = 4
     """Pixels by which images are padded before a random crop."""
