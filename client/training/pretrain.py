@@ -92,7 +92,9 @@ def pretrain_measured(
         PrivacyError: the promise cannot be kept, or the contribution would exceed the privacy budget.
     """
     data = config.data
-    images = load_configured(data, size=config.training.image_size)
+    images = load_configured(
+        data, size=config.training.image_size, on_read=lambda done, of: observe("read", done, of)
+    )
     files = hash_images(
         data.source, split=data.split, classes=data.classes, images_per_class=data.images_per_class
     )
