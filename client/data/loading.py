@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.config import DataConfig, Fit
-from client.data.decoding import UndecodableError, channels_of, decode, decode_square
+from client.data.decoding import UndecodableError, decode_square, look_at
 from client.data.finding import find_images
 from client.data.formats import FORMATS
 from client.data.image_set import ImageSet
@@ -169,8 +169,8 @@ def _read_all(
     """All images, [n, channels, size, size], uint8; the first decides what is left open."""
     if size is None or channels is None:
         with _named(source, paths[0]):
-            first = decode(source.read(paths[0]))
-        size, channels = size or min(first.size), channels or channels_of(first)
+            side, own_channels = look_at(source.read(paths[0]))
+        size, channels = size or side, channels or own_channels
     pixels = room_for((len(paths), channels, size, size))
     places = pixels.numpy()
 
