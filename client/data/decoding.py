@@ -39,24 +39,25 @@ class UndecodableError(Exception):
     """Bytes that give no image; the message says why."""
 
 
-def decode(content: bytes) -> Image.Image:
-    """The upright image in a file's bytes, whole and opaque; of several frames the first.
+def look_at(content: bytes) -> tuple[int, int]:
+    """The shorter side of the image in a file's bytes, and its channels: 1 for a greyscale one, else 3.
 
     Raises:
-        UndecodableError: no image of a format that is read, a damaged one, or one of too many pixels.
+        UndecodableError: no image of a format that is read, or one of too many pixels.
     """
     with _reasons_named():
-        return _upright(_open(content))
+        image = _open(content)
+    return min(image.size), 1 if image.mode in GREY_MODES else 3
 
 
 def decode_square(content: bytes, size: int, channels: int, fit: Fit = "crop") -> NDArray[np.uint8]:
-    """The image in a file's bytes as :func:`to_array` gives it, decoded no larger than that needs.
+    """The upright image in a file's bytes, opaque, of several frames the first, as :func:`to_array` gives it.
 
     A JPEG is decoded at a half, a quarter or an eighth of its sides where that is still twice the size asked
-    for: of a photograph of 12 megapixels a sixteenth or less is ever held.
+    for: of a photograph of 12 megapixels, a sixteenth at 224 pixels.
 
     Raises:
-        UndecodableError: as :func:`decode` and :func:`to_array`.
+        UndecodableError: as :func:`look_at` and :func:`to_array`, or a damaged image.
     """
     with _reasons_named():
         image = _open(content)
@@ -110,11 +111,6 @@ FITS: Mapping[Fit, Callable[[Image.Image, int], Image.Image]] = {
     "squeeze": _squeeze,
 }
 """How an image in mode L or RGB becomes a square of so many pixels a side."""
-
-
-def channels_of(image: Image.Image) -> int:
-    """1 for a greyscale image, else 3."""
-    return 1 if image.mode in GREY_MODES else 3
 
 
 def _open(content: bytes) -> Image.Image:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.config import DataConfig, Fit
-from client.data.decoding import UndecodableError, channels_of, decode, decode_square
+from client.data.decoding import UndecodableError, decode_square, look_at
 from client.data.finding import find_images
 from client.data.formats import FORMATS
 from client.data.image_set import ImageSet
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 OnPassedOver = Callable[[Path, PassedOver], None]
 OnUnreadable = Callable[[DataError], None]
+OnRead = Callable[[int, int], None]
+"""Told how many images are read, and of how many."""
 
 DECODERS = 4
 """Most images that are decoded at once; each may be held whole for a moment."""
@@ -47,6 +49,7 @@ def load_images(
     fit: Fit = "crop",
     min_classes: int = 2,
     on_passed_over: OnPassedOver = warn_of_passed_over,
+    on_read: OnRead = lambda done, of: None,
 ) -> ImageSet:
     """Read an image folder or a zip of one: ``<class>/…/<image>`` or ``<split>/<class>/…/<image>``.
 
@@ -64,6 +67,7 @@ def load_images(
         fit: how an image that is not square becomes one.
         min_classes: fewest classes the caller can use.
         on_passed_over: told once what the source holds beside images of classes, where it holds any.
+        on_read: told after every image: thousands of photographs take minutes.
 
     Raises:
         DataError: the source, split, a class or an image is missing or cannot be read.
@@ -79,12 +83,18 @@ def load_images(
         if passed_over:
             on_passed_over(source, passed_over)
         paths = [parts for of_class in kept.values() for parts in of_class]
-        pixels = _read_all(opened, paths, size, channels, fit)
+        pixels = _read_all(opened, paths, size, channels, fit, on_read)
     counts = torch.tensor([len(of_class) for of_class in kept.values()], dtype=torch.int64)
     return ImageSet(pixels, torch.arange(len(kept)).repeat_interleave(counts), tuple(kept))
 
 
-def load_configured(data: DataConfig, *, size: int, channels: int | None = None) -> ImageSet:
+def load_configured(
+    data: DataConfig,
+    *,
+    size: int,
+    channels: int | None = None,
+    on_read: OnRead = lambda done, of: None,
+) -> ImageSet:
     """The images that a configuration names, ``size`` pixels a side; raises as :func:`load_images`."""
     return load_images(
         data.source,
@@ -94,6 +104,7 @@ def load_configured(data: DataConfig, *, size: int, channels: int | None = None)
         size=size,
         channels=channels,
         fit=data.fit,
+        on_read=on_read,
     )
 
 
@@ -148,22 +159,30 @@ def _check_positive(**counts: int | None) -> None:
 
 
 def _read_all(
-    source: Source, paths: Sequence[Parts], size: int | None, channels: int | None, fit: Fit
+    source: Source,
+    paths: Sequence[Parts],
+    size: int | None,
+    channels: int | None,
+    fit: Fit,
+    on_read: OnRead,
 ) -> Tensor:
     """All images, [n, channels, size, size], uint8; the first decides what is left open."""
     if size is None or channels is None:
         with _named(source, paths[0]):
-            first = decode(source.read(paths[0]))
-        size, channels = size or min(first.size), channels or channels_of(first)
+            side, own_channels = look_at(source.read(paths[0]))
+        size, channels = size or side, channels or own_channels
     pixels = room_for((len(paths), channels, size, size))
     places = pixels.numpy()
 
     def read(index: int) -> None:
         places[index] = _read_array(source, paths[index], size, channels, fit)
 
-    with ThreadPoolExecutor(min(DECODERS, count_threads(None))) as pool:
-        for _ in pool.map(read, range(len(paths))):
-            pass  # the first image that cannot be read ends it, and lets none begin that waits
+    pool = ThreadPoolExecutor(min(DECODERS, count_threads(None)))
+    try:
+        for done, _ in enumerate(pool.map(read, range(len(paths))), start=1):
+            on_read(done, len(paths))
+    finally:  # after an image that cannot be read, or Ctrl-C, those that wait are left alone
+        pool.shutdown(cancel_futures=True)
     return pixels
 
 

@@ -253,7 +253,9 @@ def rehearse(config: ClientConfig, *, shadows: int, observe: Observer = ignore) 
         config: as for ``pretrain``, privacy included; the shadows are kept in its cache, and its ledger
             is left alone.
     """
-    images = load_configured(config.data, size=config.training.image_size)
+    images = load_configured(
+        config.data, size=config.training.image_size, on_read=lambda done, of: observe("read", done, of)
+    )
     plan = make_plan(images, shadows=shadows, seed=config.seed)
     trainer = trainer_of(config.training, config.privacy)
     models = train_shadows(plan, trainer, cache=config.cache, seed=config.seed, observe=observe)

@@ -98,6 +98,7 @@ def pretrain_measured(
         data,
         size=config.training.image_size,
         channels=describe_folder(start).input.channels if start else None,
+        on_read=lambda done, of: observe("read", done, of),
     )
     files = hash_images(
         data.source, split=data.split, classes=data.classes, images_per_class=data.images_per_class

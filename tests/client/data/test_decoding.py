@@ -16,10 +16,11 @@ from client.data import decoding
 from client.data.decoding import (
     FITS,
     UndecodableError,
+    _open,
+    _reasons_named,
     _upright,
-    channels_of,
-    decode,
     decode_square,
+    look_at,
     to_array,
 )
 from client.data.formats import FORMATS
@@ -47,7 +48,13 @@ def picture(height: int, width: int) -> Image.Image:
 
 
 def pixels_of(content: bytes, size: int = 16) -> NDArray[np.uint8]:
-    return decode_square(content, size, channels_of(decode(content)))
+    return decode_square(content, size, look_at(content)[1])
+
+
+def decode(content: bytes) -> Image.Image:
+    """Whole, whatever it is for."""
+    with _reasons_named():
+        return _upright(_open(content))
 
 
 def red_left_quarter() -> Image.Image:
@@ -248,3 +255,11 @@ def test_a_damaged_image_is_read_or_refused_and_never_breaks_the_reader(kind: st
             assert pixels_of(bytes(content)).shape[1:] == (16, 16)
         except UndecodableError as error:
             assert str(error)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("LA", 1), ("P", 3), ("RGBA", 3)])
+def test_sides_and_channels_are_known_without_decoding(
+    mode: str, channels: int, decoded_sizes: list[tuple[int, int]]
+) -> None:
+    assert look_at(encode(Image.new(mode, (40, 20)), "PNG")) == (20, channels)
+    assert decoded_sizes == []

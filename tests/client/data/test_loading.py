@@ -1,12 +1,15 @@
 """Private images: what is read, in what order, and what is refused with which word."""
 
+import threading
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from client.config import DataConfig, Fit
@@ -268,3 +271,26 @@ def test_of_several_unreadable_images_the_first_is_named(tmp_path: Path) -> None
     broken = {f"cat/{index}.png": b"nothing" for index in range(20)}
     with pytest.raises(DataError, match=r"cannot read the image cat/0\.png"):
         load_images(make_folder(tmp_path, tree(classes=("ant", "bee")) | broken), size=16, channels=1)
+
+
+def test_whoever_interrupts_reading_waits_for_no_further_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def slow(content: bytes, *options: Any) -> NDArray[np.uint8]:
+        decoded.append(content)
+        assert len(decoded) < 40 or interrupted.wait(20)
+        return decoding.decode_square(content, *options)
+
+    def interrupt(done: int, of: int) -> None:
+        assert of == 300
+        if done == 30:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    interrupted = threading.Event()
+    monkeypatch.setattr("client.data.loading.decode_square", slow)
+    with pytest.raises(KeyboardInterrupt):
+        load_images(make_folder(tmp_path, tree(each=100)), size=16, channels=1, on_read=interrupt)
+    assert len(decoded) < 200

@@ -264,7 +264,9 @@ def test_unequal_classes_are_said_and_each_keeps_an_image_to_train_on(config: Cl
         for path in sorted((config.data.source / name).iterdir())[count:]:
             path.unlink()
     told: list[str] = []
-    done = pretrain_measured(config, tell=told.append)
+    seen: list[tuple[str, int, int]] = []
+    done = pretrain_measured(config, observe=lambda *each: seen.append(each), tell=told.append)
+    assert seen[:23] == [("read", number, 23) for number in range(1, 24)] and seen[23][0] == "train"
     assert told[0].startswith(
         "training conv4-32-batch on 20 images of 3 classes (1 to 18 a class), 3 more held out:"
     )
