@@ -165,11 +165,16 @@ def implied_training(given: Values) -> Layer:
     """What a start brings with it; without one conv4-group, where differential privacy is asked for."""
     if start := value_at(given, "training.start"):
         described = describe_folder(Path(start))
-        own = {"architecture": str(described.architecture), "image_size": described.input.height}
-        return Layer(f"start {start}", {"training": FROM_START | own})
+        return training_from(str(start), described.architecture, described.input.height)
     epsilon = value_at(given, "privacy.epsilon", math.inf)
     is_dp = isinstance(epsilon, int | float) and math.isfinite(epsilon)
     return Layer("differential privacy", {"training": {"architecture": "conv4-group"}} if is_dp else {})
+
+
+def training_from(start: str, architecture: Architecture, image_size: int) -> Layer:
+    """How training begins from a start, for whoever does not say otherwise."""
+    own = {"architecture": str(architecture), "image_size": image_size}
+    return Layer(f"start {start}", {"training": FROM_START | own})
 
 
 def check_training(training: TrainingConfig, privacy: PrivacyConfig) -> None:

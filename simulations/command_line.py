@@ -17,6 +17,7 @@ FLAGS: Flags = {
     "clients": "clients",
     "classes_each": "classes_each",
     "images_per_class": "images_per_class",
+    "start": "start",
     "architectures": "architectures",
     "image_size": "training.image_size",
     "epochs": "training.epochs",

@@ -5,11 +5,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from client.config import PrivacyConfig, TrainingConfig, implied_training
+from client.config import PrivacyConfig, TrainingConfig, implied_training, training_from
 from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
 from fedfree.host.places import cache_folder
-from fedfree.settings import Layer, Listed, Settings, Values
+from fedfree.host.public_weights import find_public, is_public_name
+from fedfree.host.starts import describe_folder
+from fedfree.settings import Layer, Listed, Settings, Values, merge
 from server.config import ServerConfig
 
 ImageSize = Annotated[int, Field(ge=16, le=512)]
@@ -31,6 +33,12 @@ class SimulationConfig(Settings):
     """Private images of each class, at most."""
     partition: Literal["disjoint", "overlapping", "domain"] = "overlapping"
     """How the meta_train classes are dealt out."""
+    start: str | None = None
+    """Public weights to begin from: efficientnet-lite0, timm/MODEL, torchvision/MODEL, or a start's folder.
+
+    Brings its architecture and image size (which training.image_size changes, but for a folder), and the
+    server's preset ``start``. Random weights by default.
+    """
     architectures: Annotated[tuple[ArchitectureId, ...], Listed] = ()
     """Of the models, dealt out in turn, e.g. conv4,resnet10; by default training.architecture for all."""
     image_sizes: Annotated[tuple[ImageSize, ...], Listed] = ()
@@ -41,6 +49,11 @@ class SimulationConfig(Settings):
     """Of each organisation's training; by default without differential privacy."""
     server: ServerConfig = ServerConfig()
     """What the server learns with; whom it waits for, and its seed, are the simulation's."""
+    pooled: bool | None = None
+    """Whether the reference that nobody may train is trained: one network on everybody's images.
+
+    It takes as long as all organisations together; by default it is trained where there is a start.
+    """
     episodes: Annotated[int, Field(ge=2)] = 600
     """Episodes of each data set's meta_test on which everything is compared."""
     n_way: Annotated[int, Field(ge=2)] = 5
@@ -56,7 +69,10 @@ class SimulationConfig(Settings):
 
     @classmethod
     def implied(cls, given: Values) -> Layer:
-        """Differential privacy brings an architecture that it can train."""
+        """A start brings its network and the server's preset, differential privacy what it can train."""
+        if start := given.get("start"):
+            layer = training_from(str(start), *describe(str(start)))
+            return Layer(layer.origin, merge(layer.values, {"server": {"preset": "start"}}))
         return implied_training(given)
 
     @property
@@ -73,6 +89,11 @@ class SimulationConfig(Settings):
     def dealt_image_sizes(self) -> tuple[int, ...]:
         """Pixels a side that the data sets take in turn; at least one."""
         return self.image_sizes or (self.training.image_size,)
+
+    @property
+    def has_pooled(self) -> bool:
+        """Whether one network is trained on everybody's images."""
+        return bool(self.start) if self.pooled is None else self.pooled
 
     def _listed(self) -> list[str]:
         return [each.strip() for each in self.dataset.split(",")]
@@ -94,7 +115,30 @@ class SimulationConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _agree_with_the_start(self) -> Self:
+        self.server.require_preset_for(has_start=self.start is not None)
+        if self.start is None:
+            return self
+        architecture, size = describe(self.start)
+        for name, values in (
+            ("training.architecture", [self.training.architecture]),
+            ("architectures", list(self.architectures)),
+        ):
+            if others := [str(each) for each in values if each != architecture]:
+                raise ConfigError(f"{name} is {others[0]}, and the start's is {architecture}: leave it out")
+        size = self.training.image_size if is_public_name(self.start) else size
+        for name, sizes in (
+            ("training.image_size", [self.training.image_size]),
+            ("image_sizes", list(self.image_sizes)),
+        ):
+            if wrong := [each for each in sizes if each != size]:
+                raise ConfigError(f"{name} is {wrong[0]}, and the start's is {size}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _nothing_decided_twice(self) -> Self:
+        if self.training.start is not None:
+            raise ConfigError("training.start is decided by start in a simulation: set start")
         collect = self.server.collect.organisations
         if collect not in (type(self.server.collect)().organisations, self.clients):
             raise ConfigError(
@@ -103,3 +147,17 @@ class SimulationConfig(Settings):
         if self.server.seed not in (0, self.seed):
             raise ConfigError("server.seed is the seed of the simulation: set seed")
         return self
+
+
+def describe(start: str) -> tuple[Architecture, int]:
+    """Architecture and own image size of public weights, or of the start in a folder.
+
+    Raises:
+        ConfigError: there are no such weights here.
+        StorageError, ContributionError: a folder without a start.
+    """
+    if is_public_name(start):
+        found = find_public(start)
+        return found.architecture, found.image_size
+    described = describe_folder(Path(start))
+    return described.architecture, described.input.height

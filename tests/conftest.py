@@ -43,10 +43,12 @@ def _logging_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def make_start() -> Callable[..., LoadedStart]:
-    """A start of an architecture, for grey images of 16 pixels; another with every seed."""
+    """A start of an architecture, for images of 16 pixels, grey ones by default; another with every seed."""
 
-    def make(seed: int = 0, *, architecture: str = "conv4", licence: str = "MIT") -> LoadedStart:
-        chosen, spec = Architecture.parse(architecture), InputSpec(channels=1, height=16, width=16)
+    def make(
+        seed: int = 0, *, architecture: str = "conv4", licence: str = "MIT", channels: int = 1
+    ) -> LoadedStart:
+        chosen, spec = Architecture.parse(architecture), InputSpec(channels, height=16, width=16)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             weights = encode_body(build(chosen, num_classes=2, input=spec))

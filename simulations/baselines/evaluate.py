@@ -12,8 +12,9 @@ from fedfree.episodes import EpisodeSpec
 from server.events import Event, OnEvent
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
-from simulations.baselines.table import BASELINES, Available, Measure
+from simulations.baselines.table import BASELINES, Available, Measure, NewClasses
 from simulations.config import SimulationConfig
+from simulations.federation.prepare import read_organisations
 from simulations.federation.splits import DataSet, episode_specs, find_datasets
 
 META_LEARNER = "meta_learner"
@@ -41,10 +42,11 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     for dataset in datasets:
         test, specs = dataset.load("meta_test"), episode_specs(config)
         episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]
+        new = NewClasses(test, episodes, dataset.source)
         accuracies: dict[str, list[Tensor]] = {}
         for name, measure in competitors.items():
             on_event(Event("evaluate", "progress", {"done": done, "of": of}))
-            accuracies[name] = measure(test, episodes)
+            accuracies[name] = measure(new)
             done += 1
         comparisons[dataset.name] = [
             Comparison(spec, {name: each[position] for name, each in accuracies.items()})
@@ -62,6 +64,8 @@ def _read_available(run: Path, config: SimulationConfig, datasets: Sequence[Data
         decode_meta_learner(directory.manifest.read_bytes(), directory.weights.read_bytes()),
         [store.contribution(identity) for identity in store.ids(ACCEPTED)],
         [each.load("meta_val") for each in datasets],
+        store.start,
+        read_organisations(run, config),
     )
 
 

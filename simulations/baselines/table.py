@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from client.adapting.adapt import (
     head_accuracies,
     sample_episodes,
 )
+from client.config import ClientConfig
 from client.data.image_set import ImageSet, LazyInputs
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec, build
@@ -21,14 +23,28 @@ from fedfree.codec import Contribution, MetaLearner
 from fedfree.episodes import Episode
 from fedfree.host.compute import choose_device
 from fedfree.seeding import derive_seed
+from fedfree.start import LoadedStart, fill_body
+from simulations.baselines.pooled import train_pooled
 from simulations.config import SimulationConfig
 from simulations.federation.splits import episode_specs
 
 CHOICE_EPISODES = 200
 """Episodes of meta_val on which the best single model is chosen."""
 
-Measure = Callable[[ImageSet, Sequence[Sequence[Episode]]], list[Tensor]]
-"""From test images and episodes of several shapes to accuracies [episodes], one for each shape."""
+
+@dataclass(frozen=True)
+class NewClasses:
+    """Images of meta_test, and the episodes on which everything is compared."""
+
+    images: ImageSet
+    episodes: Sequence[Sequence[Episode]]
+    """Of several shapes."""
+    source: Path = Path()
+    """The data set that the images are from."""
+
+
+Measure = Callable[[NewClasses], list[Tensor]]
+"""From what is tested on to accuracies [episodes], one for each shape of episodes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,10 @@ class Available:
     """Those in the pool."""
     validations: Sequence[ImageSet]
     """meta_val of each data set."""
+    start: LoadedStart | None = None
+    """What all models began from; None where they began from random weights."""
+    organisations: Sequence[ClientConfig] = ()
+    """With their images, which only a simulation can see together."""
 
     @property
     def device(self) -> torch.device:
@@ -48,9 +68,16 @@ class Available:
 
     def measure(self, network: Classifier, input: InputSpec) -> Measure:
         """A network's accuracies with the meta-learner's recipe."""
-        return lambda images, episodes: episode_accuracies(
-            network.to(self.device), self.meta_learner.recipe, LazyInputs(images.images, input), episodes
+        return lambda new: episode_accuracies(
+            network.to(self.device),
+            self.meta_learner.recipe,
+            LazyInputs(new.images.images, input),
+            new.episodes,
         )
+
+    def network(self, model: Contribution) -> Classifier:
+        """A contributed model's network."""
+        return model.network(self.start.body if self.start else None)
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,10 @@ class Baseline:
     """What a reader must know of it; goes into ``result.json``."""
     is_reference: bool = False
     """Whether it is shown beside the others though no federation could hand it out."""
+    why_not: str = "cannot be broadcast"
+    """Why no federation could, of a reference."""
+    absent: str | None = ""
+    """What the table says where it was not measured; None leaves its row out there."""
 
 
 def random_init(available: Available) -> Measure:
@@ -75,13 +106,29 @@ def random_init(available: Available) -> Measure:
     return available.measure(network, learned.input)
 
 
-def parameter_average(available: Available) -> Measure | None:
-    """One network with the mean of all parameters and buffers; None where the models differ in shape."""
-    models = available.contributions
-    if len({(each.architecture, each.num_classes, each.input) for each in models}) > 1:
+def public_start(available: Available) -> Measure | None:
+    """The public start as anybody can have it, without a federation; None where there is none."""
+    if available.start is None:
         return None
-    states = [each.network().state_dict() for each in models]
-    network = models[0].network()
+    start = available.start.start
+    network = build(start.architecture, num_classes=2, input=start.input)
+    fill_body(network, available.start.body, str(start.architecture))
+    return available.measure(network.eval(), start.input)
+
+
+def parameter_average(available: Available) -> Measure | None:
+    """One network with the mean of all parameters and buffers; None where the models differ in shape.
+
+    Whether images may be mirrored is not a matter of shape.
+    """
+    models = available.contributions
+    shapes = {
+        (each.architecture, each.num_classes, replace(each.input, horizontal_flip=False)) for each in models
+    }
+    if len(shapes) > 1:
+        return None
+    states = [available.network(each).state_dict() for each in models]
+    network = available.network(models[0])
     network.load_state_dict(
         OrderedDict(
             (name, torch.stack([state[name].double() for state in states]).mean(0).to(tensor.dtype))
@@ -100,14 +147,15 @@ def best_single_model(available: Available) -> Measure:
     ]
 
     def mean_accuracy(contribution: Contribution) -> float:
-        measure = available.measure(contribution.network(), contribution.input)
+        measure = available.measure(available.network(contribution), contribution.input)
         accuracies = [
-            measure(images, [drawn])[0] for images, drawn in zip(available.validations, episodes, strict=True)
+            measure(NewClasses(images, [drawn]))[0]
+            for images, drawn in zip(available.validations, episodes, strict=True)
         ]
         return float(torch.cat(accuracies).mean())
 
     best = max(available.contributions, key=mean_accuracy)
-    return available.measure(best.network(), best.input)
+    return available.measure(available.network(best), best.input)
 
 
 def pool_concatenation(available: Available) -> Measure:
@@ -115,28 +163,52 @@ def pool_concatenation(available: Available) -> Measure:
     mirror = available.meta_learner.recipe.mirror
 
     def features(images: Tensor, model: Contribution) -> Tensor:
-        network = model.network().to(available.device)
+        network = available.network(model).to(available.device)
         return F.normalize(extract_features(network, LazyInputs(images, model.input), mirror=mirror), dim=1)
 
-    def measure(images: ImageSet, episodes: Sequence[Sequence[Episode]]) -> list[Tensor]:
-        blocks = [features(images.images, each) for each in available.contributions]
-        return head_accuracies(torch.cat(blocks, dim=1), Recipe(), episodes)
+    def measure(new: NewClasses) -> list[Tensor]:
+        blocks = [features(new.images.images, each) for each in available.contributions]
+        return head_accuracies(torch.cat(blocks, dim=1), Recipe(), new.episodes)
 
     return measure
 
 
+def pooled_data(available: Available) -> Measure | None:
+    """One network trained on all organisations' images of the data set that is tested; None if not wanted."""
+    if not available.config.has_pooled:
+        return None
+
+    def measure(new: NewClasses) -> list[Tensor]:
+        own = [each for each in available.organisations if each.data.source == new.source]
+        return available.measure(*train_pooled(own, available.config))(new)
+
+    return measure
+
+
+PUBLIC_START, BEST_SINGLE, POOLED = "public_start", "best_single_model", "pooled_data"
+
 BASELINES: Mapping[str, Baseline] = {
     "random_init": Baseline("random initialisation", random_init),
-    "parameter_average": Baseline("parameter average", parameter_average),
-    "best_single_model": Baseline(
-        "best single model", best_single_model, note="chosen on episodes of meta_val"
+    PUBLIC_START: Baseline(
+        "public start, frozen", public_start, note="what anybody can have without a federation", absent=None
     ),
+    "parameter_average": Baseline("parameter average", parameter_average),
+    BEST_SINGLE: Baseline("best single model", best_single_model, note="chosen on episodes of meta_val"),
     "pool_concatenation": Baseline(
         "all models side by side",
         pool_concatenation,
         note="the features of all models side by side: a reference that cannot be broadcast, since it is as "
         "many times larger as there are models and would hand everyone's model to everyone",
         is_reference=True,
+    ),
+    POOLED: Baseline(
+        "one network on everybody's images",
+        pooled_data,
+        note="trained, in this simulation only, on all organisations' images together, from where they began "
+        "and as they trained: a reference that nobody may have, since no image may leave its organisation",
+        is_reference=True,
+        why_not="nobody may train it",
+        absent="not trained",
     ),
 }
 """By name in ``result.json``, in the order in which they are shown."""

@@ -10,9 +10,11 @@ from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from fedfree.seeding import derive_seed
 from server.config import ServerConfig
+from server.storage.run_directory import RunDirectory
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import partition
 from simulations.federation.splits import DataSet, check_splits, find_datasets
+from simulations.federation.starts import find_start
 
 CONFIG = "config.toml"
 """The simulation's own configuration, from which the others come."""
@@ -29,7 +31,7 @@ def prepare(run: Path, config: SimulationConfig) -> None:
     person changed in its files stays.
 
     Raises:
-        ConfigError: the directory holds another federation.
+        ConfigError: the directory holds another federation, or the start cannot be had.
         DataError: the data set is missing, or has too few classes or images for the configuration.
     """
     check_folder(run, config)
@@ -45,6 +47,8 @@ def prepare(run: Path, config: SimulationConfig) -> None:
     for path, text in (files | {run / CONFIG: config.to_toml()}).items():
         if not path.exists():
             write_file(path, text.encode())
+    if (start := find_start(config)) is not None:
+        RunDirectory(run).adopt_start(start)
 
 
 def check_folder(run: Path, config: SimulationConfig) -> None:
@@ -157,6 +161,7 @@ def _training(config: SimulationConfig, dataset: DataSet, architecture: Architec
             "image_size": dataset.image_size,
             "initial_weights": initial.resolve() if initial else None,
             "initial_weights_public": initial is not None,
+            "start": find_start(config),
         }
     )
 

@@ -11,8 +11,10 @@ from client.data.loading import load_images
 from client.data.tree import SPLITS
 from fedfree.episodes import EpisodeSpec
 from fedfree.errors import DataError
+from fedfree.host.starts import describe_folder
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import resolve
+from simulations.federation.starts import find_start
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,18 @@ class DataSet:
     source: Path
     image_size: int
     """Pixels a side, of its organisations' images."""
+    channels: int | None = None
+    """1 or 3 where a start decides it; else the images do."""
 
     def load(self, split: str) -> ImageSet:
         """All images of a split."""
-        return load_images(self.source, split=split, size=self.image_size)
+        return load_images(self.source, split=split, size=self.image_size, channels=self.channels)
 
 
 def find_datasets(config: SimulationConfig) -> list[DataSet]:
     """The data sets in the order in which they are dealt out, made or downloaded where they are missing.
+
+    The start is too, where there is one, since it decides what their images are brought to.
 
     Raises:
         DataError: no such data set or path, or the download failed.
@@ -39,8 +45,10 @@ def find_datasets(config: SimulationConfig) -> list[DataSet]:
         name: resolve(each, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class)
         for name, each in config.datasets.items()
     }
+    start = find_start(config)
+    channels = describe_folder(start).input.channels if start else None
     sizes = itertools.cycle(config.dealt_image_sizes)
-    return [DataSet(name, source.resolve(), next(sizes)) for name, source in sources.items()]
+    return [DataSet(name, source.resolve(), next(sizes), channels) for name, source in sources.items()]
 
 
 def episode_specs(config: SimulationConfig) -> list[EpisodeSpec]:

@@ -18,8 +18,8 @@ from server.events import Event
 from server.storage.run_directory import events_from_lines
 from simulations.baselines.evaluate import META_LEARNER
 from simulations.baselines.table import BASELINES
-from simulations.reporting.scores import Row, Score, comparison, task_label
-from simulations.reporting.summary import contribution_counts
+from simulations.reporting.scores import Row, Score, comparison, headline, task_label
+from simulations.reporting.summary import contribution_counts, start_words
 from simulations.reporting.words import ABSENT, duration
 
 CURVES = {
@@ -125,7 +125,9 @@ def _context(run: Path) -> dict[str, Any]:
         "labels": {name: baseline.label for name, baseline in BASELINES.items()},
         "transductive": any(measured["transductive"] for measured in result["few_shot"].values()),
         "absent": ABSENT,
-        "gaps": any(score is None for row in rows for score in row.scores),
+        "gaps": any(score is None for row in rows for score in row.scores if row.absent == ABSENT),
+        "headline": headline(result),
+        "start": start_words(result["start"]) if result.get("start") else "",
         "best": best_baselines(rows),
         "charts": bar_charts(result, rows),
         "queries": _find(tomllib.loads(config), "n_query"),

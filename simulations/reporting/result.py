@@ -18,6 +18,7 @@ from server.events import Event
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, QUARANTINED
 from simulations.baselines.evaluate import META_LEARNER, Comparison
+from simulations.baselines.share import Share, share_closed
 from simulations.baselines.table import BASELINES
 from simulations.config import SimulationConfig
 from simulations.reporting import facts
@@ -55,6 +56,7 @@ def write_result(
         "baseline_notes": _notes(several=several),
         "contributions": _contributions(directory, events),
         "organisations": _organisations(directory),
+        **_start(config, directory),
         "recovery": {"images": spent.images, "seconds": round(sum(spent.recovery.values()), 2)},
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         **_made_with(config, commit),
@@ -76,6 +78,23 @@ def _made_with(config: SimulationConfig, commit: str | None) -> dict[str, object
     }
 
 
+def _start(config: SimulationConfig, directory: RunDirectory) -> dict[str, object]:
+    """What everybody began from; empty for random weights."""
+    loaded = directory.start()
+    if loaded is None:
+        return {}
+    start = loaded.start
+    facts = {
+        "name": config.start,
+        "architecture": str(start.architecture),
+        "image_size": start.input.height,
+        "sha256": start.sha256,
+        "source": start.source,
+        "licence": start.licence,
+    }
+    return {"start": facts}
+
+
 def _notes(*, several: bool) -> dict[str, str]:
     notes = {name: baseline.note for name, baseline in BASELINES.items() if baseline.note}
     return notes | ({"best_single_model": ONE_FOR_ALL_NOTE} if several else {})
@@ -91,7 +110,16 @@ def _pool(alike: Sequence[Comparison]) -> Comparison:
 
 def _accuracies(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     few_shot = {each.spec.name: _few_shot(each) for each in comparisons}
-    return {"few_shot": few_shot, "baselines": _baselines(comparisons)}
+    shares = {each.spec.name: share_closed(each.accuracies, META_LEARNER) for each in comparisons}
+    return {
+        "few_shot": few_shot,
+        "baselines": _baselines(comparisons),
+        "share_closed": {name: _share(each) for name, each in shares.items() if each},
+    }
+
+
+def _share(share: Share) -> dict[str, object]:
+    return {"from": share.origin, "mean": round(share.mean, 2), "ci95": round(share.ci95, 2)}
 
 
 def _few_shot(comparison: Comparison) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from simulations.baselines.evaluate import META_LEARNER
 from simulations.baselines.table import BASELINES, Baseline
+from simulations.reporting.words import ABSENT
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Row:
     """One for each kind of episode; None where it was not measured."""
     is_reference: bool = False
     """Whether no federation could hand it out."""
+    absent: str = ABSENT
+    """What stands in the place of a score that there is none of."""
 
 
 def comparison(result: Mapping[str, Any]) -> list[Row]:
@@ -66,8 +69,9 @@ def comparison(result: Mapping[str, Any]) -> list[Row]:
         return tuple(_score(measured.get(task)) for task in few_shot)
 
     known = [
-        Row(name, _row_label(each), scores(found.get(name) or {}), each.is_reference)
+        Row(name, _row_label(each), scores(found.get(name) or {}), each.is_reference, each.absent or ABSENT)
         for name, each in BASELINES.items()
+        if name in found or each.absent is not None
     ]
     others = [
         Row(name, name.replace("_", " "), scores(found[name] or {}))
@@ -78,7 +82,24 @@ def comparison(result: Mapping[str, Any]) -> list[Row]:
 
 
 def _row_label(baseline: Baseline) -> str:
-    return f"{baseline.label} (reference: cannot be broadcast)" if baseline.is_reference else baseline.label
+    reference = f" (reference: {baseline.why_not})" if baseline.is_reference else ""
+    return f"{baseline.label}{reference}"
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """How much of the way to pooled data the federation closes; empty where that was not measured."""
+    shares = result.get("share_closed") or {}
+    if not shares:
+        return ""
+    origin = BASELINES[next(iter(shares.values()))["from"]].label
+    parts = [
+        f"{Score(each['mean'], each['ci95']).accuracy} % ({task_label(task)})"
+        for task, each in shares.items()
+    ]
+    return (
+        f"The federation closes {' and '.join(parts)} of the way from {origin} to one network on everybody's "
+        "images, which nobody may train."
+    )
 
 
 def _score(values: Mapping[str, float] | None) -> Score | None:

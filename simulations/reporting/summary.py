@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.baselines.evaluate import META_LEARNER
-from simulations.reporting.scores import Row, Score, comparison, task_label
+from simulations.reporting.scores import Row, Score, comparison, headline, task_label
 from simulations.reporting.words import ABSENT, duration, printable
 
 
@@ -39,13 +39,13 @@ def _add_rows(table: Table, title: str, rows: Sequence[Row]) -> None:
         table.add_row(Text(printable(title), style="italic cyan"))
     for row in rows:
         style = "bold" if row.key == META_LEARNER else "dim" if row.is_reference else None
-        cells = [cell for score in row.scores for cell in _cells(score)]
+        cells = [cell for score in row.scores for cell in _cells(score, row.absent)]
         table.add_row(Text(printable(row.label)), *cells, style=style)
 
 
-def _cells(score: Score | None) -> tuple[Text, Text]:
+def _cells(score: Score | None, absent: str) -> tuple[Text, Text]:
     if score is None:
-        return Text(ABSENT), Text(ABSENT)
+        return Text(absent), Text(ABSENT)
     style = {"better": "green", "worse": "red", "unclear": ""}[score.verdict]
     return Text(score.accuracy), Text(score.gained, style=style)
 
@@ -53,10 +53,20 @@ def _cells(score: Score | None) -> tuple[Text, Text]:
 def result_lines(result: Mapping[str, Any]) -> list[str]:
     """The few lines beneath the table: how it was measured, from what, and in what time."""
     return [
+        *([headline(result)] if result.get("share_closed") else []),
+        *([f"Start: {start_words(result['start'])}."] if result.get("start") else []),
         f"Measured over {_episodes(result)}, {_transductive(result)}.",
         f"Contributions: {contribution_counts(result)}.",
         _work(result),
     ]
+
+
+def start_words(start: Mapping[str, Any]) -> str:
+    """Which start it was, for instance ``timm/resnet18 at 64 pixels, sha256 3f9c…, Apache-2.0, from …``."""
+    return (
+        f"{start['architecture']} at {start['image_size']} pixels, sha256 {start['sha256'][:12]}…, "
+        f"{start['licence']}, from {printable(start['source'])}"
+    )
 
 
 def _episodes(result: Mapping[str, Any]) -> str:

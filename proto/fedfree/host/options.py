@@ -192,18 +192,20 @@ def _origin(settings: type[Settings], values: Values, layers: Sequence[Layer], p
     for layer in reversed(layers):
         if value_at(layer.values, path) is not None:
             return layer.origin
-    owner, at = settings, ""
-    for name in path.split("."):
-        table = value_at(values, at, {}) if at else values
-        implied = owner.implied(table if isinstance(table, Mapping) else {})
-        if value_at(implied.values, path.removeprefix(f"{at}." if at else "")) is not None:
+    owner, table, rest = settings, values, path
+    while rest:
+        implied = owner.implied(table)
+        if value_at(implied.values, rest) is not None:
             return implied.origin
+        name, _, rest = rest.partition(".")
+        inner = merge(implied.values, table).get(name)
+        table = inner if isinstance(inner, Mapping) else {}
         field = owner.model_fields.get(name)
         if field is None or not (
             isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
         ):
             break
-        owner, at = field.annotation, f"{at}.{name}" if at else name
+        owner = field.annotation
     return DEFAULT
 
 

@@ -63,7 +63,7 @@ def make_start(name: str | None, config: StartConfig) -> tuple[Start, bytes]:
         raise ConfigError(
             f"a start is made from one thing: timm/<model>, torchvision/<model>, {LITE0}, or --weights FILE"
         )
-    found = _own_file(config) if name is None else _public(name)
+    found = _own_file(config) if name is None else find_public(name)
     source, licence = config.source or found.source, config.licence or found.licence
     size, mean, std = (
         config.image_size or found.image_size,
@@ -113,7 +113,13 @@ def _own_file(config: StartConfig) -> Found:
     return Found(config.architecture, lambda _: tensors)
 
 
-def _public(name: str) -> Found:
+def is_public_name(name: str) -> bool:
+    """Whether it names public weights rather than a folder."""
+    return name == LITE0 or name.startswith(("timm/", "torchvision/"))
+
+
+def find_public(name: str) -> Found:
+    """What is known of public weights before they are fetched; raises ConfigError where there are none."""
     library, _, model = name.partition("/")
     if name == LITE0:
         return _lite0()

@@ -12,7 +12,13 @@ from fedfree.episodes import EpisodeSpec
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
 from simulations.baselines import evaluate
-from simulations.baselines.table import Available, Baseline, parameter_average, pool_concatenation
+from simulations.baselines.table import (
+    Available,
+    Baseline,
+    NewClasses,
+    parameter_average,
+    pool_concatenation,
+)
 from simulations.config import SimulationConfig
 from simulations.reporting import scores
 
@@ -65,8 +71,8 @@ def test_a_model_beside_itself_is_as_good_as_alone() -> None:
     )
     spec = EpisodeSpec(2, 1, 2)
     episodes = [sample_episodes(images.labels, spec, 20, seed=0)]
-    (alone,) = pool_concatenation(available(model(0)))(images, episodes)
-    (twice,) = pool_concatenation(available(model(0), model(0)))(images, episodes)
+    (alone,) = pool_concatenation(available(model(0)))(NewClasses(images, episodes))
+    (twice,) = pool_concatenation(available(model(0), model(0)))(NewClasses(images, episodes))
     assert torch.equal(alone, twice)
 
 
@@ -74,7 +80,7 @@ def test_a_baseline_that_is_added_to_the_table_is_measured_and_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     added = {
-        "always_right": Baseline("always right", lambda _: lambda _, episodes: [torch.ones(len(episodes))]),
+        "always_right": Baseline("always right", lambda _: lambda new: [torch.ones(len(new.episodes))]),
         "absent": Baseline("absent here", lambda _: None, is_reference=True),
     }
     monkeypatch.setattr(evaluate, "BASELINES", added)
