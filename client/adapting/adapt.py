@@ -8,6 +8,7 @@ from torch import Tensor
 
 from client.adapting.calibrate import calibrate
 from client.adapting.classifier import Description, FewShotClassifier
+from client.adapting.openness import measure_openness
 from client.config import ClientConfig
 from client.data.image_set import ImageSet, to_input
 from client.data.loading import load_images
@@ -43,18 +44,25 @@ def make_classifier(meta_learner: MetaLearner, images: ImageSet) -> FewShotClass
     counts = images.labels.bincount(minlength=n_way)
     with torch.no_grad():
         adapted = adapt(network, recipe, inputs, images.labels, n_way=n_way)
-        logits, labels = leave_one_out(network, recipe, inputs, images.labels, n_way=n_way)
+        openness, means = None, None
+        if recipe.keeps_network:
+            features = extract_features(network, inputs, mirror=recipe.mirror)
+            logits, labels = _refit(recipe, features, images.labels, n_way=n_way)
+            openness, means = measure_openness(features, images.labels, n_way=n_way)
+        else:
+            logits, labels = leave_one_out(network, recipe, inputs, images.labels, n_way=n_way)
     values = {
         "architecture": meta_learner.architecture,
         "input": meta_learner.input,
         "recipe": recipe,
         "support": dict(zip(images.class_names, counts.tolist(), strict=True)),
-        "calibration": calibrate(logits, labels) if len(labels) else None,
+        "calibration": calibrate(logits, labels, near_one=recipe.is_calibrated) if len(labels) else None,
+        "openness": openness,
         "meta_learner": sha256(encode_meta_learner(meta_learner)),
         "provenance": meta_learner.provenance,
     }
     description = Description.parse(values, origin="the classifier")
-    return FewShotClassifier.from_adapted(adapted, description)
+    return FewShotClassifier.from_adapted(adapted, description, means)
 
 
 def leave_one_out(
@@ -72,25 +80,32 @@ def leave_one_out(
     Returns:
         Logits [left out, n_way], and their labels [left out].
     """
-    counts = labels.bincount(minlength=n_way)
-    has_company = (counts[labels] >= 2).nonzero().squeeze(1)
-    fixed = recipe.keeps_network
-    left_out = _evenly_spaced(has_company, MAX_REFITS if fixed else MAX_READAPTATIONS)
-    evidence = extract_features(network, inputs, mirror=recipe.mirror) if fixed else inputs
+    if recipe.keeps_network:
+        features = extract_features(network, inputs, mirror=recipe.mirror)
+        return _refit(recipe, features, labels, n_way=n_way)
+    left_out = _to_leave_out(labels, MAX_READAPTATIONS)
     logits = [torch.empty(0, n_way)]
     for index in left_out.tolist():
         others = torch.arange(len(labels)) != index
-        support, query = evidence[others], evidence[index : index + 1]
-        if fixed:
-            head = recipe.fit_head(support, labels[others], n_way=n_way)
-            logits.append(head.logits(query))
-        else:
-            adapted = adapt(network, recipe, support, labels[others], n_way=n_way)
-            logits.append(adapted.logits(query).detach())
+        adapted = adapt(network, recipe, inputs[others], labels[others], n_way=n_way)
+        logits.append(adapted.logits(inputs[index : index + 1]).detach())
     return torch.cat(logits), labels[left_out]
 
 
-def _evenly_spaced(indices: Tensor, count: int) -> Tensor:
+def _refit(recipe: Recipe, features: Tensor, labels: Tensor, *, n_way: int) -> tuple[Tensor, Tensor]:
+    """As :func:`leave_one_out`, for features [images, size] already extracted."""
+    left_out = _to_leave_out(labels, MAX_REFITS)
+    logits = [torch.empty(0, n_way)]
+    for index in left_out.tolist():
+        others = torch.arange(len(labels)) != index
+        head = recipe.fit_head(features[others], labels[others], n_way=n_way)
+        logits.append(head.logits(features[index : index + 1]))
+    return torch.cat(logits), labels[left_out]
+
+
+def _to_leave_out(labels: Tensor, count: int) -> Tensor:
+    """Evenly spaced images of classes that have others: ``count`` at most."""
+    indices = (labels.bincount()[labels] >= 2).nonzero().squeeze(1)
     if len(indices) <= count:
         return indices
     return indices[torch.arange(count) * len(indices) // count]
