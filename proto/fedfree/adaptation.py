@@ -139,11 +139,16 @@ class Ridge:
     """[feature_size]: mean of the class means of the support images' roots."""
     weights: Tensor
     """[n_way, feature_size], all of one length."""
+    offsets: Tensor
+    """[n_way]: what the chance in the centre takes from each class; 0 where all have as many images."""
     temperature: float
 
     def logits(self, features: Tensor) -> Tensor:
         """[queries, feature_size] to [queries, n_way]."""
-        return F.normalize(unit_roots(features) - self.centre, dim=1) @ self.weights.T / self.temperature
+        centred = unit_roots(features) - self.centre
+        lengths = centred.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        cosines: Tensor = (centred @ self.weights.T + self.offsets) / lengths
+        return cosines / self.temperature
 
 
 def ridge(features: Tensor, labels: Tensor, *, n_way: int, temperature: float) -> Ridge:
@@ -151,16 +156,28 @@ def ridge(features: Tensor, labels: Tensor, *, n_way: int, temperature: float) -
 
     Each class weighs the same, however many images it has. From one image a class this is close to the
     nearest mean.
+
+    The centre holds each class's chance error, of variance σ² / images. A direction is made of the same
+    images, so that the centre lies too far along it where they are few: without the offset, such classes are
+    hardly ever predicted. With σ² from the spread within the classes the offset is its expectation.
     """
     with torch.autocast(features.device.type, enabled=False):
         roots = unit_roots(features.to(torch.promote_types(features.dtype, torch.float32)))
         members = F.one_hot(labels, n_way).to(roots.dtype)
         shares = members / members.sum(0)
-        centre = (shares.T @ roots).mean(0)
-        weight = (len(labels) / n_way * shares.sum(1, keepdim=True)).sqrt()
-        inputs, targets = weight * F.normalize(roots - centre, dim=1), weight * (members - 1 / n_way)
-        directions = F.normalize(_ridge_regression(inputs, targets).T, dim=1)
-        return Ridge(centre, directions * (len(labels) / TYPICAL_SUPPORT) ** SHARPENING, temperature)
+        means = shares.T @ roots
+        centre = means.mean(0)
+        lengths = (roots - centre).norm(dim=1, keepdim=True).clamp_min(1e-12)
+        share = shares.sum(1, keepdim=True)
+        mean_share = (1 / members.sum(0)).mean()
+        weight = (len(labels) / n_way * share).sqrt()
+        inputs, targets = weight * (roots - centre) / lengths, weight * (members - 1 / n_way)
+        directions = _ridge_regression(inputs, targets)
+        coefficients = weight * (targets - inputs @ directions) / RIDGE / lengths
+        variance = (roots - means[labels]).square().sum() / max(len(labels) - n_way, 1)
+        offsets = variance / n_way * ((share - mean_share).T @ coefficients)[0]
+        scale = (len(labels) / TYPICAL_SUPPORT) ** SHARPENING / directions.norm(dim=0).clamp_min(1e-12)
+        return Ridge(centre, (directions * scale).T.contiguous(), offsets * scale, temperature)
 
 
 def _ridge_regression(inputs: Tensor, targets: Tensor) -> Tensor:
