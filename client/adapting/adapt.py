@@ -23,6 +23,9 @@ SHOTS = (1, 5)
 MAX_REFITS, MAX_READAPTATIONS = 500, 40
 """Support images left out one at a time: where only the class means are fitted anew, and where the
 network is adapted anew for each."""
+SOLVED_IMAGES = 30_000
+"""A head that solves equations over the support set is fitted anew to so many images in all, because the time
+that takes grows faster than their number; and to MAX_READAPTATIONS support sets at least."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,10 @@ def leave_one_out(
 
 def _refit(recipe: Recipe, features: Tensor, labels: Tensor, *, n_way: int) -> tuple[Tensor, Tensor]:
     """As :func:`leave_one_out`, for features [images, size] already extracted."""
-    left_out = _to_leave_out(labels, MAX_REFITS)
+    count = MAX_REFITS
+    if recipe.head == "ridge":
+        count = min(count, max(MAX_READAPTATIONS, SOLVED_IMAGES // len(labels)))
+    left_out = _to_leave_out(labels, count)
     logits = [torch.empty(0, n_way)]
     for index in left_out.tolist():
         others = torch.arange(len(labels)) != index

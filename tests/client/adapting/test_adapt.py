@@ -159,6 +159,16 @@ def test_of_many_images_evenly_spaced_ones_are_left_out(monkeypatch: pytest.Monk
     assert left_out.tolist() == [0, 0, 1, 1] and logits.shape == (4, 2)
 
 
+def test_of_more_images_fewer_are_left_out_where_a_fit_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "SOLVED_IMAGES", 120)
+    monkeypatch.setattr(adaptation, "MAX_READAPTATIONS", 2)
+    network = build(Architecture(), num_classes=2, input=InputSpec(1, 16, 16))
+    for images, expected in ((10, 10), (20, 6), (100, 2)):
+        labels = (torch.arange(images) >= images // 2).long()
+        _, left_out = leave_one_out(network, Recipe("ridge"), torch.rand(images, 1, 16, 16), labels, n_way=2)
+        assert len(left_out) == expected
+
+
 def test_a_recipe_that_diverges_makes_no_classifier(
     tmp_path: Path, write_images: WriteImages, make_meta_learner: MakeMetaLearner
 ) -> None:
