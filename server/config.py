@@ -188,9 +188,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "start": {
-        "recipe": {"mirror": True},
+        "recipe": {"head": "ridge", "mirror": True},
         "precision": "float32",
-        "iterations": 20,
+        "iterations": 12,
         "invert": {"images_per_model": 50, "batch_norm_weight": 0.0},
         "learn": {
             "compositions": 100,
