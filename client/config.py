@@ -12,10 +12,13 @@ from fedfree.errors import ConfigError
 from fedfree.host.compute import ComputeConfig
 from fedfree.host.places import cache_folder, state_folder
 from fedfree.host.starts import describe_folder
-from fedfree.settings import Layer, Listed, Settings, Values, value_at
+from fedfree.settings import Layer, Listed, Settings, Values, merge, nested, value_at
 from fedfree.statement import MAX_EPSILON
 
 LEDGER = "ledger.sqlite"
+
+Fit = Literal["crop", "letterbox", "squeeze"]
+"""How an image that is not square becomes one; a square one is resized alike by all three."""
 
 
 def or_if_colour(setting: bool | None, channels: int) -> bool:
@@ -34,6 +37,12 @@ class DataConfig(Settings):
     """Class folders to use; all of them by default."""
     images_per_class: Annotated[int, Field(ge=2)] | None = None
     """At most this many images of each class; all of them by default."""
+    fit: Fit = "crop"
+    """How an image that is not square becomes one: its middle is cut out, it is padded, or squeezed.
+
+    ``crop`` keeps the shapes and loses what is left and right, or above and below; ``letterbox`` keeps the
+    shapes and the whole image, smaller between two grey bars; ``squeeze`` distorts it.
+    """
 
 
 class TrainingConfig(ComputeConfig):
@@ -70,10 +79,12 @@ class TrainingConfig(ComputeConfig):
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """Of the optimizer."""
     rotation_task: bool | None = None
-    """Whether the model also learns to tell quarter turns of images; by default of colour images only.
+    """Whether the model also learns to tell quarter turns of images; by default of colour images, and from a
+    start.
 
-    A second head, which never leaves, learns class and quarter turn of turned copies. It doubles the time of
-    training, and makes features that carry over to other classes. Private training leaves it out.
+    A second head, which never leaves, learns class and quarter turn. From random weights it sees turned
+    copies, which doubles the time of training; from a start the images themselves are turned. Either makes
+    features that carry over to other classes. Private training leaves it out.
     """
     crop_padding: Annotated[int, Field(ge=0)] = 4
     """Pixels by which images are padded before a random crop."""
@@ -131,7 +142,10 @@ class PrivacyConfig(Settings):
 PRIVACY_ONLY = frozenset(("max_grad_norm", "batch_size", "learning_rate", "averaging", "images_rounded_to"))
 """Options of PrivacyConfig that training without differential privacy has no use for."""
 WITHOUT_PRIVACY_ONLY = frozenset(
-    ("min_steps", "batch_size", "learning_rate", "weight_decay", "rotation_task", "held_out_fraction")
+    (
+        *("min_steps", "batch_size", "optimizer", "learning_rate", "weight_decay"),
+        *("rotation_task", "held_out_fraction"),
+    )
 )
 """Options of TrainingConfig that training under differential privacy has no use for."""
 
@@ -211,8 +225,11 @@ class ClientConfig(Settings):
 
     @classmethod
     def implied(cls, given: Values) -> Layer:
-        """A start brings its architecture, differential privacy one that it can train."""
-        return implied_training(given)
+        """A start or differential privacy brings an architecture; all images become square alike."""
+        implied, fit = implied_training(given), value_at(given, "data.fit")
+        if fit is None or value_at(given, "evaluate") is None:
+            return implied
+        return Layer(f"{implied.origin}, data.fit", merge(implied.values, nested("evaluate.data.fit", fit)))
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:

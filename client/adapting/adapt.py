@@ -8,10 +8,10 @@ from torch import Tensor
 
 from client.adapting.calibrate import calibrate
 from client.adapting.classifier import Description, FewShotClassifier
-from client.config import ClientConfig
-from client.data.image_set import ImageSet, to_input
-from client.data.loading import load_images
-from fedfree.adaptation import FEATURE_BATCH, Recipe, adapt, embed
+from client.config import ClientConfig, Fit
+from client.data.image_set import ImageSet, Inputs, LazyInputs
+from client.data.loading import load_configured
+from fedfree.adaptation import FEATURE_BATCH, AdaptedClassifier, Recipe, adapt, embed
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
@@ -32,22 +32,24 @@ class FewShotAccuracy:
     accuracy: Accuracy
 
 
-def make_classifier(meta_learner: MetaLearner, images: ImageSet) -> FewShotClassifier:
+def make_classifier(meta_learner: MetaLearner, images: ImageSet, *, fit: Fit = "crop") -> FewShotClassifier:
     """Adapt a meta-learner to the classes of ``images``, and calibrate its probabilities.
 
     Args:
         images: at least one of each class; any size, the meta-learner's own by preference.
+        fit: by which they became square, remembered so that whatever is predicted becomes so too.
     """
     network, recipe, n_way = meta_learner.network(), meta_learner.recipe, images.num_classes
-    inputs = to_input(images.images, meta_learner.input)
+    inputs = LazyInputs(images.images, meta_learner.input)
     counts = images.labels.bincount(minlength=n_way)
     with torch.no_grad():
-        adapted = adapt(network, recipe, inputs, images.labels, n_way=n_way)
+        adapted = _adapt(network, recipe, inputs, images.labels, n_way=n_way)
         logits, labels = leave_one_out(network, recipe, inputs, images.labels, n_way=n_way)
     values = {
         "architecture": meta_learner.architecture,
         "input": meta_learner.input,
         "recipe": recipe,
+        "fit": fit,
         "support": dict(zip(images.class_names, counts.tolist(), strict=True)),
         "calibration": calibrate(logits, labels) if len(labels) else None,
         "meta_learner": sha256(encode_meta_learner(meta_learner)),
@@ -57,8 +59,19 @@ def make_classifier(meta_learner: MetaLearner, images: ImageSet) -> FewShotClass
     return FewShotClassifier.from_adapted(adapted, description)
 
 
+def _adapt(
+    network: Classifier, recipe: Recipe, inputs: Inputs, labels: Tensor, *, n_way: int
+) -> AdaptedClassifier:
+    """As ``fedfree.adaptation.adapt``, in batches where the network stays as it is."""
+    if not recipe.keeps_network:
+        return adapt(network, recipe, inputs[:], labels, n_way=n_way)
+    features = extract_features(network, inputs, mirror=recipe.mirror)
+    head = recipe.fit_head(features, labels, n_way=n_way)
+    return AdaptedClassifier(network, dict(network.named_parameters()), head, recipe.mirror)
+
+
 def leave_one_out(
-    network: Classifier, recipe: Recipe, inputs: Tensor, labels: Tensor, *, n_way: int
+    network: Classifier, recipe: Recipe, inputs: Inputs, labels: Tensor, *, n_way: int
 ) -> tuple[Tensor, Tensor]:
     """Logits of support images, each predicted by a classifier adapted without it.
 
@@ -101,20 +114,13 @@ def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAcc
     if config.evaluate is None:
         return []
     use_cpu(config.training.threads)
-    data, input = config.evaluate.data, meta_learner.input
-    images = load_images(
-        data.source,
-        split=data.split,
-        classes=data.classes,
-        images_per_class=data.images_per_class,
-        size=input.height,
-        channels=input.channels,
-    )
+    input = meta_learner.input
+    images = load_configured(config.evaluate.data, size=input.height, channels=input.channels)
     specs = [EpisodeSpec(config.evaluate.n_way, n_shot, config.evaluate.n_query) for n_shot in SHOTS]
     episodes = [
         sample_episodes(images.labels, spec, config.evaluate.episodes, seed=config.seed) for spec in specs
     ]
-    inputs = to_input(images.images, input)
+    inputs = LazyInputs(images.images, input)
     network = meta_learner.network().to(choose_device(config.training.device))
     accuracies = episode_accuracies(network, meta_learner.recipe, inputs, episodes)
     return [FewShotAccuracy(spec, mean_and_ci95(each)) for spec, each in zip(specs, accuracies, strict=True)]
@@ -127,7 +133,7 @@ def sample_episodes(labels: Tensor, spec: EpisodeSpec, count: int, *, seed: int)
 
 
 def episode_accuracies(
-    network: Classifier, recipe: Recipe, inputs: Tensor, sets: Sequence[Sequence[Episode]]
+    network: Classifier, recipe: Recipe, inputs: Inputs, sets: Sequence[Sequence[Episode]]
 ) -> list[Tensor]:
     """Fraction of query images classified correctly in each episode: a tensor [episodes] for each set.
 
@@ -144,13 +150,13 @@ def episode_accuracies(
 
 
 @torch.no_grad()
-def extract_features(network: Classifier, inputs: Tensor, *, mirror: bool = False) -> Tensor:
+def extract_features(network: Classifier, inputs: Inputs, *, mirror: bool = False) -> Tensor:
     """Features [images, feature_size] on the CPU; in evaluation mode no image influences another's.
 
     Args:
         mirror: as in the recipe.
     """
-    batches = inputs.contiguous(memory_format=torch.channels_last).split(FEATURE_BATCH)
+    batches = (part.contiguous(memory_format=torch.channels_last) for part in inputs.split(FEATURE_BATCH))
     return torch.cat(
         [embed(network.features, batch.to(network.device), mirror=mirror).cpu() for batch in batches]
     )
@@ -170,7 +176,7 @@ def _head_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor
     return (predicted == episode.query_labels).double().mean()
 
 
-def _adapted_accuracy(network: Classifier, recipe: Recipe, inputs: Tensor, episode: Episode) -> Tensor:
+def _adapted_accuracy(network: Classifier, recipe: Recipe, inputs: Inputs, episode: Episode) -> Tensor:
     n_way = int(episode.support_labels.max()) + 1
     support, labels, query = (
         each.to(network.device)

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from client.config import Fit
 from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, embed, head_tensors
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
@@ -44,6 +45,8 @@ class Description(Settings):
     architecture: Architecture
     input: InputSpec
     recipe: Recipe
+    fit: Fit = "squeeze"
+    """How the support images became square, and every image must; releases that knew no other squeezed."""
     support: dict[str, Annotated[int, Field(ge=1)]]
     """From class name, in the order of the outputs, to its number of support images; both stay here."""
     calibration: Calibration | None

@@ -7,6 +7,7 @@ elsewhere does it without, and loses accuracy.
 import importlib.util
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import fedfree
 from client.adapting.classifier import FewShotClassifier
+from client.config import Fit
 from fedfree.architectures import InputSpec
 from fedfree.errors import ConfigError, FedFreeError
 from fedfree.host.files import write_file
@@ -23,6 +25,12 @@ TOLERANCE = 1e-4
 """Largest difference of a probability between PyTorch and onnxruntime."""
 CHECKED_QUARTERS = ((4, 4), (2, 3), (9, 13), (4, 21))
 """Heights and widths at which the two are compared, in quarters of the network's own."""
+SQUARE: Mapping[Fit, str] = {
+    "crop": "outside: cut the middle square out of an image that is not square, at any size",
+    "letterbox": "outside: pad an image that is not square with grey (0.5) on two sides alike, at any size",
+    "squeeze": "inside: an image that is not square is squeezed",
+}
+"""What whoever runs the file does with an image that is not square, by the classifier's fit."""
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -30,7 +38,8 @@ def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
     """Write the classifier as ONNX, after comparing it with PyTorch on random images of several sizes.
 
     Input ``pixels`` [batch, channels, height, width], float32 in [0, 1], of any batch size, height and width;
-    output ``probabilities`` [batch, n_way], calibrated. Resizing and normalisation are inside. The file's
+    output ``probabilities`` [batch, n_way], calibrated. Resizing and normalisation are inside; making an
+    image square, as :data:`SQUARE` says, is not: what is not square is squeezed. The file's
     metadata says all this, and names the classes in the order of the outputs, as JSON under ``class_names``.
 
     Returns:
@@ -89,6 +98,7 @@ def _metadata(classifier: FewShotClassifier) -> dict[str, str]:
         "class_names": json.dumps(classifier.class_names),
         "value_range": "0 to 1",
         "channel_order": "RGB" if input.channels == 3 else "grey",
+        "not_square": SQUARE[description.fit],
         "resize": f"inside: any size is brought to {input.height} x {input.width}, bilinear, antialiased",
         "normalisation": f"inside: mean {list(input.mean)}, standard deviation {list(input.std)}",
         "calibrated": json.dumps(description.calibration is not None),

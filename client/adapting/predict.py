@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.adapting.classifier import FewShotClassifier
+from client.adapting.classifier import Description, FewShotClassifier
 from client.data.loading import OnUnreadable, read_images
-from fedfree.architectures import InputSpec
 from fedfree.errors import DataError
 
 BATCH = 32
@@ -34,7 +33,7 @@ def predict(
         paths: images, and folders or zips whose images are taken at whatever depth.
         top: length of the rankings; all classes where there are fewer.
     """
-    images = _read_all(paths, classifier.description.input, on_unreadable)
+    images = _read_all(paths, classifier.description, on_unreadable)
     while batch := list(islice(images, BATCH)):
         rankings = rank(classifier, torch.cat([pixels for _, pixels in batch]), top=top)
         for (path, _), ranking in zip(batch, rankings, strict=True):
@@ -57,13 +56,19 @@ def rank(classifier: FewShotClassifier, pixels: Tensor, *, top: int) -> list[tup
 
 
 def _read_all(
-    paths: Iterable[Path], input: InputSpec, on_unreadable: OnUnreadable
+    paths: Iterable[Path], description: Description, on_unreadable: OnUnreadable
 ) -> Iterator[tuple[Path, Tensor]]:
     """Each readable image with its pixels [1, channels, height, width] in [0, 1]."""
-    size, channels = input.height, input.channels
+    input = description.input
     for path in paths:
         try:
-            for place, image in read_images(path, size=size, channels=channels, on_unreadable=on_unreadable):
+            for place, image in read_images(
+                path,
+                size=input.height,
+                channels=input.channels,
+                fit=description.fit,
+                on_unreadable=on_unreadable,
+            ):
                 yield place, input.resize(image[None].float() / 255)
         except DataError as error:
             on_unreadable(error)

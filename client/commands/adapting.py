@@ -15,9 +15,9 @@ from client.adapting.export import export_onnx
 from client.adapting.predict import Prediction
 from client.adapting.predict import predict as predict_all
 from client.commands.files import read_meta_learner
-from client.commands.options import Data, Split
-from client.config import ClientConfig
-from client.data.loading import load_images
+from client.commands.options import FIT, Data, Split, Square
+from client.config import ClientConfig, DataConfig
+from client.data.loading import load_configured
 from fedfree.errors import FedFreeError
 from fedfree.host.cli import WRONG_INPUT, App, print_refusal
 
@@ -32,13 +32,14 @@ def evaluate_command(
     data: Data,
     meta_learner: MetaLearnerFile = META_LEARNER,
     split: Split = None,
+    fit: Square = FIT,
     ways: Annotated[int, typer.Option(help="Classes an episode.")] = 5,
     episodes: Annotated[int, typer.Option(help="Few-shot tasks to draw from the images.")] = 600,
     seed: Annotated[int, typer.Option(min=0, help="Of the episodes.")] = 0,
 ) -> None:
     """Measure a meta-learner on your own new classes, from one and from five images each."""
     received = read_meta_learner(meta_learner)
-    source = {"source": data, "split": split}
+    source = {"source": data, "split": split, "fit": fit}
     values = {
         "data": source,
         "evaluate": {"data": source, "n_way": ways, "episodes": episodes},
@@ -55,13 +56,15 @@ def adapt(
     support: Annotated[Path, typer.Option(help="Folder or zip of labelled images, a folder a class.")],
     meta_learner: MetaLearnerFile = META_LEARNER,
     split: Split = None,
+    fit: Square = FIT,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("classifier.safetensors"),
 ) -> None:
     """Turn a meta-learner into a classifier for your own classes, from one image each or more."""
     received = read_meta_learner(meta_learner)
     input = received.input
-    images = load_images(support, split=split, size=input.height, channels=input.channels)
-    classifier = make_classifier(received, images)
+    data = DataConfig(source=support, split=split, fit=fit)
+    images = load_configured(data, size=input.height, channels=input.channels)
+    classifier = make_classifier(received, images, fit=fit)
     write_classifier(classifier, out)
     _report(classifier)
     typer.echo(f"wrote {out} ({out.stat().st_size} bytes)")

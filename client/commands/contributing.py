@@ -32,6 +32,7 @@ PRETRAIN_FLAGS = {
     "split": "data.split",
     "start": "training.start",
     "trained": "training.trained",
+    "fit": "data.fit",
     "architecture": "training.architecture",
     "image_size": "training.image_size",
     "epochs": "training.epochs",

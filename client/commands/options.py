@@ -5,8 +5,15 @@ from typing import Annotated
 
 import typer
 
+from client.config import DataConfig, Fit
+
 Data = Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")]
 Split = Annotated[str | None, typer.Option(help="meta_train, meta_val or meta_test where the data has them.")]
+FIT: Fit = DataConfig.model_fields["fit"].default
+Square = Annotated[
+    Fit,
+    typer.Option("--fit", help=(DataConfig.model_fields["fit"].description or "").partition("\n\n")[0]),
+]
 LedgerFile = Annotated[
     Path | None,
     typer.Option(

@@ -19,6 +19,7 @@ app = App()
 REHEARSE_FLAGS = {
     "data": "data.source",
     "split": "data.split",
+    "fit": "data.fit",
     "architecture": "training.architecture",
     "image_size": "training.image_size",
     "epochs": "training.epochs",

@@ -1,9 +1,9 @@
-"""From the bytes of an image file to pixels, within a bound on memory."""
+"""From the bytes of an image file to the pixels of a square, within a bound on memory."""
 
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from io import BytesIO
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from client.config import Fit
 from client.data.formats import FORMATS
 
 MAX_PIXELS = 2**28
@@ -19,57 +20,117 @@ MAX_PIXELS = 2**28
 Pillow holds up to 4 bytes a pixel, so one image takes at most 1 GiB, and twice that while it is converted.
 """
 
-WHOLE_PIXELS = 2**28 // 3
-"""A JPEG of more pixels, 89 million, is decoded at a half, a quarter or an eighth of its side where that is
-still twice the side asked for. A smaller one never is, so that its pixels come from all of it."""
+ALONE_PIXELS = 2**24
+"""An image that is decoded to more pixels than this, 17 million, is decoded while no other such one is."""
 
+GREY = 128
+"""Of the bars of a letterbox: the middle of the scale, which most normalisations bring near zero."""
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
-TURNED_BY_EXIF = ("JPEG", "WEBP", "AVIF")
-"""Formats whose orientation is in their metadata; Pillow itself turns TIFF, and a PNG's is not looked at."""
+TURNED_BY_EXIF = ("JPEG", "MPO", "WEBP", "AVIF")
+"""Formats whose orientation is in their metadata; Pillow itself turns TIFF, and a PNG's is not looked at.
 
-_pillows_limit = threading.Lock()
+MPO is what Pillow calls a JPEG with further pictures behind the first, as many telephones write it.
+"""
+
+_pillows_limit, _alone = threading.Lock(), threading.Lock()
 
 
 class UndecodableError(Exception):
     """Bytes that give no image; the message says why."""
 
 
-def decode(content: bytes, *, size: int | None = None) -> Image.Image:
-    """The upright image in a file's bytes, opaque; of several frames the first.
-
-    Args:
-        size: side to which it is going to be brought; a very large JPEG is then decoded at reduced size.
+def look_at(content: bytes) -> tuple[int, int]:
+    """The shorter side of the image in a file's bytes, and its channels: 1 for a greyscale one, else 3.
 
     Raises:
-        UndecodableError: no image of a format that is read, a damaged one, or one of too many pixels.
+        UndecodableError: no image of a format that is read, or one of too many pixels.
     """
-    with _reasons_named(), _limit_of_our_own():
-        image: Image.Image = Image.open(BytesIO(content), formats=_readable_formats())
-        if size is not None and image.width * image.height > WHOLE_PIXELS:
-            image.draft(image.mode, (2 * size, 2 * size))
-        image.load()
-        if image.format in TURNED_BY_EXIF:
-            image = ImageOps.exif_transpose(image)
-        return _on_white(image) if image.has_transparency_data else image
+    with _reasons_named():
+        image = _open(content)
+    return min(image.size), 1 if image.mode in GREY_MODES else 3
 
 
-def to_array(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
+def decode_square(content: bytes, size: int, channels: int, fit: Fit = "crop") -> NDArray[np.uint8]:
+    """The upright image in a file's bytes, opaque, of several frames the first, as :func:`to_array` gives it.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its sides where that is still twice the size asked
+    for: of a photograph of 12 megapixels, a sixteenth at 224 pixels.
+
+    Raises:
+        UndecodableError: as :func:`look_at` and :func:`to_array`, or a damaged image.
+    """
+    with _reasons_named():
+        image = _open(content)
+        _reduce(image, size, fit)
+        is_large = image.width * image.height > ALONE_PIXELS
+        with _alone if is_large else nullcontext():
+            return to_array(_upright(image), size, channels, fit)
+
+
+def to_array(image: Image.Image, size: int, channels: int, fit: Fit = "crop") -> NDArray[np.uint8]:
     """An image of any size and mode as [channels, size, size].
 
     Raises:
         UndecodableError: its colours or numbers have no 8-bit meaning.
     """
     with _reasons_named():
-        image = _eight_bit(image).convert("L" if channels == 1 else "RGB")
+        image, mode = _eight_bit(image), "L" if channels == 1 else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
         if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
+            image = FITS["squeeze" if image.width == image.height else fit](image, size)
         array = np.asarray(image)
         return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def channels_of(image: Image.Image) -> int:
-    """1 for a greyscale image, else 3."""
-    return 1 if image.mode in GREY_MODES else 3
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle, as wide as high: the shorter side decides."""
+    side = min(image.size)
+    left, top = ((each - side) // 2 for each in image.size)
+    with _limit_of_our_own():
+        middle = image.crop((left, top, left + side, top + side))
+    return _squeeze(middle, size)
+
+
+def _letterbox(image: Image.Image, size: int) -> Image.Image:
+    """All of it between grey bars: the longer side decides."""
+    width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+    square = Image.new(image.mode, (size, size), (GREY,) * len(image.getbands()))
+    shrunk = image.resize((width, height), Image.Resampling.BILINEAR)
+    square.paste(shrunk, ((size - width) // 2, (size - height) // 2))
+    return square
+
+
+def _squeeze(image: Image.Image, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+FITS: Mapping[Fit, Callable[[Image.Image, int], Image.Image]] = {
+    "crop": _crop,
+    "letterbox": _letterbox,
+    "squeeze": _squeeze,
+}
+"""How an image in mode L or RGB becomes a square of so many pixels a side."""
+
+
+def _open(content: bytes) -> Image.Image:
+    """An image of which only the header was read."""
+    with _limit_of_our_own():
+        return Image.open(BytesIO(content), formats=_readable_formats())
+
+
+def _reduce(image: Image.Image, size: int, fit: Fit) -> None:
+    """Let a JPEG that was not decoded yet be decoded smaller, to no less than twice the size asked for."""
+    side = max(image.size) if fit == "letterbox" else min(image.size)
+    if (times := side // (2 * size)) > 1:
+        image.draft(image.mode, (max(1, image.width // times), max(1, image.height // times)))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.format in TURNED_BY_EXIF:
+        ImageOps.exif_transpose(image, in_place=True)
+    return _on_white(image) if image.has_transparency_data else image
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """Labelled images in memory: how they are named apart, parted, and brought to a network's input."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from client.data.room import room_for
 from fedfree.architectures import InputSpec
 from fedfree.errors import DataError
 
@@ -50,18 +53,37 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Sha-256 in hexadecimal over shape, pixels and labels; blind to class names."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.cpu().contiguous().numpy().tobytes())
+        for part in self.images.split(64):
+            digest.update(part.cpu().contiguous().numpy().tobytes())
         digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def subset(self, chosen: Tensor) -> "ImageSet":
+        """A copy of some images, [n] bool, with all class names; raises StorageError as ``room_for`` does."""
+        rows = chosen.nonzero().squeeze(1)
+        pixels = room_for((len(rows), *self.images.shape[1:]))
+        torch.index_select(self.images, 0, rows, out=pixels)
+        return ImageSet(pixels, self.labels[chosen], self.class_names)
 
 
 def split_held_out(
     images: ImageSet, *, fraction: float, generator: torch.Generator
 ) -> tuple[ImageSet, ImageSet]:
-    """Split into (kept, held out), class by class.
+    """Split into (kept, held out), as :func:`choose_held_out` chooses. Both parts keep all class names.
+
+    Raises:
+        DataError: as :func:`choose_held_out`.
+        StorageError: the parts are large, and the disk has no room for them.
+    """
+    held = choose_held_out(images, fraction=fraction, generator=generator)
+    return images.subset(~held), images.subset(held)
+
+
+def choose_held_out(images: ImageSet, *, fraction: float, generator: torch.Generator) -> Tensor:
+    """Which images are held out, [n] bool, chosen class by class.
 
     Each class holds out about ``fraction`` of its images: at least one where it has two or more,
-    never its last. Both parts keep all class names.
+    never its last.
 
     Raises:
         DataError: a fraction outside (0, 1), or no class with two images.
@@ -75,8 +97,11 @@ def split_held_out(
         if count > 0:
             held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     if not held.any():
-        raise DataError("no class has two images, so none can be held out; add images")
-    return _subset(images, ~held), _subset(images, held)
+        raise DataError(
+            f"no class has two images, so none can be held out: add images ({len(images)} images of "
+            f"{images.num_classes} classes)"
+        )
+    return held
 
 
 def is_coloured(images: Tensor) -> bool:
@@ -91,5 +116,30 @@ def to_input(images: Tensor, spec: InputSpec) -> Tensor:
     return spec.normalise(spec.resize(images.float() / 255))
 
 
-def _subset(images: ImageSet, mask: Tensor) -> ImageSet:
-    return ImageSet(images.images[mask], images.labels[mask], images.class_names)
+class Inputs(Protocol):
+    """Images as a network takes them, [n, channels, height, width]: a tensor, or :class:`LazyInputs`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Any, /) -> Tensor: ...
+
+    def split(self, size: int, /) -> Any:
+        """Tensors of at most so many images, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class LazyInputs:
+    """Pixels that pass through :func:`to_input` when they are looked at; all at once, they grow fourfold."""
+
+    images: Tensor
+    """[n, 1 or 3, h, w], uint8."""
+    spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, chosen: Any, /) -> Tensor:
+        return to_input(self.images[chosen], self.spec)
+
+    def split(self, size: int, /) -> Iterator[Tensor]:
+        return (to_input(part, self.spec) for part in self.images.split(size))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,19 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.config import DataConfig
-from client.data.decoding import UndecodableError, channels_of, decode, to_array
+from client.config import DataConfig, Fit
+from client.data.decoding import UndecodableError, decode_square, look_at
 from client.data.finding import find_images
 from client.data.formats import FORMATS
 from client.data.image_set import ImageSet
 from client.data.passed_over import Parts, PassedOver
+from client.data.room import room_for
 from client.data.sources import Listing, Source, open_source, read_image_file, unreadable
 from fedfree.errors import DataError
+from fedfree.host.compute import count_threads
 
 log = logging.getLogger(__name__)
 
 OnPassedOver = Callable[[Path, PassedOver], None]
 OnUnreadable = Callable[[DataError], None]
+OnRead = Callable[[int, int], None]
+"""Told how many images are read, and of how many."""
+
+DECODERS = 4
+"""Most images that are decoded at once; each may be held whole for a moment."""
 
 
 def warn_of_passed_over(source: Path, passed_over: PassedOver) -> None:
@@ -38,8 +46,10 @@ def load_images(
     images_per_class: int | None = None,
     size: int | None = None,
     channels: int | None = None,
+    fit: Fit = "crop",
     min_classes: int = 2,
     on_passed_over: OnPassedOver = warn_of_passed_over,
+    on_read: OnRead = lambda done, of: None,
 ) -> ImageSet:
     """Read an image folder or a zip of one: ``<class>/…/<image>`` or ``<split>/<class>/…/<image>``.
 
@@ -54,11 +64,14 @@ def load_images(
         size: side in pixels that images are brought to; that of the first image by default (its
             shorter side where it is not square).
         channels: 1 or 3; by default 1 where the first image is greyscale, else 3.
+        fit: how an image that is not square becomes one.
         min_classes: fewest classes the caller can use.
         on_passed_over: told once what the source holds beside images of classes, where it holds any.
+        on_read: told after every image: thousands of photographs take minutes.
 
     Raises:
         DataError: the source, split, a class or an image is missing or cannot be read.
+        StorageError: so many pixels that they go to disk, and it has no room for them.
     """
     _check_positive(images_per_class=images_per_class, size=size)
     if channels not in (None, 1, 3):
@@ -70,13 +83,19 @@ def load_images(
         if passed_over:
             on_passed_over(source, passed_over)
         paths = [parts for of_class in kept.values() for parts in of_class]
-        pixels = _read_all(opened, paths, size, channels)
+        pixels = _read_all(opened, paths, size, channels, fit, on_read)
     counts = torch.tensor([len(of_class) for of_class in kept.values()], dtype=torch.int64)
-    return ImageSet(torch.from_numpy(pixels), torch.arange(len(kept)).repeat_interleave(counts), tuple(kept))
+    return ImageSet(pixels, torch.arange(len(kept)).repeat_interleave(counts), tuple(kept))
 
 
-def load_configured(data: DataConfig, *, size: int, channels: int | None = None) -> ImageSet:
-    """The images that a configuration names, brought to ``size`` pixels a side; raises DataError."""
+def load_configured(
+    data: DataConfig,
+    *,
+    size: int,
+    channels: int | None = None,
+    on_read: OnRead = lambda done, of: None,
+) -> ImageSet:
+    """The images that a configuration names, ``size`` pixels a side; raises as :func:`load_images`."""
     return load_images(
         data.source,
         split=data.split,
@@ -84,10 +103,12 @@ def load_configured(data: DataConfig, *, size: int, channels: int | None = None)
         images_per_class=data.images_per_class,
         size=size,
         channels=channels,
+        fit=data.fit,
+        on_read=on_read,
     )
 
 
-def load_image(path: Path, *, size: int, channels: int) -> Tensor:
+def load_image(path: Path, *, size: int, channels: int, fit: Fit = "crop") -> Tensor:
     """One image, decoded as :func:`load_images` does: [channels, size, size], uint8.
 
     Raises:
@@ -96,7 +117,7 @@ def load_image(path: Path, *, size: int, channels: int) -> Tensor:
     if not path.is_file():
         raise DataError(f"no such image: {path}")
     alone = Source(path.parent, Listing(), lambda parts: read_image_file(path))
-    return torch.from_numpy(np.array(_read_array(alone, (path.name,), size, channels)))
+    return torch.from_numpy(np.array(_read_array(alone, (path.name,), size, channels, fit)))
 
 
 def read_images(
@@ -104,6 +125,7 @@ def read_images(
     *,
     size: int,
     channels: int,
+    fit: Fit = "crop",
     on_unreadable: OnUnreadable,
     on_passed_over: OnPassedOver = warn_of_passed_over,
 ) -> Iterator[tuple[Path, Tensor]]:
@@ -113,7 +135,7 @@ def read_images(
         Where each image is (in a zip, as if it were a folder) and its pixels, [channels, size, size], uint8.
     """
     if not path.is_dir() and path.suffix.lower() != ".zip":
-        yield path, load_image(path, size=size, channels=channels)
+        yield path, load_image(path, size=size, channels=channels, fit=fit)
         return
     with open_source(path) as opened:
         passed_over = PassedOver(opened.listing.passed_over)
@@ -123,7 +145,7 @@ def read_images(
             on_passed_over(path, passed_over)
         for parts in sorted(opened.listing.images):
             try:
-                pixels = _read_array(opened, parts, size, channels)
+                pixels = _read_array(opened, parts, size, channels, fit)
             except DataError as error:
                 on_unreadable(error)
             else:
@@ -137,22 +159,36 @@ def _check_positive(**counts: int | None) -> None:
 
 
 def _read_all(
-    source: Source, paths: Sequence[Parts], size: int | None, channels: int | None
-) -> NDArray[np.uint8]:
-    """All images in one array [n, channels, size, size]; the first decides what is left open."""
+    source: Source,
+    paths: Sequence[Parts],
+    size: int | None,
+    channels: int | None,
+    fit: Fit,
+    on_read: OnRead,
+) -> Tensor:
+    """All images, [n, channels, size, size], uint8; the first decides what is left open."""
     if size is None or channels is None:
         with _named(source, paths[0]):
-            first = decode(source.read(paths[0]), size=size)
-        size, channels = size or min(first.size), channels or channels_of(first)
-    pixels = np.empty((len(paths), channels, size, size), np.uint8)
-    for index, parts in enumerate(paths):
-        pixels[index] = _read_array(source, parts, size, channels)
+            side, own_channels = look_at(source.read(paths[0]))
+        size, channels = size or side, channels or own_channels
+    pixels = room_for((len(paths), channels, size, size))
+    places = pixels.numpy()
+
+    def read(index: int) -> None:
+        places[index] = _read_array(source, paths[index], size, channels, fit)
+
+    pool = ThreadPoolExecutor(min(DECODERS, count_threads(None)))
+    try:
+        for done, _ in enumerate(pool.map(read, range(len(paths))), start=1):
+            on_read(done, len(paths))
+    finally:  # after an image that cannot be read, or Ctrl-C, those that wait are left alone
+        pool.shutdown(cancel_futures=True)
     return pixels
 
 
-def _read_array(source: Source, parts: Parts, size: int, channels: int) -> NDArray[np.uint8]:
+def _read_array(source: Source, parts: Parts, size: int, channels: int, fit: Fit) -> NDArray[np.uint8]:
     with _named(source, parts):
-        return to_array(decode(source.read(parts), size=size), size, channels)
+        return decode_square(source.read(parts), size, channels, fit)
 
 
 @contextmanager

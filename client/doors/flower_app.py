@@ -13,7 +13,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from client.adapting import adapt as adaptation
 from client.config import ClientConfig
-from client.doors.flower_start import begin
+from client.doors.beginning import begin
 from client.training.pretrain import pretrain
 from fedfree.codec import decode_meta_learner
 from fedfree.errors import ConfigError, FedFreeError, StartError, VersionError
@@ -21,8 +21,10 @@ from fedfree.flower_records import (
     CONTRIBUTE,
     ORGANISATION_FAILED,
     accuracies_to_records,
+    brings_start,
     check_release,
     from_records,
+    start_named,
     start_wanted,
     to_records,
 )
@@ -61,7 +63,8 @@ app = ClientApp()
 @app.train("contribute", mods=[guard])
 def contribute(message: Message, context: Context) -> Message:
     """Train, or take the model trained before, and send it; where the start is missing, ask for that."""
-    config = begin(read_config(context), message.content)
+    sent = from_records(message.content) if brings_start(message.content) else None
+    config = begin(read_config(context), start_named(message.content), sent)
     if config is None:
         return Message(start_wanted(), reply_to=message)
     manifest, weights = pretrain(config)

@@ -47,6 +47,7 @@ from client.training.observer import Observer, ignore
 from client.training.privacy import plan as plan_run
 from client.training.privacy import train_privately
 from fedfree.accounting import highest_true_positive_rate
+from fedfree.adaptation import FEATURE_BATCH
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution, encode_weights, sha256
 from fedfree.errors import DataError
@@ -74,14 +75,11 @@ class Plan:
 
     def training_images(self, model: int) -> ImageSet:
         """What a model is trained on."""
-        return self._subset(self.members[model])
+        return self.images.subset(self.members[model])
 
     def unseen_images(self, model: int) -> ImageSet:
         """The others, of the same classes."""
-        return self._subset(~self.members[model])
-
-    def _subset(self, chosen: Tensor) -> ImageSet:
-        return ImageSet(self.images.images[chosen], self.images.labels[chosen], self.images.class_names)
+        return self.images.subset(~self.members[model])
 
 
 def make_plan(images: ImageSet, *, shadows: int, canary_fraction: float = CANARY_FRACTION, seed: int) -> Plan:
@@ -195,7 +193,7 @@ def train_shadows(
 @torch.no_grad()
 def score_network(plan: Plan, network: Classifier, spec: InputSpec) -> Floats:
     """φ of every image of the plan, [images], from a network's own outputs."""
-    logits = [network(to_input(part, spec)) for part in plan.images.images.split(256)]
+    logits = [network(to_input(part, spec)) for part in plan.images.images.split(FEATURE_BATCH)]
     return membership_scores(torch.cat(logits), plan.images.labels)
 
 
@@ -255,7 +253,9 @@ def rehearse(config: ClientConfig, *, shadows: int, observe: Observer = ignore) 
         config: as for ``pretrain``, privacy included; the shadows are kept in its cache, and its ledger
             is left alone.
     """
-    images = load_configured(config.data, size=config.training.image_size)
+    images = load_configured(
+        config.data, size=config.training.image_size, on_read=lambda done, of: observe("read", done, of)
+    )
     plan = make_plan(images, shadows=shadows, seed=config.seed)
     trainer = trainer_of(config.training, config.privacy)
     models = train_shadows(plan, trainer, cache=config.cache, seed=config.seed, observe=observe)

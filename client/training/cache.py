@@ -93,7 +93,8 @@ def _private_settings(config: ClientConfig) -> str:
         settings.model_dump(mode="json", include=set(names), exclude_none=True)
         for settings, names in ((config.training, PRIVATE_TRAINING), (config.privacy, PRIVATE))
     )
-    return json.dumps([training, privacy, config.training.initial_weights_public], sort_keys=True)
+    unlike = [config.data.fit] if config.data.fit != DataConfig.model_fields["fit"].default else []
+    return json.dumps([training, privacy, config.training.initial_weights_public, *unlike], sort_keys=True)
 
 
 def read_cached(folder: Path) -> Contribution:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from client.config import TrainingConfig, or_if_colour
-from client.data.image_set import ImageSet, is_coloured, split_held_out, to_input
+from client.data.image_set import ImageSet, choose_held_out, is_coloured, split_held_out, to_input
 from client.training.observer import Observer, ignore
 from client.training.scope import train_only
+from fedfree.adaptation import FEATURE_BATCH
 from fedfree.architectures import Classifier, InputSpec, build, freeze_statistics, use_channels_last
 from fedfree.codec import fill_network, read_tensors
 from fedfree.errors import ConfigError
@@ -30,7 +31,7 @@ class Untrained:
 
     network: Classifier
     input: InputSpec
-    start: LoadedStart | None
+    start: LoadedStart | None = None
     """What its body is, where it begins from a public start."""
 
 
@@ -84,8 +85,15 @@ def fit(images: ImageSet, config: TrainingConfig, *, seed: int, observe: Observe
 
 
 def hold_out(images: ImageSet, config: TrainingConfig, *, seed: int) -> tuple[ImageSet, ImageSet]:
-    """What is trained on, and what accuracy is measured on; raises DataError."""
+    """What is trained on, and what accuracy is measured on; raises as :func:`split_held_out`."""
     return split_held_out(
+        images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
+    )
+
+
+def held_out(images: ImageSet, config: TrainingConfig, *, seed: int) -> Tensor:
+    """Which of the images :func:`hold_out` holds out, [images] bool, without a copy; raises DataError."""
+    return choose_held_out(
         images, fraction=config.held_out_fraction, generator=make_generator(seed, "held-out")
     )
 
@@ -152,7 +160,8 @@ def _descend(
     if untrained.start:
         freeze_statistics(network)
     device = network.device
-    wanted = or_if_colour(config.rotation_task, 3 if is_coloured(training.images) else 1)
+    wanted = _wants_turns(config, training, untrained.start)
+    loss_of = _turned_loss if untrained.start else _joint_loss
     turns = _zeros(network.feature_size, 4 * training.num_classes).to(device) if wanted else None
     learned = [each for each in network.parameters() if each.requires_grad]
     optimizer = _optimizer([*learned, *(turns.parameters() if turns else ())], config)
@@ -171,13 +180,25 @@ def _descend(
                 generator=generator,
             )
             inputs = to_input(pixels.to(device), spec).contiguous(memory_format=torch.channels_last)
-            loss = _loss(network, turns, inputs, training.labels[batch].to(device), generator)
+            labels = training.labels[batch].to(device)
+            if turns is None:
+                loss = F.cross_entropy(network(inputs), labels)
+            else:
+                loss = loss_of(network, turns, inputs, labels, generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     observe("train", planned.steps, planned.steps)
+    if turns is not None and untrained.start:
+        _take_upright(network.head, turns)
     network.eval()
+
+
+def _wants_turns(config: TrainingConfig, training: ImageSet, start: LoadedStart | None) -> bool:
+    if config.rotation_task is None and start:
+        return True
+    return or_if_colour(config.rotation_task, 3 if is_coloured(training.images) else 1)
 
 
 def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -194,23 +215,33 @@ def _zeros(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _loss(
-    network: Classifier,
-    turns: nn.Linear | None,
-    inputs: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
+def _joint_loss(
+    network: Classifier, turns: nn.Linear, inputs: Tensor, labels: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Cross-entropy; with ``turns``, also of class and quarter turn of a turned copy of each image.
+    """Cross-entropy of the class, and of class and quarter turn of a turned copy of each image.
 
     The joint labels are those of self-supervised label augmentation (Lee, Hwang and Shin, ICML 2020).
     """
-    if turns is None:
-        return F.cross_entropy(network(inputs), labels)
     turned, quarters = turn(inputs, generator=generator)
     upright, turned = network.features(torch.cat([inputs, turned])).split(len(inputs))
     joint: Tensor = F.cross_entropy(turns(turned), 4 * labels + quarters)
     return joint + F.cross_entropy(network.head(upright), labels)
+
+
+def _turned_loss(
+    network: Classifier, turns: nn.Linear, inputs: Tensor, labels: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Cross-entropy of class and quarter turn of the images, each turned at random."""
+    turned, quarters = turn(inputs, generator=generator)
+    return F.cross_entropy(turns(network.features(turned)), 4 * labels + quarters)
+
+
+@torch.no_grad()
+def _take_upright(head: nn.Module, turns: nn.Linear) -> None:
+    """Let the head be what tells the classes of images that are not turned."""
+    assert isinstance(head, nn.Linear)
+    head.weight.copy_(turns.weight[::4])
+    head.bias.copy_(turns.bias[::4])
 
 
 def turn(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -226,7 +257,9 @@ def turn(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]
 @torch.no_grad()
 def _accuracy(network: Classifier, images: ImageSet, spec: InputSpec) -> float:
     correct = 0
-    for pixels, labels in zip(images.images.split(512), images.labels.split(512), strict=True):
+    for pixels, labels in zip(
+        images.images.split(FEATURE_BATCH), images.labels.split(FEATURE_BATCH), strict=True
+    ):
         predicted = network(to_input(pixels.to(network.device), spec)).argmax(1)
         correct += int((predicted.cpu() == labels).sum())
     return correct / len(images)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from client.config import ClientConfig
 from client.data.finding import hash_images
@@ -24,7 +25,7 @@ from client.training.cache import (
     read_cached,
     write_cached,
 )
-from client.training.fit import Fitted, Untrained, course, fit, hold_out, initialise
+from client.training.fit import Fitted, Untrained, course, fit, held_out, initialise
 from client.training.ledger import Ledger, open_ledger
 from client.training.observer import Observer, ignore
 from client.training.privacy import ACCOUNTANT, check_private, plan, software, train_privately
@@ -97,6 +98,7 @@ def pretrain_measured(
         data,
         size=config.training.image_size,
         channels=describe_folder(start).input.channels if start else None,
+        on_read=lambda done, of: observe("read", done, of),
     )
     files = hash_images(
         data.source, split=data.split, classes=data.classes, images_per_class=data.images_per_class
@@ -157,11 +159,12 @@ def _train_into(
 
 def _announcement(config: ClientConfig, images: ImageSet) -> str:
     """What a training without differential privacy will do."""
-    training, (kept, held_out) = config.training, hold_out(images, config.training, seed=config.seed)
-    planned = course(len(kept), training)
+    training, held = config.training, held_out(images, config.training, seed=config.seed)
+    planned = course(int((~held).sum()), training)
     line = (
-        f"training {training.architecture} on {len(kept)} images of {images.num_classes} classes, "
-        f"{len(held_out)} more held out: {planned.steps} steps, {planned.epochs} epochs of {planned.batches}"
+        f"training {training.architecture} on {(~held).sum()} images of {images.num_classes} classes"
+        f"{_unequal(images.labels[~held])}, {held.sum()} more held out: "
+        f"{planned.steps} steps, {planned.epochs} epochs of {planned.batches}"
     )
     if planned.epochs == training.epochs:
         return line
@@ -169,6 +172,13 @@ def _announcement(config: ClientConfig, images: ImageSet) -> str:
         f"{line}; {training.epochs} epochs were asked for, but fewer than min_steps = {training.min_steps} "
         "steps teach little from so few images"
     )
+
+
+def _unequal(labels: Tensor) -> str:
+    """How many images classes have to train on, where some have twice as many as others; none has none."""
+    counts = labels.bincount()
+    fewest, most = int(counts.min()), int(counts.max())
+    return f" ({fewest} to {most} a class)" if most >= 2 * fewest else ""
 
 
 def _train_privately_into(

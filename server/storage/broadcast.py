@@ -30,9 +30,8 @@ class Broadcast:
             NotReadyError: there is none yet.
             FederationError: it is just being replaced; ask again.
         """
-        return cls._open(
-            MetaLearner, run.manifest, run.weights, "there is no meta-learner yet: ask again later"
-        )
+        absent = "there is no meta-learner yet: ask again later"
+        return cls._open(MetaLearner, run.manifest, run.weights, absent, "meta-learner")
 
     @classmethod
     def start(cls, run: RunDirectory) -> Self:
@@ -42,17 +41,12 @@ class Broadcast:
             NotReadyError: it has none.
             FederationError: it is just being written; ask again.
         """
-        folder = run.start_folder
-        return cls._open(
-            Start,
-            folder / MANIFEST,
-            folder / WEIGHTS,
-            "this federation has no public start: train without one",
-        )
+        folder, absent = run.start_folder, "this federation has no public start: train without one"
+        return cls._open(Start, folder / MANIFEST, folder / WEIGHTS, absent, "start")
 
     @classmethod
     def _open(
-        cls, schema: type[MetaLearner] | type[Start], manifest: Path, weights: Path, absent: str
+        cls, schema: type[MetaLearner] | type[Start], manifest: Path, weights: Path, absent: str, what: str
     ) -> Self:
         try:
             opened = cls(manifest.read_bytes(), weights.open("rb"))
@@ -60,7 +54,7 @@ class Broadcast:
             raise NotReadyError(absent) from error
         if opened.sha256 != schema.FromString(opened.manifest).weights_sha256:
             opened.close()
-            raise FederationError("what is asked for is just being replaced: ask again")
+            raise FederationError(f"the {what} is just being replaced: ask again")
         return opened
 
     def offset(self, sha256: bytes, size: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from client.adapting.adapt import extract_features
-from client.data.image_set import to_input
+from client.data.image_set import LazyInputs
 from client.rehearsing.attacks import Floats, membership_scores
 from client.rehearsing.rehearse import Plan
 from fedfree.adaptation import nearest_mean
@@ -101,7 +101,7 @@ def score_meta_learner(plan: Plan, meta_learner: MetaLearner) -> Floats:
     The means are those of the natural images of all classes, members or not: an attacker who wants to
     know who was a member has the images of both.
     """
-    recipe, inputs = meta_learner.recipe, to_input(plan.images.images, meta_learner.input)
+    recipe, inputs = meta_learner.recipe, LazyInputs(plan.images.images, meta_learner.input)
     features = extract_features(meta_learner.network(), inputs, mirror=recipe.mirror)
     labels, natural = plan.images.labels, ~plan.canaries
     head = nearest_mean(

@@ -15,7 +15,7 @@ import torch
 
 from client.config import PRIVACY_ONLY, WITHOUT_PRIVACY_ONLY, ClientConfig
 from client.data.image_set import ImageSet, to_input
-from client.data.loading import load_images
+from client.data.loading import load_configured
 from client.rehearsing.attacks import ONLINE, EpsilonBound, Exposure
 from client.rehearsing.rehearse import (
     CANARIES,
@@ -28,6 +28,7 @@ from client.rehearsing.rehearse import (
 from client.training.ledger import Ledger
 from client.training.observer import Observer, ignore
 from client.training.pretrain import shuffle_classes
+from fedfree.adaptation import FEATURE_BATCH
 from fedfree.codec import Contribution
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
@@ -208,13 +209,8 @@ def local_accuracy(store: Store, organisation: ClientConfig) -> float:
     model = sent_model(store, organisation)
     if data.images_per_class is None or model is None:
         return math.nan
-    loaded = load_images(
-        data.source,
-        split=data.split,
-        classes=data.classes,
-        images_per_class=data.images_per_class + SPARE_IMAGES,
-        size=size,
-    )
+    more = data.model_copy(update={"images_per_class": data.images_per_class + SPARE_IMAGES})
+    loaded = load_configured(more, size=size)
     own, spare = split_by_rank(loaded, data.images_per_class)
     if not len(spare):
         return math.nan
@@ -233,11 +229,7 @@ def split_by_rank(images: ImageSet, first: int) -> tuple[ImageSet, ImageSet]:
     """The ``first`` images of each class, and the others; images come class by class."""
     counts = images.labels.bincount(minlength=images.num_classes)
     ranks = torch.cat([torch.arange(int(count)) for count in counts])
-    early, late = (
-        ImageSet(images.images[chosen], images.labels[chosen], images.class_names)
-        for chosen in (ranks < first, ranks >= first)
-    )
-    return early, late
+    return images.subset(ranks < first), images.subset(ranks >= first)
 
 
 @torch.no_grad()
@@ -245,5 +237,5 @@ def _accuracy(model: Contribution, images: ImageSet, outputs: Sequence[str]) -> 
     """Of a model whose outputs stand for classes in this order."""
     network = model.network()
     labels = torch.tensor([outputs.index(name) for name in images.class_names])[images.labels]
-    guesses = [network(to_input(part, model.input)).argmax(1) for part in images.images.split(256)]
+    guesses = [network(to_input(part, model.input)).argmax(1) for part in images.images.split(FEATURE_BATCH)]
     return float((torch.cat(guesses) == labels).double().mean())

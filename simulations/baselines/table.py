@@ -16,7 +16,7 @@ from client.adapting.adapt import (
     sample_episodes,
 )
 from client.config import ClientConfig
-from client.data.image_set import ImageSet, to_input
+from client.data.image_set import ImageSet, LazyInputs
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec, build
 from fedfree.codec import Contribution, MetaLearner
@@ -71,7 +71,7 @@ class Available:
         return lambda new: episode_accuracies(
             network.to(self.device),
             self.meta_learner.recipe,
-            to_input(new.images.images, input),
+            LazyInputs(new.images.images, input),
             new.episodes,
         )
 
@@ -166,7 +166,7 @@ def pool_concatenation(available: Available) -> Measure:
 
     def features(images: Tensor, model: Contribution) -> Tensor:
         network = available.network(model).to(available.device)
-        return F.normalize(extract_features(network, to_input(images, model.input), mirror=mirror), dim=1)
+        return F.normalize(extract_features(network, LazyInputs(images, model.input), mirror=mirror), dim=1)
 
     def measure(new: NewClasses) -> list[Tensor]:
         blocks = [features(new.images.images, each) for each in available.contributions]

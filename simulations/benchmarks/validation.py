@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from client.adapting.adapt import episode_accuracies, sample_episodes
-from client.data.image_set import ImageSet, to_input
+from client.data.image_set import ImageSet, LazyInputs
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec
 from simulations.config import SimulationConfig
@@ -21,6 +21,6 @@ def few_shot(
     """Fractions [episodes] by name of the episodes, nearest class mean; the network moves to the CPU."""
     specs = episode_specs(config)
     sets = [sample_episodes(images.labels, spec, config.episodes, seed=config.seed) for spec in specs]
-    inputs = to_input(images.images, input)
+    inputs = LazyInputs(images.images, input)
     fractions = episode_accuracies(network.float().cpu(), Recipe(), inputs, sets)
     return {spec.name: each for spec, each in zip(specs, fractions, strict=True)}

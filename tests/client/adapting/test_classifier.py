@@ -107,11 +107,17 @@ def test_other_tensors_are_refused(
         ("meta_learner", "../../etc", "meta_learner"),
         ("provenance", "leave out", "provenance"),
         ("executable", "payload", "executable"),
+        ("fit", "stretch", "fit"),
     ],
 )
 def test_another_description_is_refused(tmp_path: Path, name: str, value: object, reason: str) -> None:
     with pytest.raises(FedFreeError, match=reason):
         read_classifier(write_changed(tmp_path / "changed", **{name: value}))
+
+
+def test_a_classifier_of_a_release_that_squeezed_photos_squeezes_them(tmp_path: Path) -> None:
+    assert read_classifier(write_changed(tmp_path / "old", fit="leave out")).description.fit == "squeeze"
+    assert read_classifier(write_changed(tmp_path / "new", fit="letterbox")).description.fit == "letterbox"
 
 
 def test_a_value_that_is_possible_but_was_changed_is_refused_too(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from client.adapting import export
 from client.adapting.adapt import make_classifier
 from client.adapting.classifier import Calibration, Description, FewShotClassifier, write_classifier
 from client.adapting.export import export_onnx
+from client.config import Fit
 from client.data.image_set import ImageSet
 from client.data.loading import load_images
 from fedfree.adaptation import Recipe
@@ -92,6 +93,7 @@ def test_the_file_says_what_it_expects_and_what_it_does_itself(tmp_path: Path) -
     assert said == {
         "value_range": "0 to 1",
         "channel_order": "RGB",
+        "not_square": "inside: an image that is not square is squeezed",
         "resize": "inside: any size is brought to 16 x 16, bilinear, antialiased",
         "normalisation": "inside: mean [0.4, 0.4, 0.4], standard deviation [0.2, 0.2, 0.2]",
         "calibrated": "true",
@@ -117,9 +119,9 @@ def test_large_photos_are_told_apart_as_well_as_by_the_clients_own_reading(
         (tmp_path / name).mkdir()
         for seed in range(12):
             photo(colour, seed).save(tmp_path / name / f"{seed:02}.png")
-    small = load_images(tmp_path, size=16)
+    small = load_images(tmp_path, size=16, fit="squeeze")
     support = ImageSet(small.images[::3], small.labels[::3], small.class_names)
-    classifier = make_classifier(make_meta_learner(), support)
+    classifier = make_classifier(make_meta_learner(), support, fit="squeeze")
     export_onnx(classifier, tmp_path / "classifier.onnx")
 
     large = torch.stack([pil_to_tensor(Image.open(path)) for path in sorted(tmp_path.rglob("*.png"))]) / 255
@@ -160,3 +162,26 @@ def test_the_command_prints_what_it_measured(
     )
     assert status == 0 and "(4 bytes)" in printed and "3.0e-07" in printed
     assert (tmp_path / "c.onnx").read_bytes() == b"onnx"
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+def test_whoever_does_what_the_file_says_of_photos_that_are_not_square_gets_what_predict_gives(
+    tmp_path: Path, make_meta_learner: Callable[..., MetaLearner], fit: Fit
+) -> None:
+    pictures = [photo(colour, seed) for colour in ((40, 40, 200), (200, 40, 40)) for seed in range(2)]
+    for index, each in enumerate(pictures):
+        (tmp_path / "images" / "ab"[index // 2]).mkdir(parents=True, exist_ok=True)
+        each.save(tmp_path / "images" / "ab"[index // 2] / f"{index}.png")
+    seen = load_images(tmp_path / "images", size=16, fit=fit)
+    classifier = make_classifier(make_meta_learner(), seen, fit=fit)
+    export_onnx(classifier, tmp_path / "classifier.onnx")
+    assert metadata(tmp_path / "classifier.onnx")["not_square"].startswith(
+        {
+            "crop": "outside: cut the middle square out",
+            "letterbox": "outside: pad an image that is not square with grey (0.5)",
+        }[fit]
+    )
+    large = torch.stack([pil_to_tensor(each) for each in pictures]) / 255
+    square = large[..., 16:112] if fit == "crop" else F.pad(large, (0, 0, 16, 16), value=0.5)
+    found = run(tmp_path / "classifier.onnx", square)
+    np.testing.assert_allclose(found, classifier(seen.images / 255).numpy(), atol=0.02)

@@ -5,11 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from client.adapting.classifier import read_classifier
 from client.adapting.predict import Prediction, predict
+from client.config import Fit
 from client.data.image_set import to_input
 from client.data.loading import load_images
 from fedfree.adaptation import adapt
@@ -199,3 +202,31 @@ def test_evaluate_and_adapt_take_the_meta_learner_alike_by_default_where_fetch_p
         assert "fedfree-client fetch" in err and "--meta-learner" in err
         monkeypatch.chdir(meta_learner_path.parent)
         assert run_client(*command)[0] == 0
+
+
+@pytest.mark.parametrize("fit", [None, "letterbox", "squeeze"])
+def test_photos_are_predicted_as_those_that_were_adapted_to(
+    tmp_path: Path, meta_learner_path: Path, run_client: RunClient, fit: Fit | None
+) -> None:
+    """Photos of several sizes and shapes, one lying on its side until its EXIF tag turns it."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    shapes = [((60, 20), None), ((20, 60), None), ((300, 140), None), ((90, 40), turned)]
+    generator = np.random.default_rng(0)
+    for name in ("cat", "gnu"):
+        (tmp_path / "support" / name).mkdir(parents=True)
+        for index, ((width, height), exif) in enumerate(shapes):
+            pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+            path = tmp_path / "support" / name / f"{index}.jpg"
+            Image.fromarray(pixels).save(path, **({"exif": exif} if exif else {}))
+    out, said = tmp_path / "c.safetensors", ("--fit", fit) if fit else ()
+    command = ("--meta-learner", meta_learner_path, "--support", tmp_path / "support", "--out", out)
+    status, _, err = run_client("adapt", *command, *said)
+    assert (status, err) == (0, "")
+    classifier = read_classifier(out)
+    assert classifier.description.fit == (fit or "crop")
+    support = load_images(tmp_path / "support", size=16, fit=fit or "crop").images
+    for prediction, wanted in zip(all_of(out, tmp_path / "support"), classifier(support / 255), strict=True):
+        assert dict(prediction.ranking) == pytest.approx(
+            dict(zip(classifier.class_names, wanted.tolist(), strict=True)), abs=1e-5
+        )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from client.data.image_set import ImageSet, split_held_out, to_input
+from client.data.image_set import ImageSet, LazyInputs, choose_held_out, split_held_out, to_input
 from fedfree.architectures import InputSpec
 from fedfree.errors import DataError
 
@@ -57,7 +57,7 @@ def test_every_class_keeps_an_image_and_impossible_fractions_are_refused() -> No
     generator = torch.Generator().manual_seed(0)
     kept, _ = split_held_out(image_set((5, 2)), fraction=0.99, generator=generator)
     assert kept.labels.tolist() == [0, 1]
-    with pytest.raises(DataError, match="no class has two images"):
+    with pytest.raises(DataError, match=r"no class has two images, .* add images \(2 images of 2 classes\)"):
         split_held_out(image_set((1, 1)), fraction=0.5, generator=generator)
     with pytest.raises(DataError, match="above 0 and below 1, got 1"):
         split_held_out(image_set((5, 2)), fraction=1, generator=generator)
@@ -69,3 +69,21 @@ def test_pixels_reach_the_scale_channels_and_size_of_the_network() -> None:
     assert inputs.shape == (2, 3, 32, 32)
     assert inputs.dtype == torch.float32
     torch.testing.assert_close(inputs.mean((1, 2, 3)), torch.tensor([-1.0, 1.0]))
+
+
+def test_what_is_chosen_to_be_held_out_is_what_is_held_out() -> None:
+    images = image_set((5, 90, 1))
+    held = choose_held_out(images, fraction=0.1, generator=torch.Generator().manual_seed(3))
+    kept, out = split_held_out(images, fraction=0.1, generator=torch.Generator().manual_seed(3))
+    assert images.labels[held].bincount(minlength=3).tolist() == [1, 9, 0]
+    assert torch.equal(out.images, images.images[held]) and torch.equal(kept.images, images.images[~held])
+
+
+def test_lazy_inputs_are_the_inputs_and_are_made_only_where_they_are_looked_at() -> None:
+    images, spec = torch.randint(0, 256, (7, 3, 20, 20), dtype=torch.uint8), InputSpec(3, 16, 16)
+    lazy, all_at_once = LazyInputs(images, spec), to_input(images, spec)
+    assert len(lazy) == 7
+    assert torch.equal(lazy[:], all_at_once)
+    assert torch.equal(lazy[torch.tensor([5, 1])], all_at_once[[5, 1]])
+    parts = list(lazy.split(3))
+    assert [len(part) for part in parts] == [3, 3, 1] and torch.equal(torch.cat(parts), all_at_once)

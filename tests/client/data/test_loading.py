@@ -1,17 +1,21 @@
 """Private images: what is read, in what order, and what is refused with which word."""
 
+import threading
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from client.config import DataConfig, Fit
 from client.data import decoding
 from client.data.finding import list_classes, list_splits
-from client.data.loading import load_image, load_images, read_images
+from client.data.loading import load_configured, load_image, load_images, read_images
 from fedfree.errors import DataError
 
 CIFAR_FS = Path(__file__).parents[4] / "shared" / "data" / "cifar-fs.zip"
@@ -249,3 +253,44 @@ def test_an_image_that_cannot_be_read_alone_is_named(tmp_path: Path) -> None:
         load_image(tmp_path / "0.png", size=16, channels=3)
     with pytest.raises(DataError, match=r"no such image: .*1\.png"):
         load_image(tmp_path / "1.png", size=16, channels=3)
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox", "squeeze"])
+def test_every_reader_makes_photos_square_alike(tmp_path: Path, fit: Fit) -> None:
+    folder = make_folder(tmp_path, {"a/0.png": png(200, mode="RGB", size=(48, 16)), "b/0.png": png(90)})
+    configured = load_configured(DataConfig(source=folder, fit=fit), size=16, channels=3).images
+    assert torch.equal(load_images(folder, size=16, channels=3, fit=fit).images, configured)
+    found = read_images(folder, size=16, channels=3, fit=fit, on_unreadable=refuse)
+    for (path, alone), image in zip(found, configured, strict=True):
+        assert torch.equal(alone, image)
+        assert torch.equal(load_image(path, size=16, channels=3, fit=fit), image)
+    assert (configured[0, :, 0, 0].tolist() == [128] * 3) == (fit == "letterbox")
+
+
+def test_of_several_unreadable_images_the_first_is_named(tmp_path: Path) -> None:
+    broken = {f"cat/{index}.png": b"nothing" for index in range(20)}
+    with pytest.raises(DataError, match=r"cannot read the image cat/0\.png"):
+        load_images(make_folder(tmp_path, tree(classes=("ant", "bee")) | broken), size=16, channels=1)
+
+
+def test_whoever_interrupts_reading_waits_for_no_further_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def slow(content: bytes, *options: Any) -> NDArray[np.uint8]:
+        decoded.append(content)
+        assert len(decoded) < 40 or interrupted.wait(20)
+        return decoding.decode_square(content, *options)
+
+    def interrupt(done: int, of: int) -> None:
+        assert of == 300
+        if done == 30:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    interrupted = threading.Event()
+    monkeypatch.setattr("client.data.loading.decode_square", slow)
+    with pytest.raises(KeyboardInterrupt):
+        load_images(make_folder(tmp_path, tree(each=100)), size=16, channels=1, on_read=interrupt)
+    assert len(decoded) < 200

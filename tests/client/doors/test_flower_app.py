@@ -11,7 +11,7 @@ from flwr.app.metadata import Metadata
 
 from client.adapting import adapt as adaptation
 from client.adapting.adapt import FewShotAccuracy
-from client.config import ClientConfig, DataConfig
+from client.config import ClientConfig, DataConfig, TrainingConfig
 from client.doors.flower_app import RAISE_BUGS, app
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
@@ -202,6 +202,19 @@ def test_an_organisation_without_the_start_asks_for_it_keeps_it_and_trains_from_
     assert load_start(folder) == begun
     again = app(_message(CONTRIBUTE, question(begun.start.sha256)), context)
     assert from_records(again.content) == from_records(reply.content)
+
+
+def test_of_a_start_that_was_sent_come_the_architecture_and_the_size_and_all_else_stays(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, make_start: Callable[..., LoadedStart]
+) -> None:
+    trained: list[ClientConfig] = []
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda given: trained.append(given) or (b"", b""))
+    training = TrainingConfig.checked({"architecture": "conv4-64", "image_size": 48, "epochs": 7})
+    own = config.model_copy(update={"training": training, "seed": 5})
+    app(_message(CONTRIBUTE, question_with_start(make_start())), _own(own))
+    (found,) = trained
+    assert (found.seed, found.training.epochs, found.cache) == (5, 7, config.cache)
+    assert (found.training.architecture, found.training.image_size) != (training.architecture, 48)
 
 
 def test_an_organisation_with_a_start_of_its_own_only_compares_hashes(

@@ -135,3 +135,8 @@ def test_a_missing_or_cut_start_is_one_error_and_nothing_is_kept(
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(FedFreeError, match="nowhere"):
         config_of(tmp_path, start=str(tmp_path / "nowhere"))
+
+
+def test_the_head_that_leaves_tells_images_that_are_not_turned(start: LoadedStart, tmp_path: Path) -> None:
+    training = training_of(tmp_path, min_steps=150, learning_rate=3e-3)
+    assert fit(grey_images(60), training, seed=1).held_out_accuracy > 0.8

@@ -21,10 +21,10 @@ from client.data.loading import load_images
 from client.training.cache import HELD_OUT, MANIFEST, PRIVATE, PRIVATE_TRAINING, cache_key
 from client.training.fit import augment, initialise, turn
 from client.training.ledger import RESERVED, Ledger, open_ledger
-from client.training.pretrain import pretrain, shuffle_classes
+from client.training.pretrain import pretrain, pretrain_measured, shuffle_classes
 from fedfree.architectures import Architecture
 from fedfree.codec import decode_contribution, sha256
-from fedfree.errors import ConfigError, PrivacyError, StorageError
+from fedfree.errors import ConfigError, DataError, PrivacyError, StorageError
 from fedfree.host.places import state_folder
 from fedfree.statement import DpSgd, PrivacyStatus
 
@@ -233,6 +233,55 @@ def test_other_code_sends_the_private_model_that_was_paid_for(
     assert len(open_ledger(None).entries()) == 1
 
 
+def test_how_photos_become_square_decides_which_private_model_it_is_but_for_the_default(
+    config: ClientConfig,
+) -> None:
+    private = config.model_copy(update={"privacy": PrivacyConfig(epsilon=8)})
+    images = load_images(config.data.source, size=16)
+    keys = {
+        fit: cache_key(
+            private.model_copy(update={"data": DataConfig(source=config.data.source, fit=fit)}), images
+        )
+        for fit in ("crop", "letterbox", "squeeze")
+    }
+    assert len(set(keys.values())) == 3
+    assert keys["crop"] == cache_key(private, images)
+
+
+def test_images_to_evaluate_on_become_square_as_those_to_train_on_unless_it_is_said() -> None:
+    data = {"source": "images", "fit": "letterbox"}
+    values = {"data": data, "evaluate": {"data": {"source": "new"}}, "cache": "cache"}
+    config = ClientConfig.parse(values, origin="test")
+    assert config.evaluate is not None and config.evaluate.data.fit == "letterbox"
+    values["evaluate"] = {"data": {"source": "new", "fit": "squeeze"}}
+    config = ClientConfig.parse(values, origin="test")
+    assert config.evaluate is not None and config.evaluate.data.fit == "squeeze"
+    assert ClientConfig.parse({"data": data, "cache": "cache"}, origin="test").evaluate is None
+
+
+def test_unequal_classes_are_said_and_each_keeps_an_image_to_train_on(config: ClientConfig) -> None:
+    for name, count in (("melanoma", 1), ("nevus", 2)):
+        for path in sorted((config.data.source / name).iterdir())[count:]:
+            path.unlink()
+    told: list[str] = []
+    seen: list[tuple[str, int, int]] = []
+    done = pretrain_measured(config, observe=lambda *each: seen.append(each), tell=told.append)
+    assert seen[:23] == [("read", number, 23) for number in range(1, 24)] and seen[23][0] == "train"
+    assert told[0].startswith(
+        "training conv4-32-batch on 20 images of 3 classes (1 to 18 a class), 3 more held out:"
+    )
+    assert done.held_out_accuracy is not None
+
+
+def test_one_image_a_class_is_refused_before_anything_is_written(config: ClientConfig) -> None:
+    for path in config.data.source.rglob("*.png"):
+        if path.name != "0.png":
+            path.unlink()
+    with pytest.raises(DataError, match=r"no class has two images, .* \(3 images of 3 classes\)"):
+        pretrain(config)
+    assert list(config.cache.iterdir()) == [] and Ledger(config.ledger_path).entries() == []
+
+
 def test_an_image_that_changed_class_is_another_private_model(config: ClientConfig) -> None:
     private, source = under_privacy(config), config.data.source
     before = cache_key(private, load_images(source, size=16))
@@ -242,7 +291,14 @@ def test_an_image_that_changed_class_is_another_private_model(config: ClientConf
 
 def test_every_privacy_setting_but_the_budget_decides_which_private_model_it_is() -> None:
     assert set(PRIVATE) == set(PrivacyConfig.model_fields) - {"epsilon_budget"}
-    not_asked = {*WITHOUT_PRIVACY_ONLY, "device", "threads", "initial_weights", "initial_weights_public"}
+    not_asked = {
+        *WITHOUT_PRIVACY_ONLY,
+        "device",
+        "threads",
+        "start",
+        "initial_weights",
+        "initial_weights_public",
+    }
     assert set(PRIVATE_TRAINING) == set(TrainingConfig.model_fields) - not_asked
 
 
