@@ -67,6 +67,11 @@ class Measured:
         found = [each["baselines"].get(name) for each in self._parts(domain)]
         return None if None in found else _mean_score(each[task] for each in found)
 
+    def share(self, task: str, domain: str | None = None) -> Score | None:
+        """Of the way to pooled data, in percent, as :meth:`score`; None where a run did not measure it."""
+        found = [each.get("share_closed", {}).get(task) for each in self._parts(domain)]
+        return None if None in found else _mean_score(found)
+
     def models(self) -> float:
         """Accepted contributions, mean over the seeds."""
         return fmean(

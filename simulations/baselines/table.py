@@ -97,8 +97,10 @@ class Baseline:
     """What the table says where it was not measured; None leaves its row out there."""
 
 
-def random_init(available: Available) -> Measure:
-    """The meta-learner's network before it learned anything."""
+def random_init(available: Available) -> Measure | None:
+    """The meta-learner's network before it learned anything; None where that is the public start."""
+    if available.start is not None:
+        return None
     learned = available.meta_learner
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(available.config.seed, "random baseline"))
@@ -188,7 +190,7 @@ def pooled_data(available: Available) -> Measure | None:
 PUBLIC_START, BEST_SINGLE, POOLED = "public_start", "best_single_model", "pooled_data"
 
 BASELINES: Mapping[str, Baseline] = {
-    "random_init": Baseline("random initialisation", random_init),
+    "random_init": Baseline("random initialisation", random_init, absent=None),
     PUBLIC_START: Baseline(
         "public start, frozen", public_start, note="what anybody can have without a federation", absent=None
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedfree.errors import ConfigError
 from fedfree.host.options import given_values
+from fedfree.host.public_weights import LITE0
 from fedfree.settings import merge
 from simulations.config import SimulationConfig
 from simulations.series import Measured, over_seeds, run_series
@@ -14,7 +15,7 @@ from simulations.series import Measured, over_seeds, run_series
 GROWTH = (4, 8, 16)
 """Pool sizes of the growth curve, which ends with the whole pool."""
 
-DEFAULT, DOMAINS = "default", "domains"
+DEFAULT, DOMAINS, START, MIXTURE = "default", "domains", "start", "mixture"
 CHANGES: dict[str, dict[str, object]] = {
     DEFAULT: {},
     "paper": {"server": {"preset": "paper"}},
@@ -23,7 +24,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "student-resnet18": {"server": {"architecture": "resnet18"}},
     "groupnorm": {"architectures": "conv4-group"},
 }
-"""Cases of any pool, with what they change."""
+"""Cases of any pool from random weights, with what they change."""
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "pool": (DEFAULT,),
     "growth": ("models-*", DEFAULT),
@@ -32,13 +33,18 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "norms": (DEFAULT, "groupnorm"),
     "student": (DEFAULT, "student-resnet18"),
     "paper": (DEFAULT, "paper"),
-    "all": ("*",),
+    START: (START, "start-*"),
+    MIXTURE: (MIXTURE, "start-*"),
+    "all": (*CHANGES, "models-*", DOMAINS, "domain-*"),
 }
-"""What ``--cases`` may name besides a case: patterns of the names of its cases."""
+"""What ``--cases`` may name besides a case: patterns of the names of its cases, all of them from random
+weights but for the two that begin from a start."""
 
 
 def available_cases(base: SimulationConfig) -> dict[str, dict[str, object]]:
     """What every case that this pool allows changes, by name, in the order of the table."""
+    if base.start is not None:
+        return _from_start(base)
     changes = dict(CHANGES)
     for count in GROWTH:
         if len(base.datasets) <= count < base.clients:
@@ -47,7 +53,20 @@ def available_cases(base: SimulationConfig) -> dict[str, dict[str, object]]:
         changes[DOMAINS] = {}
         for (name, dataset), size in zip(base.datasets.items(), cycle(base.dealt_image_sizes), strict=False):
             changes[f"domain-{name}"] = {"dataset": dataset, "image_sizes": [size]}
-    return changes
+    has_own = base.architectures or base.image_sizes
+    return changes if has_own else changes | _from_start(base)
+
+
+def _from_start(base: SimulationConfig) -> dict[str, dict[str, object]]:
+    """The cases that begin from a public start: the base's own, or the one that needs no network.
+
+    Of several data sets each is a federation of its own, with as many organisations as their mixture.
+    """
+    begun: dict[str, object] = {} if base.start else {"start": LITE0}
+    if len(base.datasets) == 1:
+        return {START: begun}
+    alone = {f"start-{name}": begun | {"dataset": each} for name, each in base.datasets.items()}
+    return {MIXTURE: begun, **alone}
 
 
 def config_of(base: SimulationConfig, name: str) -> SimulationConfig:
@@ -70,7 +89,7 @@ def choose_cases(text: str, available: Iterable[str]) -> list[str]:
         if not members:
             raise ConfigError(
                 f"no case {word!r} in this pool: use {', '.join(names)}, or a group of {', '.join(GROUPS)} "
-                "(domains need several data sets, models-N more than N organisations)"
+                "(domains and mixture need several data sets, models-N more than N organisations)"
             )
         chosen |= members
     return [name for name in names if name in chosen]

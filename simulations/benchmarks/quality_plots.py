@@ -14,8 +14,11 @@ from simulations.series import Measured
 
 OTHERS = {
     "random_init": {"marker": "x", "color": LIGHT_GREY},
+    "public_start": {"marker": "v", "color": LIGHT_GREY},
     "best_single_model": {"marker": "s", "color": GREY},
+    "parameter_average": {"marker": "^", "color": GREY, "markerfacecolor": "none"},
     "pool_concatenation": {"marker": "D", "color": OTHER, "markerfacecolor": "none"},
+    "pooled_data": {"marker": "*", "color": OTHER, "markerfacecolor": "none"},
 }
 """Baselines that are drawn, each told apart by its shape too."""
 
@@ -38,11 +41,11 @@ def case_plot(measured: Sequence[Measured]) -> Figure:
         for row, each in enumerate(measured):
             seeds = each.accuracies(task)
             axes.plot(seeds, [row - 0.22] * len(seeds), ".", color=OURS, alpha=0.5, markersize=5)
-            _interval(axes, "meta-learner", each.score(task), row, first=row == 0)
+            _interval(axes, "meta-learner", each.score(task), row)
             for name, style in OTHERS.items():
                 score = each.baseline(name, task)
                 if score is not None:
-                    axes.plot(score.mean, row, linestyle="", label=_label(name, row == 0), **style)
+                    axes.plot(score.mean, row, linestyle="", label=BASELINES[name].label, **style)
         axes.set_xlabel("accuracy in %")
     panels[0].set_yticks(range(len(measured)), [f"{each.case} ({each.models():g})" for each in measured])
     panels[0].set_ylim(len(measured) - 0.5, -0.6)
@@ -71,7 +74,8 @@ def growth_plot(curve: Sequence[Measured]) -> Figure:
         for name, style in OTHERS.items():
             others = [each.baseline(name, task) for each in curve]
             drawn = [(count, each.mean) for count, each in zip(models, others, strict=True) if each]
-            axes.plot(*zip(*drawn, strict=True), linestyle=":", label=_label(name, True), **style)
+            if drawn:
+                axes.plot(*zip(*drawn, strict=True), linestyle=":", label=BASELINES[name].label, **style)
         axes.set_xlabel("models in the pool")
         axes.set_xticks(models, [f"{count:g}" for count in models])
     panels[0].set_ylabel("accuracy in %")
@@ -84,16 +88,12 @@ def _prepare(axes: Axes, task: str, grid: Literal["x", "y"]) -> None:
     tidy(axes, grid=grid)
 
 
-def _interval(axes: Axes, name: str, score: Score, row: int, *, first: bool) -> None:
-    axes.errorbar(
-        score.mean, row, xerr=score.ci95, marker="o", color=OURS, capsize=3, label=name if first else None
-    )
-
-
-def _label(name: str, is_first: bool) -> str | None:
-    return BASELINES[name].label if is_first else None
+def _interval(axes: Axes, name: str, score: Score, row: int) -> None:
+    axes.errorbar(score.mean, row, xerr=score.ci95, marker="o", color=OURS, capsize=3, label=name)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
+    """Each name once; a case may lack what another has."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=4, frameon=False)

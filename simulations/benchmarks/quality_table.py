@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from simulations.baselines.table import BASELINES
-from simulations.benchmarks.quality import DEFAULT, DOMAINS, growth
+from simulations.baselines.table import BASELINES, BEST_SINGLE, POOLED, PUBLIC_START
+from simulations.benchmarks.quality import DEFAULT, DOMAINS, MIXTURE, growth
 from simulations.command_line import run_command
 from simulations.reporting.record import ACCURACY, GAIN, Cell, Column, Row, Table
 from simulations.reporting.scores import Score, task_label
@@ -14,7 +14,7 @@ from simulations.series import Measured, Run, accuracy_cell, provenance
 
 MARGIN = 2.0
 """Points that another kind of pool may be below its reference."""
-BEST, SIDE_BY_SIDE = "best_single_model", "pool_concatenation"
+BEST, AVERAGE, SIDE_BY_SIDE = BEST_SINGLE, "parameter_average", "pool_concatenation"
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,12 @@ def checks(measured: Sequence[Measured]) -> list[Check]:
     for case in ("architectures", "groupnorm"):
         if {case, DEFAULT} <= by_case.keys():
             found += _no_worse(by_case[case], by_case[DEFAULT])
-    for domain in by_case[DOMAINS].domains if DOMAINS in by_case else ():
-        if f"domain-{domain}" in by_case:
-            found += _no_worse(by_case[DOMAINS], by_case[f"domain-{domain}"], domain)
+    for mixture, alone in ((DOMAINS, "domain"), (MIXTURE, "start")):
+        for domain in by_case[mixture].domains if mixture in by_case else ():
+            if f"{alone}-{domain}" in by_case:
+                found += _no_worse(by_case[mixture], by_case[f"{alone}-{domain}"], domain)
+    for each in measured:
+        found += _above_average(each)
     return found + _rising(growth(measured))
 
 
@@ -51,6 +54,17 @@ def _no_worse(case: Measured, reference: Measured, domain: str | None = None) ->
             f"({difference:+.1f})"
         )
         found.append(Check(claim, difference >= -MARGIN))
+    return found
+
+
+def _above_average(case: Measured) -> list[Check]:
+    """From a start, nothing worse than the average of the models may come out."""
+    found = []
+    for task in case.tasks if case.config.start else ():
+        average = case.baseline(AVERAGE, task)
+        if average is not None and average.gain is not None and average.gain_ci95 is not None:
+            claim = f"{case.case} not below the parameter average, {task_label(task)} ({average.gained})"
+            found.append(Check(claim, average.gain + average.gain_ci95 >= 0))
     return found
 
 
@@ -72,11 +86,20 @@ COLUMNS = (
     Column(key="shots", title="shots"),
     Column(key="meta_learner", title="meta-learner", format=ACCURACY),
     Column(key="each_seed", title="each seed", format="{:.1f}"),
-    *(Column(key=name, title=BASELINES[name].label, format=ACCURACY) for name in ("random_init", BEST)),
+    *(
+        Column(key=name, title=BASELINES[name].label, format=ACCURACY)
+        for name in ("random_init", PUBLIC_START, BEST)
+    ),
     Column(key="gain", title="gain over best single", format=GAIN),
+    Column(key=AVERAGE, title=BASELINES[AVERAGE].label, format=ACCURACY),
     Column(key=SIDE_BY_SIDE, title="side by side (reference)", format=ACCURACY),
+    Column(key=POOLED, title="pooled data (reference)", format=ACCURACY),
+    Column(key="share_closed", title="share of the way to pooled, %", format=ACCURACY),
     Column(key="server_minutes", title="server min", format="{:.1f}"),
 )
+SHOWN = ("random_init", PUBLIC_START, BEST, AVERAGE, SIDE_BY_SIDE, POOLED)
+OPTIONAL = frozenset(("random_init", PUBLIC_START, AVERAGE, POOLED, "share_closed"))
+"""Columns that are left out where no case has them."""
 
 
 def table(measured: Sequence[Measured]) -> Table:
@@ -85,8 +108,11 @@ def table(measured: Sequence[Measured]) -> Table:
     for each in measured:
         for domain in (None, *each.domains):
             rows += [_row(each, task, domain) for task in each.tasks]
+    columns = tuple(
+        each for each in COLUMNS if each.key not in OPTIONAL or any(row[each.key] is not None for row in rows)
+    )
     notes = [provenance(each) for each in measured] + [str(check) for check in checks(measured)]
-    return Table("Few-shot accuracy of whole federations", COLUMNS, tuple(rows), tuple(notes))
+    return Table("Few-shot accuracy of whole federations", columns, tuple(rows), tuple(notes))
 
 
 def _row(measured: Measured, task: str, domain: str | None) -> Row:
@@ -97,10 +123,9 @@ def _row(measured: Measured, task: str, domain: str | None) -> Row:
         "shots": task_label(task),
         "meta_learner": accuracy_cell(measured.score(task, domain)),
         "each_seed": measured.accuracies(task, domain),
-        "random_init": accuracy_cell(measured.baseline("random_init", task, domain)),
-        BEST: accuracy_cell(best),
+        **{name: accuracy_cell(measured.baseline(name, task, domain)) for name in SHOWN},
         "gain": _gain_cell(best),
-        SIDE_BY_SIDE: accuracy_cell(measured.baseline(SIDE_BY_SIDE, task, domain)),
+        "share_closed": accuracy_cell(measured.share(task, domain)),
         "server_minutes": round(measured.server_minutes(), 2),
     }
 
@@ -138,7 +163,12 @@ def _accuracy_values(measured: Measured, domain: str | None) -> dict[str, Any]:
         for task in measured.tasks
     }
     baselines = {name: _baseline_values(measured, name, domain) for name in BASELINES}
-    return {"few_shot": few_shot, "baselines": {name: each for name, each in baselines.items() if each}}
+    shares = {task: share for task in measured.tasks if (share := measured.share(task, domain))}
+    return {
+        "few_shot": few_shot,
+        "baselines": {name: each for name, each in baselines.items() if each},
+        **({"share_closed": {task: _score_values(each) for task, each in shares.items()}} if shares else {}),
+    }
 
 
 def _baseline_values(measured: Measured, name: str, domain: str | None) -> dict[str, Any]:

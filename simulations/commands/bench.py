@@ -25,7 +25,7 @@ Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0, 1, … of e
 
 
 @app.command("quality")
-@configured(SimulationConfig, flags(*POOL, "episodes"))
+@configured(SimulationConfig, flags(*POOL, "start", "episodes"))
 def bench_quality(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-quality"),

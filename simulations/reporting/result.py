@@ -1,7 +1,7 @@
 """``result.json``: everything a run of a simulated federation found, as one value."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,10 +50,11 @@ def write_result(
     several = len(domains) > 1
     own = {"domains": {name: _accuracies(each) for name, each in domains.items()}} if several else {}
     seconds = {**seconds, "learn": sum(spent.iterations.values())}
+    pooled = _accuracies([_pool(alike) for alike in zip(*domains.values(), strict=True)])
     result: dict[str, Any] = {
-        **_accuracies([_pool(alike) for alike in zip(*domains.values(), strict=True)]),
+        **pooled,
         **own,
-        "baseline_notes": _notes(several=several),
+        "baseline_notes": _notes(pooled["baselines"], several=several),
         "contributions": _contributions(directory, events),
         "organisations": _organisations(directory),
         **_start(config, directory),
@@ -95,8 +96,8 @@ def _start(config: SimulationConfig, directory: RunDirectory) -> dict[str, objec
     return {"start": facts}
 
 
-def _notes(*, several: bool) -> dict[str, str]:
-    notes = {name: baseline.note for name, baseline in BASELINES.items() if baseline.note}
+def _notes(measured: Container[str], *, several: bool) -> dict[str, str]:
+    notes = {name: each.note for name, each in BASELINES.items() if each.note and name in measured}
     return notes | ({"best_single_model": ONE_FOR_ALL_NOTE} if several else {})
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulations.baselines.evaluate import META_LEARNER
-from simulations.baselines.table import BASELINES, Baseline
+from simulations.baselines.table import BASELINES, BEST_SINGLE, PUBLIC_START, Baseline
 from simulations.reporting.words import ABSENT
 
 
@@ -22,7 +22,8 @@ class Score:
     @property
     def accuracy(self) -> str:
         """For instance ``41.2 ± 0.8``."""
-        return f"{self.mean:.1f} ± {self.ci95:.1f}"
+        sign = "\N{MINUS SIGN}" if self.mean < 0 else ""
+        return f"{sign}{abs(self.mean):.1f} ± {self.ci95:.1f}"
 
     @property
     def gained(self) -> str:
@@ -86,19 +87,24 @@ def _row_label(baseline: Baseline) -> str:
     return f"{baseline.label}{reference}"
 
 
+ORIGINS = {PUBLIC_START: "the public start", BEST_SINGLE: "the best single model"}
+"""Where the way to pooled data begins, as the headline calls it."""
+
+
 def headline(result: Mapping[str, Any]) -> str:
     """How much of the way to pooled data the federation closes; empty where that was not measured."""
     shares = result.get("share_closed") or {}
     if not shares:
         return ""
-    origin = BASELINES[next(iter(shares.values()))["from"]].label
+    origin = ORIGINS[next(iter(shares.values()))["from"]]
     parts = [
-        f"{Score(each['mean'], each['ci95']).accuracy} % ({task_label(task)})"
+        f"{Score(each['mean'], each['ci95']).accuracy} % in {task_label(task)} episodes"
         for task, each in shares.items()
     ]
+    closed = " and ".join(parts)
     return (
-        f"The federation closes {' and '.join(parts)} of the way from {origin} to one network on everybody's "
-        "images, which nobody may train."
+        f"The federation closes {closed} of the way from {origin} to one network on everybody's images, "
+        "which nobody may train."
     )
 
 

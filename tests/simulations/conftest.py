@@ -1,4 +1,4 @@
-"""Tiny data sets."""
+"""Tiny data sets, and a start."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from fedfree.host.starts import write_start
+from fedfree.start import LoadedStart
 
 MakeTree = Callable[..., Path]
 
@@ -28,3 +31,11 @@ def make_tree(tmp_path: Path) -> MakeTree:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def start(tmp_path: Path, make_start: Callable[..., LoadedStart]) -> Path:
+    """Folder of a start for three channels of 16 pixels."""
+    made = make_start(channels=3)
+    write_start(tmp_path / "start", made.start, made.weights)
+    return tmp_path / "start"

@@ -4,11 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from fedfree.host.starts import load_start, write_start
+from fedfree.host.starts import load_start
 from fedfree.settings import merge
-from fedfree.start import LoadedStart
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
@@ -34,14 +31,6 @@ TINY = {
 }
 
 
-@pytest.fixture
-def start(tmp_path: Path, make_start: Callable[..., LoadedStart]) -> Path:
-    """Folder of a start for three channels of 16 pixels."""
-    made = make_start(channels=3)
-    write_start(tmp_path / "start", made.start, made.weights)
-    return tmp_path / "start"
-
-
 def tiny(start: Path, **changes: object) -> SimulationConfig:
     values = TINY | {"start": str(start), "cache": str(start.parent / "cache")}
     return SimulationConfig.parse(merge(values, changes), origin="test")
@@ -63,7 +52,6 @@ def test_a_federation_of_grey_and_coloured_images_from_one_start_is_compared_wit
     assert result == json.loads((run / "result.json").read_text())
     for part in (result, *result["domains"].values()):
         assert list(part["baselines"]) == [
-            "random_init",
             "public_start",
             "parameter_average",
             "best_single_model",

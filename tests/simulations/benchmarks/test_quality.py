@@ -107,8 +107,10 @@ def test_a_case_changes_what_its_name_says_and_nothing_else() -> None:
         "models-4",
         "models-8",
         "models-16",
+        "start",
     ]
     assert cases["default"] == base
+    assert cases["start"] == pool(start="efficientnet-lite0")
     assert cases["paper"] == pool(server={"preset": "paper"})
     assert cases["large"] == pool(server={"preset": "large"})
     assert cases["architectures"] == pool(architectures="conv4,resnet10,resnet18")
@@ -125,6 +127,17 @@ def test_several_data_sets_give_the_mix_and_each_alone_with_as_many_models() -> 
     assert cases["domain-c"] == pool(dataset="data/c.zip", image_sizes="32")
 
 
+def test_from_a_start_there_are_the_data_sets_alone_and_their_mixture(start: Path) -> None:
+    base = pool(dataset=THREE, start=str(start), clients=12)
+    cases = available_cases(base)
+    assert choose_cases("start", cases) == ["start-a", "start-b", "start-c"]
+    assert choose_cases("mixture", cases) == ["mixture", "start-a", "start-b", "start-c"]
+    assert config_of(base, "mixture") == base
+    assert config_of(base, "start-b") == pool(dataset="data/b.zip", start=str(start), clients=12)
+    with pytest.raises(ConfigError, match="no case 'pool' in this pool: use mixture, start-a"):
+        choose_cases("pool", cases)
+
+
 def test_the_growth_curve_ends_with_the_whole_pool() -> None:
     assert choose_cases("growth", available_cases(pool(clients=12))) == ["default", "models-4", "models-8"]
     curve = growth([case("default", 44, models=12), case("models-8", 42, models=8), case("paper", 30)])
@@ -139,6 +152,7 @@ def test_the_growth_curve_ends_with_the_whole_pool() -> None:
         ("models-4, student-resnet18", ["student-resnet18", "models-4"]),
         ("domains", ["domains", "domain-a", "domain-b", "domain-c"]),
         ("domain-b", ["domain-b"]),
+        ("start", ["start-a", "start-b", "start-c"]),
     ],
 )
 def test_cases_are_chosen_by_name_or_group(text: str, chosen: list[str]) -> None:

@@ -44,14 +44,24 @@ EVERYTHING: dict[str, Any] = {
     "episodes": 50,
     "n_way": 4,
     "n_query": 6,
+    "pooled": True,
     "engine": "flower",
     "seed": 5,
     "cache": "elsewhere",
 }
 
 
+FROM_A_START: dict[str, Any] = {
+    "start": "efficientnet-lite0",
+    "training": {"image_size": 64, "epochs": 3, "trained": "last"},
+    "server": {"iterations": 7},
+    "pooled": False,
+}
+
+
 @pytest.mark.parametrize(
-    "values", [{}, {"training": {"horizontal_flip": True}}, {"server": {"preset": "large"}}, EVERYTHING]
+    "values",
+    [{}, {"training": {"horizontal_flip": True}}, {"server": {"preset": "large"}}, EVERYTHING, FROM_A_START],
 )
 def test_a_runs_command_gives_its_configuration_back(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
@@ -71,4 +81,4 @@ def test_a_runs_command_gives_its_configuration_back(
 
 
 def test_every_setting_is_tried() -> None:
-    assert EVERYTHING.keys() == SimulationConfig.model_fields.keys()
+    assert EVERYTHING.keys() | FROM_A_START.keys() == SimulationConfig.model_fields.keys()

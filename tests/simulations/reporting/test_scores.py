@@ -14,4 +14,5 @@ def test_rows_come_in_the_same_order_whatever_the_order_of_the_file() -> None:
         "parameter_average",
         "best_single_model",
         "pool_concatenation",
+        "pooled_data",
     ]
