@@ -28,7 +28,7 @@ from client.training.cache import (
 from client.training.fit import Fitted, Untrained, course, fit, held_out, initialise
 from client.training.ledger import Ledger, open_ledger
 from client.training.observer import Observer, ignore
-from client.training.privacy import ACCOUNTANT, check_private, plan, software, train_privately
+from client.training.privacy import ACCOUNTANT, plan, software, train_privately, trainable
 from fedfree.codec import (
     Contribution,
     contribution_id,
@@ -197,7 +197,8 @@ def _train_privately_into(
     use_cpu(config.training.threads)
     privacy, architecture = config.privacy, config.training.architecture
     untrained = initialise(images, config.training, seed=config.seed)
-    check_private(untrained.network)
+    with trainable(untrained):
+        pass
     check_writable(folder.parent, len(encode_weights(untrained.network)))
     choose_device(config.training.device)
     tell(f"looking for the noise that spends at most epsilon {privacy.epsilon:g} on {len(images)} images")
