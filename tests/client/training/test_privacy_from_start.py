@@ -15,7 +15,7 @@ from client.training import privacy as training
 from client.training.cache import _private_settings
 from client.training.fit import Untrained, initialise
 from client.training.ledger import SPENT, Ledger
-from client.training.pretrain import pretrain
+from client.training.pretrain import pretrain, pretrain_measured
 from client.training.privacy import dp_sgd, os_entropy_generator, take_step, train_privately
 from client.training.statement import page
 from fedfree.architectures import Classifier
@@ -97,6 +97,15 @@ def test_the_statement_names_the_start_as_public_and_not_covered(
     assert f"sha256 {start.start.weights_sha256}" in text
     assert "nothing said here covers the images that the start was learned from" in text
     assert "running statistics are the start's" in text
+
+
+def test_it_is_said_beforehand_what_learns_when(
+    start: LoadedStart, tmp_path: Path, write_images: WriteImages
+) -> None:
+    write_images(tmp_path / "images", {"cat": 20, "dog": 20})
+    told: list[str] = []
+    pretrain_measured(config_of(tmp_path), tell=told.append)
+    assert "4 steps, 4 epochs of 1, 2 of them the head alone, then scales, noise multiplier" in told[1]
 
 
 def test_an_epsilon_out_of_reach_is_refused_before_anything_is_reserved(
