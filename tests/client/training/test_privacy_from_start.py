@@ -154,7 +154,7 @@ def test_the_head_learns_alone_at_first_and_the_rest_from_then_on(
     def look(*_: object) -> None:
         seen.append({name: each.detach().clone() for name, each in untrained.network.named_parameters()})
 
-    privacy = PRIVACY.model_copy(update={"head_epochs": 2})
+    privacy = PRIVACY.model_copy(update={"head_epochs": 2, "head_learning_rate": 1e-5})
     spent = train_privately(untrained, images, privacy, RUN, crop_padding=2, observe=look)
     assert spent == training.composed_epsilon([RUN], PRIVACY.delta)
     assert len(seen) == 6
@@ -163,6 +163,7 @@ def test_the_head_learns_alone_at_first_and_the_rest_from_then_on(
         for before, after in itertools.pairwise(seen)
     ]
     assert moved == [{"head"}] * 3 + [{"blocks"}] * 2
+    assert 1e-9 < seen[0]["head.weight"].abs().max() < 1e-4
 
 
 def trained_by(
