@@ -117,6 +117,8 @@ class PrivacyConfig(Settings):
     """Views of each image whose mean gradient is clipped; each costs the time of another image."""
     head_epochs: Annotated[int, Field(ge=0)] = 0
     """Of the epochs, in how many the head learns alone, from zero; from then on all but the head does."""
+    head_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """While it learns alone."""
     images_rounded_to: Annotated[int, Field(ge=1)] = 100
     """The number of images is stated rounded down to a multiple of this."""
 
@@ -146,7 +148,7 @@ class PrivacyConfig(Settings):
 PRIVACY_ONLY = frozenset(
     (
         *("max_grad_norm", "batch_size", "learning_rate", "averaging"),
-        *("augmentations", "head_epochs", "images_rounded_to"),
+        *("augmentations", "head_epochs", "head_learning_rate", "images_rounded_to"),
     )
 )
 """Options of PrivacyConfig that training without differential privacy has no use for."""
@@ -169,10 +171,19 @@ FROM_START: dict[str, Any] = {
 }
 """What training from a start begins from instead of the defaults."""
 FROM_START_PRIVATE: dict[str, dict[str, Any]] = {
-    "training": {"trained": "scales", "epochs": 16},
-    "privacy": {"batch_size": 4096, "max_grad_norm": 0.25, "learning_rate": 4.0, "head_epochs": 8},
+    "training": {"trained": "scales", "epochs": 15},
+    "privacy": {
+        "batch_size": 4096,
+        "max_grad_norm": 0.1,
+        "learning_rate": 20.0,
+        "head_epochs": 3,
+        "head_learning_rate": 5.0,
+    },
 }
-"""What it begins from under differential privacy: few numbers, so little noise, in batches of all images."""
+"""What it begins from under differential privacy: few numbers, so little noise, in batches of all images.
+
+A head that was taught for long leaves the rest nothing to learn (docs/log.md).
+"""
 
 
 def implied_training(given: Values) -> Layer:

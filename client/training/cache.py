@@ -41,11 +41,11 @@ PRIVATE_TRAINING = ("architecture", "image_size", "horizontal_flip", "epochs", "
 """What private training takes from the table ``training``, but for the initial weights."""
 PRIVATE = (
     *("epsilon", "delta", "max_grad_norm", "batch_size", "learning_rate", "averaging"),
-    *("images_rounded_to", "augmentations", "head_epochs"),
+    *("images_rounded_to", "augmentations", "head_epochs", "head_learning_rate"),
 )
 """What it takes from ``privacy``. Whoever adds a name makes everybody's private models train again, unless
 the setting is among ``ADDED``."""
-ADDED = frozenset(("trained", "augmentations", "head_epochs"))
+ADDED = frozenset(("trained", "augmentations", "head_epochs", "head_learning_rate"))
 """Settings that an earlier release did not have: out of the key where they have their default."""
 
 

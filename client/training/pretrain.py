@@ -210,7 +210,7 @@ def _train_privately_into(
     )
     tell(
         f"training {architecture} by DP-SGD on all {len(images)} images of {images.num_classes} classes: "
-        f"{run.steps} steps, {epochs} epochs of {run.steps // epochs}, noise multiplier "
+        f"{run.steps} steps, {epochs} epochs of {run.steps // epochs}, {_head_first(config)}noise multiplier "
         f"{run.noise_multiplier:.3g}; the ledger {ledger.path} counts it from now on, also if it is stopped"
     )
     spent = train_privately(
@@ -227,6 +227,11 @@ def _train_privately_into(
     statement = _dp_statement(config, len(images), run, spent, composition, initial)
     contribution = _contribution(config, images, untrained, statement)
     write_cached(folder, contribution, {RESERVATION: reservation.encode()})
+
+
+def _head_first(config: ClientConfig) -> str:
+    alone, trained = config.privacy.head_epochs, config.training.trained
+    return f"{alone} of them the head alone, then {trained}, " if alone and trained != "head" else ""
 
 
 def _dp_statement(

@@ -212,8 +212,8 @@ def train_privately(
         average = [parameter.detach().clone() for parameter in network.parameters()]
         history: list[tuple[float, float, int]] = []
         done = 0
-        for steps in _phases(network, privacy, run):
-            with dp_sgd(network, images, privacy, run, entropy, history) as (engine, optimizer, batches):
+        for steps, its_privacy in _phases(network, privacy, run):
+            with dp_sgd(network, images, its_privacy, run, entropy, history) as (engine, optimizer, batches):
                 for pixels, labels in itertools.islice(batches, steps):
                     take_step(network, optimizer, pixels, labels, privacy.augmentations, prepare)
                     _follow(average, network, min(privacy.averaging, (1 + done) / (10 + done)))
@@ -233,8 +233,8 @@ def train_privately(
     return spent if entropy is os_entropy_generator else math.inf
 
 
-def _phases(network: Classifier, privacy: PrivacyConfig, run: DpSgd) -> Iterator[int]:
-    """Let parts of the network learn, one after the other; yields for how many steps each does.
+def _phases(network: Classifier, privacy: PrivacyConfig, run: DpSgd) -> Iterator[tuple[int, PrivacyConfig]]:
+    """Let parts of the network learn, one after the other; yields for how many steps, and how.
 
     The head begins at zero and learns alone at first, where that is configured: its gradients are so much
     larger than all others that, clipped together, they would leave the others nothing (Mehta et al. 2022).
@@ -242,15 +242,17 @@ def _phases(network: Classifier, privacy: PrivacyConfig, run: DpSgd) -> Iterator
     learning = [each for each in network.parameters() if each.requires_grad]
     head = set(network.head.parameters())
     alone = min(run.steps, privacy.head_epochs * round(1 / run.sampling_rate))
+    of_the_head = privacy.model_copy(update={"learning_rate": privacy.head_learning_rate})
+    if alone:
+        for parameter in head:
+            nn.init.zeros_(parameter)
     if not alone or head.issuperset(learning):
-        yield run.steps
+        yield run.steps, of_the_head if alone else privacy
         return
-    for parameter in head:
-        nn.init.zeros_(parameter)
-    for of_head, steps in ((True, alone), (False, run.steps - alone)):
+    for is_head, steps, its_privacy in ((True, alone, of_the_head), (False, run.steps - alone, privacy)):
         for parameter in learning:
-            parameter.requires_grad_((parameter in head) == of_head)
-        yield steps
+            parameter.requires_grad_((parameter in head) == is_head)
+        yield steps, its_privacy
     for parameter in learning:
         parameter.requires_grad_(True)
 

@@ -15,7 +15,7 @@ from client.training import privacy as training
 from client.training.cache import _private_settings
 from client.training.fit import Untrained, initialise
 from client.training.ledger import SPENT, Ledger
-from client.training.pretrain import pretrain
+from client.training.pretrain import pretrain, pretrain_measured
 from client.training.privacy import dp_sgd, os_entropy_generator, take_step, train_privately
 from client.training.statement import page
 from fedfree.architectures import Classifier
@@ -99,6 +99,15 @@ def test_the_statement_names_the_start_as_public_and_not_covered(
     assert "running statistics are the start's" in text
 
 
+def test_it_is_said_beforehand_what_learns_when(
+    start: LoadedStart, tmp_path: Path, write_images: WriteImages
+) -> None:
+    write_images(tmp_path / "images", {"cat": 20, "dog": 20})
+    told: list[str] = []
+    pretrain_measured(config_of(tmp_path), tell=told.append)
+    assert "4 steps, 4 epochs of 1, 2 of them the head alone, then scales, noise multiplier" in told[1]
+
+
 def test_an_epsilon_out_of_reach_is_refused_before_anything_is_reserved(
     start: LoadedStart, tmp_path: Path, write_images: WriteImages
 ) -> None:
@@ -145,7 +154,7 @@ def test_the_head_learns_alone_at_first_and_the_rest_from_then_on(
     def look(*_: object) -> None:
         seen.append({name: each.detach().clone() for name, each in untrained.network.named_parameters()})
 
-    privacy = PRIVACY.model_copy(update={"head_epochs": 2})
+    privacy = PRIVACY.model_copy(update={"head_epochs": 2, "head_learning_rate": 1e-5})
     spent = train_privately(untrained, images, privacy, RUN, crop_padding=2, observe=look)
     assert spent == training.composed_epsilon([RUN], PRIVACY.delta)
     assert len(seen) == 6
@@ -154,6 +163,7 @@ def test_the_head_learns_alone_at_first_and_the_rest_from_then_on(
         for before, after in itertools.pairwise(seen)
     ]
     assert moved == [{"head"}] * 3 + [{"blocks"}] * 2
+    assert 1e-9 < seen[0]["head.weight"].abs().max() < 1e-4
 
 
 def trained_by(
