@@ -163,7 +163,7 @@ WITHOUT_PRIVACY_ONLY = frozenset(
 
 FROM_START: dict[str, Any] = {
     "epochs": 8,
-    "min_steps": 100,
+    "min_steps": 200,
     "batch_size": 32,
     "optimizer": "adamw",
     "learning_rate": 3e-4,
