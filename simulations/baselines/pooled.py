@@ -23,7 +23,8 @@ def train_pooled(
 ) -> tuple[Classifier, InputSpec]:
     """A network trained as each organisation trained, without privacy, on all their images together.
 
-    It passes over them as often as an organisation over its own. It is taken from the cache where it was trained before. Of several architectures the first one trains.
+    It passes over them as often as an organisation does over its own. Where it was trained before, it is
+    taken from the cache; of several architectures the first one trains.
 
     Args:
         organisations: those of one data set.
