@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ENGINE ?= in-process
-OUT ?= runs/demo-$(ENGINE)
+START ?= public
+OUT ?= runs/demo-$(START)-$(ENGINE)
 
 .PHONY: install demo test test-slow test-gpu test-python coverage check lint types rules check-wheel proto clean
 
@@ -14,8 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# make demo START=random: as FREE has it, from random weights.
 demo: install
-	$(BIN)/fedfree-sim run --config simulations/configs/demo.toml --engine $(ENGINE) --out $(OUT)
+	$(BIN)/fedfree-sim run --config simulations/configs/demo$(if $(filter random,$(START)),-random).toml --engine $(ENGINE) --out $(OUT)
 
 test: install
 	$(BIN)/pytest

@@ -162,15 +162,18 @@ def best_single_model(available: Available) -> Measure:
 
 def pool_concatenation(available: Available) -> Measure:
     """Every model's features, each normalised, side by side: n times the size of one model's."""
-    mirror = available.meta_learner.recipe.mirror
+    recipe = available.meta_learner.recipe
+    head = recipe if recipe.keeps_network else Recipe()
 
     def features(images: Tensor, model: Contribution) -> Tensor:
         network = available.network(model).to(available.device)
-        return F.normalize(extract_features(network, LazyInputs(images, model.input), mirror=mirror), dim=1)
+        return F.normalize(
+            extract_features(network, LazyInputs(images, model.input), mirror=recipe.mirror), dim=1
+        )
 
     def measure(new: NewClasses) -> list[Tensor]:
         blocks = [features(new.images.images, each) for each in available.contributions]
-        return head_accuracies(torch.cat(blocks, dim=1), Recipe(), new.episodes)
+        return head_accuracies(torch.cat(blocks, dim=1), head, new.episodes)
 
     return measure
 

@@ -238,6 +238,9 @@ def simulate(walk: Walk, folder: Path) -> None:
     assert "# --device" in walk("simulations", "config", *tiny)
     assert "flwr run" in walk("simulations", "prepare", *few, "--out", "prepared")
     assert "report:" in walk("simulations", "run", *few, "--clients", 2, "--out", "simulated")
+    begun = ("--start", folder / "start", "--clients", 2, "--out", "simulated-from-start")
+    printed = walk("simulations", "run", *few, *begun)
+    assert "public start, frozen" in printed and "Start: conv4-32-batch" in printed
 
 
 def measure(walk: Walk, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

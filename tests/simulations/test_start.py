@@ -4,11 +4,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fedfree.host.starts import load_start
+import pytest
+
+from fedfree.errors import ConfigError, FedFreeError
+from fedfree.host.public_weights import LITE0
+from fedfree.host.starts import StartConfig, load_start
 from fedfree.settings import merge
+from fedfree.start import LoadedStart, Start
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
+from simulations.baselines.table import BASELINES
 from simulations.config import SimulationConfig
+from simulations.federation import starts
+from simulations.federation.prepare import prepare, read_organisations
+from simulations.federation.starts import find_start
 from simulations.reporting.summary import result_lines
 from simulations.simulate import simulate
 
@@ -63,3 +72,71 @@ def test_a_federation_of_grey_and_coloured_images_from_one_start_is_compared_wit
     page = (run / "report.html").read_text()
     assert "public start, frozen" in page and loaded.start.source in page
     assert len(list((tmp_path / "cache" / "pooled").iterdir())) == 2
+    assert "nobody may train it" in page
+    assert not result["domains"]["grey"]["baselines"].keys() - BASELINES.keys()
+
+
+def test_everybody_is_told_the_start_and_the_server_its_preset(
+    make_tree: MakeTree, tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = make_tree("tree")
+    monkeypatch.chdir(tmp_path)
+    config = tiny(Path("start"), dataset=str(tree))
+    prepare(tmp_path / "run", config)
+    organisations = read_organisations(tmp_path / "run", config)
+    assert {each.training.start for each in organisations} == {start}
+    assert {each.training.image_size for each in organisations} == {16}
+    directory = RunDirectory(tmp_path / "run")
+    assert directory.config().preset == "start"
+    assert directory.start_sha256() == load_start(start).start.sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": "conv4,resnet10"}, "architectures is resnet10-batch, and the start's is conv4"),
+        ({"training": {"architecture": "resnet10"}}, "training.architecture is resnet10"),
+        (
+            {"image_sizes": "16,32", "dataset": "a,b"},
+            "image_sizes is 32, and the start's is 16: leave it out",
+        ),
+        ({"training": {"image_size": 64}}, "training.image_size is 64, and the start's is 16"),
+        ({"training": {"start": "elsewhere"}}, "training.start is decided by start in a simulation"),
+        ({"server": {"preset": "default"}}, "use preset start"),
+    ],
+)
+def test_what_contradicts_the_start_is_refused(start: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(FedFreeError, match=words):
+        tiny(start, **changes)
+
+
+@pytest.mark.parametrize("start", ["nowhere", "timm/no_such_network"])
+def test_a_start_that_there_is_not_is_named(start: str) -> None:
+    with pytest.raises(FedFreeError, match=start):
+        SimulationConfig.parse({"start": start}, origin="test")
+
+
+def test_public_weights_are_made_once_for_each_image_size(
+    tmp_path: Path, make_start: Callable[..., LoadedStart], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def make(name: str, config: StartConfig) -> tuple[Start, bytes]:
+        asked.append((name, config.image_size))
+        return make_start().start, make_start().weights
+
+    monkeypatch.setattr(starts, "make_start", make)
+
+    def folder(size: int) -> Path | None:
+        values = {"start": LITE0, "training": {"image_size": size}, "cache": str(tmp_path)}
+        return find_start(SimulationConfig.parse(values, origin="test"))
+
+    assert folder(64) == folder(64) == tmp_path / "starts" / "efficientnet-lite0-64"
+    folder(96)
+    assert asked == [(LITE0, 64), (LITE0, 96)]
+
+
+def test_weights_without_a_stated_licence_are_refused_with_the_way_to_state_one(tmp_path: Path) -> None:
+    values = {"start": "torchvision/resnet18", "cache": str(tmp_path)}
+    with pytest.raises(ConfigError, match="say --licence; or make the start with fedfree-server start make"):
+        find_start(SimulationConfig.parse(values, origin="test"))

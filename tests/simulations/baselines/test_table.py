@@ -1,5 +1,8 @@
 """The baselines, each against an answer that is known, and that the table is the one place to add one."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,8 +10,9 @@ from client.adapting.adapt import sample_episodes
 from client.data.image_set import ImageSet
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.codec import Contribution, MetaLearner, Provenance, encode_weights
+from fedfree.codec import Contribution, MetaLearner, Provenance, decode_contribution, encode_weights
 from fedfree.episodes import EpisodeSpec
+from fedfree.start import LoadedStart
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
 from simulations.baselines import evaluate
@@ -18,6 +22,8 @@ from simulations.baselines.table import (
     NewClasses,
     parameter_average,
     pool_concatenation,
+    public_start,
+    random_init,
 )
 from simulations.config import SimulationConfig
 from simulations.reporting import scores
@@ -63,6 +69,38 @@ def test_the_average_of_two_models_lies_in_their_middle(measured: list[torch.nn.
 
 def test_models_of_different_shapes_have_no_average() -> None:
     assert parameter_average(available(model(0), model(0, Architecture("resnet10")))) is None
+
+
+def test_models_that_differ_in_whether_images_may_be_mirrored_have_an_average(
+    measured: list[torch.nn.Module],
+) -> None:
+    first = model(0)
+    parameter_average(available(first, replace(first, input=replace(INPUT, horizontal_flip=True))))
+    assert torch.equal(measured[0].state_dict()["head.weight"], first.network().state_dict()["head.weight"])
+
+
+def test_the_public_start_is_measured_as_it_is_and_random_weights_are_not(
+    measured: list[torch.nn.Module], make_start: Callable[..., LoadedStart]
+) -> None:
+    begun = replace(available(model(0)), start=make_start())
+    assert random_init(begun) is None and public_start(available(model(0))) is None
+    public_start(begun)
+    for name, value in make_start().body.items():
+        assert torch.equal(measured[0].state_dict()[name], value), name
+
+
+def test_what_was_trained_from_a_start_is_filled_up_from_it(
+    measured: list[torch.nn.Module],
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    start = make_start()
+    models = [decode_contribution(*contribute_from(start, seed)) for seed in (0, 1)]
+    parameter_average(replace(available(*models), start=start))
+    found, states = measured[0].state_dict(), [each.network(start.body).state_dict() for each in models]
+    untouched, trained = "blocks.0.0.weight", "blocks.3.0.weight"
+    assert torch.equal(found[untouched], start.body[untouched])
+    assert torch.allclose(found[trained], (states[0][trained] + states[1][trained]) / 2)
 
 
 def test_a_model_beside_itself_is_as_good_as_alone() -> None:

@@ -220,6 +220,44 @@ def test_a_row_is_the_mean_over_the_seeds_with_the_mean_interval() -> None:
     assert "2 cores of a CPU, 2 threads, no GPU, 2026-11-22, 21 min 00 s in all" in shown.notes[0]
 
 
+def from_start(name: str, mean: float, average: float, share: float) -> Measured:
+    """A case from a start whose models' average is ``average`` in 1-shot episodes."""
+    measured = case(name, mean)
+    (run,) = measured.runs
+    baselines = dict(run.result["baselines"])
+    del baselines["random_init"]
+    for baseline, at in (("public_start", 30.0), ("parameter_average", average), ("pooled_data", 60.0)):
+        score = {"mean": at, "ci95": 0.7, "gain": mean - at, "gain_ci95": 0.9}
+        baselines[baseline] = dict.fromkeys(measured.tasks, score)
+    closed = {"from": "public_start", "mean": share, "ci95": 3.0}
+    shares = dict.fromkeys(measured.tasks, closed)
+    result = {**run.result, "baselines": baselines, "share_closed": shares}
+    config = pool(dataset=run.config.dataset, start="efficientnet-lite0")
+    return Measured(name, (Run(run.folder, config, result),))
+
+
+def test_from_a_start_the_table_shows_whatever_people_would_pick_and_the_share_of_the_way() -> None:
+    shown = table([from_start("start", 45.0, 44.0, 50.0)])
+    row = dict(zip(shown.titles, shown.texts[0], strict=True))
+    assert "random initialisation" not in row
+    assert row["public start, frozen"] == "30.0 ± 0.7"
+    assert row["parameter average"] == "44.0 ± 0.7"
+    assert row["pooled data (reference)"] == "60.0 ± 0.7"
+    assert row["share of the way to pooled, %"] == "50.0 ± 3.0"
+    (case_values,) = values([from_start("start", 45.0, 44.0, 50.0)])["rows"]  # type: ignore[misc]
+    assert case_values["share_closed"]["5way1shot"] == {"mean": 50.0, "ci95": 3.0}
+    assert plots([from_start("start", 45.0, 44.0, 50.0), case("default", 44.0)]).keys() == {"quality"}
+
+
+def test_from_a_start_nothing_may_be_clearly_below_the_average_of_the_models() -> None:
+    held = [
+        check.holds
+        for average in (44.0, 45.5, 46.5)
+        for check in checks([from_start("start", 45.0, average, 50.0)])[:1]
+    ]
+    assert held == [True, True, False]
+
+
 def test_a_pool_of_another_kind_may_be_two_points_below_its_reference() -> None:
     found = checks([case("default", 44.0), case("groupnorm", 42.1), case("architectures", 41.9)])
     assert [(check.claim[:13], check.holds) for check in found] == [
