@@ -113,6 +113,12 @@ class PrivacyConfig(Settings):
     """Constant; plain SGD."""
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay of the average of the weights over the steps, which is released; 0 releases the last weights."""
+    augmentations: Annotated[int, Field(ge=1, le=64)] = 1
+    """Views of each image whose mean gradient is clipped; each costs the time of another image."""
+    head_epochs: Annotated[int, Field(ge=0)] = 0
+    """Of the epochs, in how many the head learns alone, from zero; from then on all but the head does."""
+    head_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """While it learns alone."""
     images_rounded_to: Annotated[int, Field(ge=1)] = 100
     """The number of images is stated rounded down to a multiple of this."""
 
@@ -139,7 +145,12 @@ class PrivacyConfig(Settings):
         return self.model_copy(update={"epsilon_budget": None}).sha256()
 
 
-PRIVACY_ONLY = frozenset(("max_grad_norm", "batch_size", "learning_rate", "averaging", "images_rounded_to"))
+PRIVACY_ONLY = frozenset(
+    (
+        *("max_grad_norm", "batch_size", "learning_rate", "averaging"),
+        *("augmentations", "head_epochs", "head_learning_rate", "images_rounded_to"),
+    )
+)
 """Options of PrivacyConfig that training without differential privacy has no use for."""
 WITHOUT_PRIVACY_ONLY = frozenset(
     (
@@ -152,29 +163,49 @@ WITHOUT_PRIVACY_ONLY = frozenset(
 
 FROM_START: dict[str, Any] = {
     "epochs": 8,
-    "min_steps": 100,
+    "min_steps": 200,
     "batch_size": 32,
     "optimizer": "adamw",
     "learning_rate": 3e-4,
     "weight_decay": 0.01,
 }
 """What training from a start begins from instead of the defaults."""
+FROM_START_PRIVATE: dict[str, dict[str, Any]] = {
+    "training": {"trained": "scales", "epochs": 15},
+    "privacy": {
+        "batch_size": 4096,
+        "max_grad_norm": 0.1,
+        "learning_rate": 20.0,
+        "head_epochs": 3,
+        "head_learning_rate": 5.0,
+    },
+}
+"""What it begins from under differential privacy: few numbers, so little noise, in batches of all images.
+
+A head that was taught for long leaves the rest nothing to learn (docs/log.md).
+"""
 
 
 def implied_training(given: Values) -> Layer:
     """What a start brings with it; without one conv4-group, where differential privacy is asked for."""
     if start := value_at(given, "training.start"):
         described = describe_folder(Path(start))
-        return training_from(str(start), described.architecture, described.input.height)
-    epsilon = value_at(given, "privacy.epsilon", math.inf)
-    is_dp = isinstance(epsilon, int | float) and math.isfinite(epsilon)
-    return Layer("differential privacy", {"training": {"architecture": "conv4-group"}} if is_dp else {})
+        return training_from(str(start), described.architecture, described.input.height, given)
+    if not _asks_for_privacy(given):
+        return Layer("", {})
+    return Layer("differential privacy", {"training": {"architecture": "conv4-group"}})
 
 
-def training_from(start: str, architecture: Architecture, image_size: int) -> Layer:
+def training_from(start: str, architecture: Architecture, image_size: int, given: Values) -> Layer:
     """How training begins from a start, for whoever does not say otherwise."""
     own = {"architecture": str(architecture), "image_size": image_size}
-    return Layer(f"start {start}", {"training": FROM_START | own})
+    chosen = FROM_START_PRIVATE if _asks_for_privacy(given) else {"training": FROM_START}
+    return Layer(f"start {start}", merge(chosen, {"training": own}))
+
+
+def _asks_for_privacy(given: Values) -> bool:
+    epsilon = value_at(given, "privacy.epsilon", math.inf)
+    return isinstance(epsilon, int | float) and math.isfinite(epsilon)
 
 
 def check_training(training: TrainingConfig, privacy: PrivacyConfig) -> None:

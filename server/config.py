@@ -188,15 +188,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "start": {
-        "recipe": {"mirror": True},
+        "recipe": {"head": "ridge", "mirror": True},
         "precision": "float32",
-        "iterations": 20,
+        "iterations": 12,
         "invert": {"images_per_model": 50, "batch_norm_weight": 0.0},
         "learn": {
             "compositions": 100,
             "relational_tasks": 10,
             "batch_size": 64,
-            "inner_learning_rate": 3e-4,
+            "inner_learning_rate": 1e-4,
             "projection_weight": 0.0,
         },
     },

@@ -71,7 +71,7 @@ class SimulationConfig(Settings):
     def implied(cls, given: Values) -> Layer:
         """A start brings its network and the server's preset, differential privacy what it can train."""
         if start := given.get("start"):
-            layer = training_from(str(start), *describe(str(start)))
+            layer = training_from(str(start), *describe(str(start)), given)
             return Layer(layer.origin, merge(layer.values, {"server": {"preset": "start"}}))
         return implied_training(given)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from client.adapting.calibrate import calibrate
 from client.adapting.classifier import Description, FewShotClassifier
+from client.adapting.openness import measure_openness
 from client.config import ClientConfig, Fit
 from client.data.image_set import ImageSet, Inputs, LazyInputs
 from client.data.loading import load_configured
@@ -22,6 +23,9 @@ SHOTS = (1, 5)
 MAX_REFITS, MAX_READAPTATIONS = 500, 40
 """Support images left out one at a time: where only the class means are fitted anew, and where the
 network is adapted anew for each."""
+SOLVED_IMAGES = 30_000
+"""A head that solves equations over the support set is fitted anew to so many images in all, because the time
+that takes grows faster than their number; and to MAX_READAPTATIONS support sets at least."""
 
 
 @dataclass(frozen=True)
@@ -43,31 +47,29 @@ def make_classifier(meta_learner: MetaLearner, images: ImageSet, *, fit: Fit = "
     inputs = LazyInputs(images.images, meta_learner.input)
     counts = images.labels.bincount(minlength=n_way)
     with torch.no_grad():
-        adapted = _adapt(network, recipe, inputs, images.labels, n_way=n_way)
-        logits, labels = leave_one_out(network, recipe, inputs, images.labels, n_way=n_way)
+        openness, means = None, None
+        if recipe.keeps_network:
+            features = extract_features(network, inputs, mirror=recipe.mirror)
+            head = recipe.fit_head(features, images.labels, n_way=n_way)
+            adapted = AdaptedClassifier(network, dict(network.named_parameters()), head, recipe.mirror)
+            logits, labels = _refit(recipe, features, images.labels, n_way=n_way)
+            openness, means = measure_openness(features, images.labels, n_way=n_way)
+        else:
+            adapted = adapt(network, recipe, inputs[:], images.labels, n_way=n_way)
+            logits, labels = leave_one_out(network, recipe, inputs, images.labels, n_way=n_way)
     values = {
         "architecture": meta_learner.architecture,
         "input": meta_learner.input,
         "recipe": recipe,
         "fit": fit,
         "support": dict(zip(images.class_names, counts.tolist(), strict=True)),
-        "calibration": calibrate(logits, labels) if len(labels) else None,
+        "calibration": calibrate(logits, labels, near_one=recipe.is_calibrated) if len(labels) else None,
+        "openness": openness,
         "meta_learner": sha256(encode_meta_learner(meta_learner)),
         "provenance": meta_learner.provenance,
     }
     description = Description.parse(values, origin="the classifier")
-    return FewShotClassifier.from_adapted(adapted, description)
-
-
-def _adapt(
-    network: Classifier, recipe: Recipe, inputs: Inputs, labels: Tensor, *, n_way: int
-) -> AdaptedClassifier:
-    """As ``fedfree.adaptation.adapt``, in batches where the network stays as it is."""
-    if not recipe.keeps_network:
-        return adapt(network, recipe, inputs[:], labels, n_way=n_way)
-    features = extract_features(network, inputs, mirror=recipe.mirror)
-    head = recipe.fit_head(features, labels, n_way=n_way)
-    return AdaptedClassifier(network, dict(network.named_parameters()), head, recipe.mirror)
+    return FewShotClassifier.from_adapted(adapted, description, means)
 
 
 def leave_one_out(
@@ -85,25 +87,35 @@ def leave_one_out(
     Returns:
         Logits [left out, n_way], and their labels [left out].
     """
-    counts = labels.bincount(minlength=n_way)
-    has_company = (counts[labels] >= 2).nonzero().squeeze(1)
-    fixed = recipe.keeps_network
-    left_out = _evenly_spaced(has_company, MAX_REFITS if fixed else MAX_READAPTATIONS)
-    evidence = extract_features(network, inputs, mirror=recipe.mirror) if fixed else inputs
+    if recipe.keeps_network:
+        features = extract_features(network, inputs, mirror=recipe.mirror)
+        return _refit(recipe, features, labels, n_way=n_way)
+    left_out = _to_leave_out(labels, MAX_READAPTATIONS)
     logits = [torch.empty(0, n_way)]
     for index in left_out.tolist():
         others = torch.arange(len(labels)) != index
-        support, query = evidence[others], evidence[index : index + 1]
-        if fixed:
-            head = recipe.fit_head(support, labels[others], n_way=n_way)
-            logits.append(head.logits(query))
-        else:
-            adapted = adapt(network, recipe, support, labels[others], n_way=n_way)
-            logits.append(adapted.logits(query).detach())
+        adapted = adapt(network, recipe, inputs[others], labels[others], n_way=n_way)
+        logits.append(adapted.logits(inputs[index : index + 1]).detach())
     return torch.cat(logits), labels[left_out]
 
 
-def _evenly_spaced(indices: Tensor, count: int) -> Tensor:
+def _refit(recipe: Recipe, features: Tensor, labels: Tensor, *, n_way: int) -> tuple[Tensor, Tensor]:
+    """As :func:`leave_one_out`, for features [images, size] already extracted."""
+    count = MAX_REFITS
+    if recipe.head == "ridge":
+        count = min(count, max(MAX_READAPTATIONS, SOLVED_IMAGES // len(labels)))
+    left_out = _to_leave_out(labels, count)
+    logits = [torch.empty(0, n_way)]
+    for index in left_out.tolist():
+        others = torch.arange(len(labels)) != index
+        head = recipe.fit_head(features[others], labels[others], n_way=n_way)
+        logits.append(head.logits(features[index : index + 1]))
+    return torch.cat(logits), labels[left_out]
+
+
+def _to_leave_out(labels: Tensor, count: int) -> Tensor:
+    """Evenly spaced images of classes that have others: ``count`` at most."""
+    indices = (labels.bincount()[labels] >= 2).nonzero().squeeze(1)
     if len(indices) <= count:
         return indices
     return indices[torch.arange(count) * len(indices) // count]

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from client.config import Fit
-from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, embed, head_tensors
+from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, embed, head_tensors, unit_roots
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
 from fedfree.errors import ConfigError, ContributionError
@@ -38,6 +38,15 @@ class Calibration(Settings):
     """Fraction of them that was predicted correctly."""
 
 
+class Openness(Settings):
+    """When an image belongs to none of the classes."""
+
+    threshold: Annotated[float, Field(ge=-1, le=1)]
+    """Images whose cosine similarity to the nearest class mean is lower do not."""
+    images: Annotated[int, Field(ge=0)]
+    """Support images left out to find it; 0: too few, and a share fixed beforehand was used."""
+
+
 class Description(Settings):
     """Everything about a classifier but its tensors."""
 
@@ -51,6 +60,8 @@ class Description(Settings):
     """From class name, in the order of the outputs, to its number of support images; both stay here."""
     calibration: Calibration | None
     """None: no class had two support images."""
+    openness: Openness | None = None
+    """None: every image is taken to belong to one of the classes."""
     meta_learner: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """SHA-256 of the manifest of the meta-learner that was adapted."""
     provenance: Provenance
@@ -78,11 +89,18 @@ class FewShotClassifier(nn.Module):
             self.head = description.recipe.fit_head(blank, torch.arange(n_way), n_way=n_way)
             for name, tensor in head_tensors(self.head).items():
                 self.register_buffer(name, torch.zeros_like(tensor))
+        if description.openness:
+            self.register_buffer("class_means", torch.zeros(n_way, self.network.feature_size))
         self.requires_grad_(False).eval()
 
     @classmethod
-    def from_adapted(cls, adapted: AdaptedClassifier, description: Description) -> Self:
+    def from_adapted(
+        cls, adapted: AdaptedClassifier, description: Description, class_means: Tensor | None = None
+    ) -> Self:
         """The classifier that ``adapted`` is, with a copy of its tensors.
+
+        Args:
+            class_means: [n_way, feature_size], of unit length, where the description knows ``openness``.
 
         Raises:
             ContributionError: adapting has led to NaN or infinity.
@@ -92,6 +110,8 @@ class FewShotClassifier(nn.Module):
         tensors = {f"network.{name}": tensor for name, tensor in learned.items()}
         if adapted.head is not None:
             tensors |= head_tensors(adapted.head)
+        if class_means is not None:
+            tensors["class_means"] = class_means
         tensors = {name: tensors[name] for name in classifier.state_dict()}
         fill_network(classifier, tensors, "the adapted classifier")
         return classifier
@@ -101,18 +121,38 @@ class FewShotClassifier(nn.Module):
         """In the order of the outputs."""
         return tuple(self.description.support)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the probabilities are calibrated, on left-out support images or beforehand."""
+        return self.description.calibration is not None or self.description.recipe.is_calibrated
+
     def logits(self, pixels: Tensor) -> Tensor:
         """[batch, channels, any height, any width] in [0, 1] to [batch, n_way], as the recipe gives them."""
-        recipe, input = self.description.recipe, self.description.input
-        outputs = embed(self.network, input.normalise(input.resize(pixels)), mirror=recipe.mirror)
-        if self.head is None:
-            return outputs
-        kept = {name: getattr(self, name) for name in head_tensors(self.head)}
-        return replace(self.head, **kept).logits(outputs)
+        return self._head_logits(self._outputs(pixels))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[batch, channels, any height, any width] in [0, 1] to probabilities [batch, n_way]."""
         return (self.logits(pixels) / self.temperature).softmax(1)
+
+    def judge(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities [batch, n_way], and similarities to the nearest class mean [batch].
+
+        To be called where the description knows ``openness``, whose threshold the similarities are for.
+        """
+        features = self._outputs(pixels)
+        similarity = (unit_roots(features) @ self.get_buffer("class_means").T).amax(1)
+        return (self._head_logits(features) / self.temperature).softmax(1), similarity
+
+    def _outputs(self, pixels: Tensor) -> Tensor:
+        """Features; logits where the network's own head decides."""
+        recipe, input = self.description.recipe, self.description.input
+        return embed(self.network, input.normalise(input.resize(pixels)), mirror=recipe.mirror)
+
+    def _head_logits(self, outputs: Tensor) -> Tensor:
+        if self.head is None:
+            return outputs
+        kept = {name: getattr(self, name) for name in head_tensors(self.head)}
+        return replace(self.head, **kept).logits(outputs)
 
 
 def write_classifier(classifier: FewShotClassifier, path: Path) -> None:

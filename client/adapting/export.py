@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fedfree
 from client.adapting.classifier import FewShotClassifier
@@ -38,9 +38,11 @@ def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
     """Write the classifier as ONNX, after comparing it with PyTorch on random images of several sizes.
 
     Input ``pixels`` [batch, channels, height, width], float32 in [0, 1], of any batch size, height and width;
-    output ``probabilities`` [batch, n_way], calibrated. Resizing and normalisation are inside; making an
-    image square, as :data:`SQUARE` says, is not: what is not square is squeezed. The file's
-    metadata says all this, and names the classes in the order of the outputs, as JSON under ``class_names``.
+    output ``probabilities`` [batch, n_way], calibrated; where the classifier knows none of these, also
+    ``similarity`` [batch], for the threshold ``none_of_these_below`` of the metadata. Resizing and
+    normalisation are inside; making an image square, as :data:`SQUARE` says, is not: what is not square is
+    squeezed. The metadata says all this, and names the classes in the order of the outputs, as JSON under
+    ``class_names``.
 
     Returns:
         The largest absolute difference of a probability.
@@ -67,6 +69,19 @@ def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
     return difference
 
 
+class _Exported(nn.Module):
+    """A classifier with all its outputs: what ``torch.onnx.export`` takes is a module's ``forward``."""
+
+    def __init__(self, classifier: FewShotClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        if self.classifier.description.openness:
+            return self.classifier.judge(pixels)
+        return (self.classifier(pixels),)
+
+
 def _to_onnx(classifier: FewShotClassifier) -> bytes:
     input, dimension = classifier.description.input, torch.export.Dim
     # Of another size than the network's own, or tracing would leave out the resize.
@@ -75,10 +90,12 @@ def _to_onnx(classifier: FewShotClassifier) -> bytes:
         # The means and deviations of the normalisation are constants, which torch.export lifts by itself.
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
         program = torch.onnx.export(
-            classifier,
+            _Exported(classifier).eval(),
             (example,),
             input_names=["pixels"],
-            output_names=["probabilities"],
+            output_names=["probabilities", "similarity"]
+            if classifier.description.openness
+            else ["probabilities"],
             dynamic_shapes={"pixels": {0: dimension("batch"), 2: dimension("height"), 3: dimension("width")}},
             dynamo=True,
             verbose=False,
@@ -101,21 +118,26 @@ def _metadata(classifier: FewShotClassifier) -> dict[str, str]:
         "not_square": SQUARE[description.fit],
         "resize": f"inside: any size is brought to {input.height} x {input.width}, bilinear, antialiased",
         "normalisation": f"inside: mean {list(input.mean)}, standard deviation {list(input.std)}",
-        "calibrated": json.dumps(description.calibration is not None),
+        "calibrated": json.dumps(classifier.calibrated),
+        **({"none_of_these_below": repr(openness.threshold)} if (openness := description.openness) else {}),
         "meta_learner_sha256": description.meta_learner,
         "fedfree_version": fedfree.__version__,
     }
 
 
 def _difference(classifier: FewShotClassifier, model: bytes, height: int, width: int) -> float:
-    """Largest absolute difference of a probability on random images of one size."""
+    """Largest absolute difference of an output on random images of one size."""
     import onnxruntime
 
     images = _random_images(classifier.description.input, 3, height, width)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (exported,) = session.run(None, {"pixels": images.numpy()})
+    exported = session.run(None, {"pixels": images.numpy()})
     with torch.no_grad():
-        return float((torch.from_numpy(exported) - classifier(images)).abs().max())
+        expected = _Exported(classifier)(images)
+    return max(
+        float((torch.from_numpy(found) - each).abs().max())
+        for found, each in zip(exported, expected, strict=True)
+    )
 
 
 def _random_images(input: InputSpec, batch: int, height: int, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """PREDICT: classes and their probabilities for an organisation's images, each image on its own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,10 @@ class Prediction:
     image: Path
     ranking: tuple[tuple[str, float], ...]
     """Class names with their probabilities, the likeliest first."""
+    similarity: float | None = None
+    """To the nearest class mean; None: the classifier takes every image to belong to a class."""
+    none_of_these: bool = False
+    """Whether that similarity is below the classifier's threshold."""
 
 
 def predict(
@@ -35,20 +39,28 @@ def predict(
     """
     images = _read_all(paths, classifier.description, on_unreadable)
     while batch := list(islice(images, BATCH)):
-        rankings = rank(classifier, torch.cat([pixels for _, pixels in batch]), top=top)
-        for (path, _), ranking in zip(batch, rankings, strict=True):
-            yield Prediction(path, ranking)
+        with torch.no_grad():
+            pixels = torch.cat([each for _, each in batch])
+            probabilities, judged = _judge(classifier, pixels)
+        rankings = _rank(classifier.class_names, probabilities, top=top)
+        for (path, _), ranking, judgement in zip(batch, rankings, judged, strict=True):
+            yield Prediction(path, ranking, *judgement)
 
 
-@torch.no_grad()
-def rank(classifier: FewShotClassifier, pixels: Tensor, *, top: int) -> list[tuple[tuple[str, float], ...]]:
-    """The ``top`` likeliest classes of each image.
+def _judge(
+    classifier: FewShotClassifier, pixels: Tensor
+) -> tuple[Tensor, Sequence[tuple[float | None, bool]]]:
+    """Probabilities [batch, n_way]; and of each image its similarity and whether it is none of these."""
+    openness = classifier.description.openness
+    if openness is None:
+        return classifier(pixels), [(None, False)] * len(pixels)
+    probabilities, similarity = classifier.judge(pixels)
+    return probabilities, [(value, value < openness.threshold) for value in similarity.tolist()]
 
-    Args:
-        pixels: [batch, channels, height, width] in [0, 1].
-    """
-    names = classifier.class_names
-    probabilities, classes = classifier(pixels).topk(min(top, len(names)), dim=1)
+
+def _rank(names: Sequence[str], probabilities: Tensor, *, top: int) -> list[tuple[tuple[str, float], ...]]:
+    """The ``top`` likeliest classes of each image, from probabilities [batch, n_way]."""
+    probabilities, classes = probabilities.topk(min(top, len(names)), dim=1)
     return [
         tuple((names[label], value) for label, value in zip(labels, values, strict=True))
         for labels, values in zip(classes.tolist(), probabilities.tolist(), strict=True)

@@ -25,6 +25,7 @@ app = App()
 
 MetaLearnerFile = Annotated[Path, typer.Option(help="What fetch wrote, or a run; its manifest beside it.")]
 META_LEARNER = Path("meta_learner.safetensors")
+NONE_OF_THESE = "none of these"
 
 
 @app.command(name="evaluate")
@@ -75,12 +76,16 @@ def _report(classifier: FewShotClassifier) -> None:
     for row in _aligned([("class", "images"), *((name, str(count)) for name, count in support.items())]):
         typer.echo(row)
     if calibration is None:
-        typer.echo("not calibrated: no class has two images, so none could be left out")
+        how = "calibrated beforehand" if classifier.calibrated else "not calibrated"
+        typer.echo(f"{how}: no class has two images, so none could be left out")
     else:
         typer.echo(
             f"leave-one-out accuracy {calibration.accuracy:.1%} ({calibration.images} of "
             f"{sum(support.values())} images), calibration temperature {calibration.temperature:.2f}"
         )
+    if openness := classifier.description.openness:
+        known = f"{openness.images} images left out" if openness.images else "a share fixed beforehand"
+        typer.echo(f"none of these: similarity to the nearest class below {openness.threshold:.3f} ({known})")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -105,8 +110,7 @@ def predict(
     loaded = read_classifier(classifier)
     unreadable: list[FedFreeError] = []
     predictions = predict_all(loaded, images, top=top, on_unreadable=unreadable.append)
-    calibrated = loaded.description.calibration is not None
-    for line in _as_json(predictions, calibrated) if as_json else _as_table(predictions, calibrated):
+    for line in _as_json(predictions, loaded) if as_json else _as_table(predictions, loaded, top):
         typer.echo(line)
     for error in unreadable:
         print_refusal(error)
@@ -114,24 +118,38 @@ def predict(
         raise typer.Exit(WRONG_INPUT)
 
 
-def _as_json(predictions: Iterable[Prediction], calibrated: bool) -> Iterator[str]:
+def _as_json(predictions: Iterable[Prediction], classifier: FewShotClassifier) -> Iterator[str]:
+    openness = classifier.description.openness
     for prediction in predictions:
         ranking = [{"class": name, "probability": round(value, 6)} for name, value in prediction.ranking]
-        yield json.dumps(
-            {"image": str(prediction.image), **ranking[0], "calibrated": calibrated, "ranking": ranking}
-        )
+        line = {
+            "image": str(prediction.image),
+            **ranking[0],
+            "calibrated": classifier.calibrated,
+            "ranking": ranking,
+            "none_of_these": prediction.none_of_these,
+            "similarity": None if prediction.similarity is None else round(prediction.similarity, 6),
+            "threshold": None if openness is None else round(openness.threshold, 6),
+        }
+        yield json.dumps(line)
 
 
-def _as_table(predictions: Iterable[Prediction], calibrated: bool) -> Iterator[str]:
-    rows = [
-        (str(prediction.image).encode(errors="replace").decode(), name, f"{value:.3f}")
-        for prediction in predictions
-        for name, value in prediction.ranking
-    ]
+def _as_table(predictions: Iterable[Prediction], classifier: FewShotClassifier, top: int) -> Iterator[str]:
+    rows = [row for prediction in predictions for row in _table_rows(prediction, classifier)[:top]]
     if rows:
-        yield from _aligned(
-            [("image", "class", f"probability{'' if calibrated else ' (not calibrated)'}"), *rows]
-        )
+        note = "" if classifier.calibrated else " (not calibrated)"
+        yield from _aligned([("image", "class", f"probability{note}"), *rows])
+
+
+def _table_rows(prediction: Prediction, classifier: FewShotClassifier) -> list[tuple[str, str, str]]:
+    """The ranking; before it, of an image that is none of these, that."""
+    image = str(prediction.image).encode(errors="replace").decode()
+    rows = [(image, name, f"{value:.3f}") for name, value in prediction.ranking]
+    openness = classifier.description.openness
+    if openness and prediction.none_of_these:
+        reason = f"similarity {prediction.similarity:.3f}, below {openness.threshold:.3f}"
+        rows.insert(0, (image, NONE_OF_THESE, reason))
+    return rows
 
 
 @app.command()

@@ -12,7 +12,7 @@ from client.data.room import room_for
 from fedfree.architectures import InputSpec
 from fedfree.errors import DataError
 
-LOOKED_AT_TOGETHER = 1024
+LOOKED_AT_TOGETHER = 64
 
 
 @dataclass(frozen=True, eq=False)

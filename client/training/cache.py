@@ -23,6 +23,7 @@ from fedfree.errors import ConfigError
 from fedfree.host.code import code_sha256
 from fedfree.host.files import named, read_file, sync, write_file
 from fedfree.host.starts import describe_folder
+from fedfree.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +32,21 @@ RESERVATION = "reservation.txt"
 """Which row of the ledger a cached model is."""
 TRAINS = (
     *("client.config", "client.data", "client.training.fit", "client.training.scope"),
-    "client.training.pretrain",
+    *("client.training.layers", "client.training.pretrain"),
     *("client.training.privacy", "fedfree.architectures"),
     *("fedfree.codec", "fedfree.seeding", "fedfree.host.compute"),
 )
 """The modules that decide what comes out of a training."""
-PRIVATE_TRAINING = ("architecture", "image_size", "horizontal_flip", "epochs", "crop_padding")
+PRIVATE_TRAINING = ("architecture", "image_size", "horizontal_flip", "epochs", "crop_padding", "trained")
 """What private training takes from the table ``training``, but for the initial weights."""
 PRIVATE = (
     *("epsilon", "delta", "max_grad_norm", "batch_size", "learning_rate", "averaging"),
-    "images_rounded_to",
+    *("images_rounded_to", "augmentations", "head_epochs", "head_learning_rate"),
 )
 """What it takes from ``privacy``. Whoever adds a name makes everybody's private models train again, unless
-the setting is left out of the key where it has no value."""
+the setting is among ``ADDED``."""
+ADDED = frozenset(("trained", "augmentations", "head_epochs", "head_learning_rate"))
+"""Settings that an earlier release did not have: out of the key where they have their default."""
 
 
 def cached_folder(config: ClientConfig, images: ImageSet) -> Path:
@@ -90,11 +93,16 @@ def files_sha256(data: DataConfig, images: ImageSet) -> str:
 
 def _private_settings(config: ClientConfig) -> str:
     training, privacy = (
-        settings.model_dump(mode="json", include=set(names), exclude_none=True)
+        settings.model_dump(mode="json", include=set(names) - _without_effect(settings), exclude_none=True)
         for settings, names in ((config.training, PRIVATE_TRAINING), (config.privacy, PRIVATE))
     )
     unlike = [config.data.fit] if config.data.fit != DataConfig.model_fields["fit"].default else []
     return json.dumps([training, privacy, config.training.initial_weights_public, *unlike], sort_keys=True)
+
+
+def _without_effect(settings: Settings) -> set[str]:
+    fields = type(settings).model_fields
+    return {name for name in ADDED & fields.keys() if getattr(settings, name) == fields[name].default}
 
 
 def read_cached(folder: Path) -> Contribution:

@@ -28,7 +28,7 @@ from client.training.cache import (
 from client.training.fit import Fitted, Untrained, course, fit, held_out, initialise
 from client.training.ledger import Ledger, open_ledger
 from client.training.observer import Observer, ignore
-from client.training.privacy import ACCOUNTANT, check_private, plan, software, train_privately
+from client.training.privacy import ACCOUNTANT, plan, software, train_privately, trainable
 from fedfree.codec import (
     Contribution,
     contribution_id,
@@ -197,7 +197,8 @@ def _train_privately_into(
     use_cpu(config.training.threads)
     privacy, architecture = config.privacy, config.training.architecture
     untrained = initialise(images, config.training, seed=config.seed)
-    check_private(untrained.network)
+    with trainable(untrained):
+        pass
     check_writable(folder.parent, len(encode_weights(untrained.network)))
     choose_device(config.training.device)
     tell(f"looking for the noise that spends at most epsilon {privacy.epsilon:g} on {len(images)} images")
@@ -209,7 +210,7 @@ def _train_privately_into(
     )
     tell(
         f"training {architecture} by DP-SGD on all {len(images)} images of {images.num_classes} classes: "
-        f"{run.steps} steps, {epochs} epochs of {run.steps // epochs}, noise multiplier "
+        f"{run.steps} steps, {epochs} epochs of {run.steps // epochs}, {_head_first(config)}noise multiplier "
         f"{run.noise_multiplier:.3g}; the ledger {ledger.path} counts it from now on, also if it is stopped"
     )
     spent = train_privately(
@@ -226,6 +227,11 @@ def _train_privately_into(
     statement = _dp_statement(config, len(images), run, spent, composition, initial)
     contribution = _contribution(config, images, untrained, statement)
     write_cached(folder, contribution, {RESERVATION: reservation.encode()})
+
+
+def _head_first(config: ClientConfig) -> str:
+    alone, trained = config.privacy.head_epochs, config.training.trained
+    return f"{alone} of them the head alone, then {trained}, " if alone and trained != "head" else ""
 
 
 def _dp_statement(

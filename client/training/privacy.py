@@ -11,8 +11,8 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ import fedfree
 from client.config import PrivacyConfig
 from client.data.image_set import ImageSet, to_input
 from client.training.fit import Untrained, augment
+from client.training.layers import FrozenNorm, leave_what_no_layer_holds, separate_images
 from client.training.observer import Observer, ignore
 from fedfree.architectures import Classifier
 from fedfree.codec import check_parameters_only
@@ -34,9 +35,11 @@ from fedfree.statement import MAX_NOISE_MULTIPLIER, DpSgd
 
 ACCOUNTANT = "prv"
 IMAGES_AT_ONCE = 128
-"""Images whose gradients a CPU holds in memory together; larger batches are gone through in parts."""
-GPU_GRADIENTS = 2**28
-"""Numbers in the gradients of the images that a GPU holds together."""
+"""Most images that a CPU goes through together; larger batches are gone through in parts."""
+PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**18, 2**23
+"""Pixels of the images that a CPU or a GPU holds together, with all that a network makes of them."""
+GRADIENTS_AT_ONCE, GPU_GRADIENTS_AT_ONCE = 2**26, 2**28
+"""Numbers in the gradients of the images that they hold together."""
 
 _TWISTER_WORDS = 624
 _TWISTER_STATE = slice(24, 24 + 8 * _TWISTER_WORDS)
@@ -71,6 +74,20 @@ def check_private(network: nn.Module) -> None:
         check_parameters_only(network, type(network).__name__)
     except ContributionError as error:
         raise PrivacyError(str(error)) from error
+
+
+@contextmanager
+def trainable(untrained: Untrained) -> Iterator[None]:
+    """The network as DP-SGD trains it: checked, and from a start without BatchNorms; undone at the end.
+
+    Raises:
+        PrivacyError: as :func:`check_private`.
+    """
+    if untrained.start:
+        leave_what_no_layer_holds(untrained.network)
+    with separate_images(untrained.network) if untrained.start else nullcontext():
+        check_private(untrained.network)
+        yield
 
 
 def plan(num_images: int, privacy: PrivacyConfig, *, epochs: int) -> DpSgd:
@@ -172,33 +189,84 @@ def train_privately(
     adding or removing one. Any ``entropy`` but the default voids it, and is there for tests alone.
     ``observe`` is told after every step, and learns nothing of the images.
 
+    From a public start what is not trained stays the start's, running statistics first of all; the images
+    that the start was learned from are covered by nothing here.
+
     Returns:
         ε spent, an upper bound; infinite where the guarantee is void.
 
     Raises:
-        PrivacyError: the network couples images or holds buffers, or the accountant saw another run.
+        PrivacyError: the network couples images or holds buffers, the accountant saw another run, or what
+            is the start's has changed.
     """
     network, spec = untrained.network.to(choose_device(device)), untrained.input
-    check_private(network)
     augmentation = entropy()
-    average = [parameter.detach().clone() for parameter in network.parameters()]
-    with dp_sgd(network, images, privacy, run, entropy) as (engine, optimizer, batches):
-        for step, (pixels, labels) in enumerate(itertools.islice(batches, run.steps)):
-            pixels = augment(
-                pixels, padding=crop_padding, horizontal_flip=spec.horizontal_flip, generator=augmentation
-            ).to(network.device)
-            take_step(network, optimizer, to_input(pixels, spec), labels.to(network.device))
-            _follow(average, network, min(privacy.averaging, (1 + step) / (10 + step)))
-            observe("train", step + 1, run.steps)
-    _replace_parameters(network.eval(), average)
+
+    def prepare(pixels: Tensor) -> Tensor:
+        augmented = augment(
+            pixels, padding=crop_padding, horizontal_flip=spec.horizontal_flip, generator=augmentation
+        )
+        return to_input(augmented.to(network.device), spec)
+
+    with trainable(untrained):
+        average = [parameter.detach().clone() for parameter in network.parameters()]
+        history: list[tuple[float, float, int]] = []
+        done = 0
+        for steps, its_privacy in _phases(network, privacy, run):
+            with dp_sgd(network, images, its_privacy, run, entropy, history) as (engine, optimizer, batches):
+                for pixels, labels in itertools.islice(batches, steps):
+                    take_step(network, optimizer, pixels, labels, privacy.augmentations, prepare)
+                    _follow(average, network, min(privacy.averaging, (1 + done) / (10 + done)))
+                    done += 1
+                    observe("train", done, run.steps)
+            history = engine.accountant.history
+        _replace_parameters(network.eval(), average)
+        check_private(network)
     network.cpu()
-    check_private(network)
+    if untrained.start:
+        check_kept(network, untrained.start.body)
     expected = [(run.noise_multiplier, run.sampling_rate, run.steps)]
-    if engine.accountant.history != expected:
-        raise PrivacyError(f"planned {expected}, but the accountant saw {engine.accountant.history}")
+    if history != expected:
+        raise PrivacyError(f"planned {expected}, but the accountant saw {history}")
     with _opacus():
         spent = float(engine.get_epsilon(privacy.delta))
     return spent if entropy is os_entropy_generator else math.inf
+
+
+def _phases(network: Classifier, privacy: PrivacyConfig, run: DpSgd) -> Iterator[tuple[int, PrivacyConfig]]:
+    """Let parts of the network learn, one after the other; yields for how many steps, and how.
+
+    The head begins at zero and learns alone at first, where that is configured: its gradients are so much
+    larger than all others that, clipped together, they would leave the others nothing (Mehta et al. 2022).
+    """
+    learning = [each for each in network.parameters() if each.requires_grad]
+    head = set(network.head.parameters())
+    alone = min(run.steps, privacy.head_epochs * round(1 / run.sampling_rate))
+    of_the_head = privacy.model_copy(update={"learning_rate": privacy.head_learning_rate})
+    if alone:
+        for parameter in head:
+            nn.init.zeros_(parameter)
+    if not alone or head.issuperset(learning):
+        yield run.steps, of_the_head if alone else privacy
+        return
+    for is_head, steps, its_privacy in ((True, alone, of_the_head), (False, run.steps - alone, privacy)):
+        for parameter in learning:
+            parameter.requires_grad_((parameter in head) == is_head)
+        yield steps, its_privacy
+    for parameter in learning:
+        parameter.requires_grad_(True)
+
+
+def check_kept(network: nn.Module, body: Mapping[str, Tensor]) -> None:
+    """Hold all that was not to be trained to the start, bit by bit; raises PrivacyError."""
+    state = network.state_dict()
+    trained = {name for name, each in network.named_parameters() if each.requires_grad}
+    changed = [name for name in body.keys() - trained if not state[name].equal(body[name])]
+    if changed:
+        raise PrivacyError(
+            f"training changed {min(changed)}, which is the start's and was not to be trained: what it tells "
+            "of the images, no epsilon covers, and the model is not kept; report this"
+        )
 
 
 @contextmanager
@@ -208,15 +276,24 @@ def dp_sgd(
     privacy: PrivacyConfig,
     run: DpSgd,
     entropy: Callable[[], torch.Generator],
+    history: Sequence[tuple[float, float, int]] = (),
 ) -> Iterator[tuple[Any, Any, Iterator[tuple[Tensor, Tensor]]]]:
-    """Opacus' engine and optimizer, and Poisson batches without end; the network is left without hooks."""
+    """Opacus' engine and optimizer, and Poisson batches without end; the network is left without hooks.
+
+    Args:
+        history: of the accountant, which goes on from there.
+    """
     with _opacus():
         from opacus import PrivacyEngine
+        from opacus.grad_sample import register_grad_sampler
 
+        register_grad_sampler(FrozenNorm)(FrozenNorm.gradients)
         engine = PrivacyEngine(accountant=ACCOUNTANT)
+        engine.accountant.history = list(history)
+        learning = [each for each in network.parameters() if each.requires_grad]
         hooks, optimizer, loader = engine.make_private(
             module=network.train(),
-            optimizer=torch.optim.SGD(network.parameters(), lr=privacy.learning_rate),
+            optimizer=torch.optim.SGD(learning, lr=privacy.learning_rate),
             data_loader=DataLoader(
                 TensorDataset(images.images, images.labels),
                 batch_size=privacy.batch_size,
@@ -238,17 +315,44 @@ def dp_sgd(
         hooks.cleanup()
 
 
-def take_step(network: nn.Module, optimizer: Any, inputs: Tensor, labels: Tensor) -> None:
-    """One noisy step of Opacus' optimizer, in parts that fit into memory; also on a batch without images."""
-    at_once = IMAGES_AT_ONCE
-    if inputs.is_cuda:
-        at_once = max(1, GPU_GRADIENTS // sum(parameter.numel() for parameter in network.parameters()))
-    parts = list(zip(inputs.split(at_once), labels.split(at_once), strict=True))
-    for number, (some_inputs, some_labels) in enumerate(parts, start=1):
+def take_step(
+    network: nn.Module,
+    optimizer: Any,
+    images: Tensor,
+    labels: Tensor,
+    augmentations: int = 1,
+    prepare: Callable[[Tensor], Tensor] = lambda images: images,
+) -> None:
+    """One noisy step of Opacus' optimizer, in parts that fit into memory; also on a batch without images.
+
+    Args:
+        augmentations: views of an image, of whose gradients the mean is clipped (De et al. 2022).
+        prepare: from images, each as often as it has views, to what the network takes.
+    """
+    device = next(network.parameters()).device
+    at_once = max(1, _images_at_once(optimizer.params, images, device) // augmentations)
+    parts = list(zip(images.split(at_once), labels.split(at_once), strict=True))
+    for number, (some_images, some_labels) in enumerate(parts, start=1):
         optimizer.signal_skip_step(number < len(parts))
-        F.cross_entropy(network(some_inputs), some_labels).backward()
+        if len(some_images):
+            views = prepare(some_images.repeat_interleave(augmentations, 0))
+            targets = some_labels.repeat_interleave(augmentations).to(device)
+            F.cross_entropy(network(views), targets).backward()
+        for each in optimizer.params:
+            if not len(some_images):  # of which some layers can make no gradients
+                each.grad_sample = each.new_zeros(0, *each.shape)
+            elif augmentations > 1:
+                each.grad_sample = each.grad_sample.unflatten(0, (-1, augmentations)).mean(1)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def _images_at_once(learning: Sequence[Tensor], images: Tensor, device: torch.device) -> int:
+    """How many of the images, or views of them, fit into memory with their gradients."""
+    pixels, numbers = images.shape[-2] * images.shape[-1], sum(each.numel() for each in learning)
+    if device.type == "cpu":
+        return min(IMAGES_AT_ONCE, GRADIENTS_AT_ONCE // numbers, PIXELS_AT_ONCE // pixels)
+    return min(GPU_GRADIENTS_AT_ONCE // numbers, GPU_PIXELS_AT_ONCE // pixels)
 
 
 @torch.no_grad()

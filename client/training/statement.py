@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from fedfree.accounting import FALSE_POSITIVE_RATE, REPEATS, consequences
 from fedfree.codec import Contribution, contribution_id, sha256
-from fedfree.statement import Composition, DifferentialPrivacy, InitialWeights
+from fedfree.statement import Composition, DifferentialPrivacy
 
 Item = tuple[str, str]
 """A heading and its paragraph."""
@@ -24,7 +24,7 @@ def page(manifest: bytes, contribution: Contribution) -> str:
         ("contribution", contribution_id(manifest)),
         ("weights", f"sha256 {sha256(contribution.weights)}"),
         *(_guarantee(spent) if spent else _no_guarantee(contribution)),
-        ("initial weights", _initial(contribution.privacy.initial_weights)),
+        ("initial weights", _initial(contribution)),
         *(_circumstances(spent, contribution) if spent else ()),
         *(_meaning(spent) if spent else ()),
     ]
@@ -104,10 +104,11 @@ def _circumstances(spent: DifferentialPrivacy, contribution: Contribution) -> It
         that would repeat them. These generators are not cryptographic, and noise in floating-point numbers is
         coarser than the noise of the proof.""",
     )
+    kept = " What was not trained, and all running statistics are the start's, bit by bit."
     yield (
         "architecture",
         f"""{contribution.architecture}: no layer couples the images of a batch, and the contribution holds
-        parameters only, no running statistics; both were checked.""",
+        parameters only, no running statistics; both were checked.{kept if contribution.start else ""}""",
     )
     yield "attacks", "None reported here. An attack that fails is not evidence of safety."
 
@@ -124,7 +125,11 @@ def _composition(composition: Composition, delta: float) -> str:
     return f"{together} Its client refuses to go above {composition.epsilon_budget:g}."
 
 
-def _initial(initial: InitialWeights | None) -> str:
+def _initial(contribution: Contribution) -> str:
+    initial = contribution.privacy.initial_weights
+    if initial and contribution.start:
+        return f"""Public: those of the federation's public start {contribution.start}; sha256
+            {initial.sha256}. But nothing said here covers the images that the start was learned from."""
     if initial is None:
         return "Random numbers."
     if initial.public:

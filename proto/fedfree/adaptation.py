@@ -1,9 +1,11 @@
 """The few-shot recipe a meta-learner was trained for: one function, run by server and client alike.
 
-Two heads. ``nearest_mean``: cosine similarity to the class means of centred, normalised support
+Three heads. ``nearest_mean``: cosine similarity to the class means of centred, normalised support
 features (prototypical networks, Snell et al. 2017; centring and normalisation after SimpleShot,
-Wang et al. 2019). ``gradient``: gradient steps on every parameter from the meta-learned
-initialisation, linear head included (MAML, Finn et al. 2017; FREE, section 3.3).
+Wang et al. 2019). ``ridge``: cosine similarity to the directions that ridge regression finds in the
+roots of the features (Bertinetto et al. 2019; roots after Yang et al. 2021). ``gradient``: gradient
+steps on every parameter from the meta-learned initialisation, linear head included (MAML, Finn et al.
+2017; FREE, section 3.3).
 
 Never transductive: networks run in evaluation mode, statistics come from the support set alone,
 so a query's prediction does not depend on the other queries.
@@ -30,13 +32,14 @@ class Recipe:
     """How a network becomes a classifier for new classes."""
 
     head: str = "nearest_mean"
-    """One of ``HEADS``: ``nearest_mean`` or ``gradient``."""
+    """One of ``HEADS``: ``nearest_mean``, ``ridge`` or ``gradient``."""
     steps: int = 0
     """Gradient steps on the support images; 0 leaves the network as it is."""
     learning_rate: float = 0.01
     """Of those steps (plain gradient descent)."""
     temperature: float = 0.1
-    """``nearest_mean`` logits are cosine similarities divided by this; ``gradient`` knows none."""
+    """``nearest_mean`` logits are cosine similarities divided by this, ``ridge`` logits likewise, times a
+    factor that grows with the support set; ``gradient`` knows none."""
     mirror: bool = False
     """The head takes the mean of the features of each image and of its mirror image; not ``gradient``."""
 
@@ -62,6 +65,11 @@ class Recipe:
     def keeps_network(self) -> bool:
         """Whether only a head is fitted, so that an image's features are the same for every support set."""
         return self.fits_head and self.steps == 0
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the softmax of its logits is calibrated as it is, by what was measured (docs/method.md)."""
+        return self.head == "ridge" and self.keeps_network and self.temperature == Recipe.temperature
 
     def fit_head(self, features: Tensor, labels: Tensor, *, n_way: int) -> "FittedHead":
         """Fit the head to support features [images, feature_size] with labels [images] in 0 … n_way - 1."""
@@ -116,7 +124,87 @@ def nearest_mean(features: Tensor, labels: Tensor, *, n_way: int, temperature: f
     return NearestMean(centre, F.normalize(sums, dim=1), temperature)
 
 
-HEADS: dict[str, FitHead | None] = {"nearest_mean": nearest_mean, "gradient": None}
+RIDGE = 0.3
+"""Of the ridge penalty, relative to the mean diagonal element of the features' kernel, which is 1."""
+TYPICAL_SUPPORT, SHARPENING = 25, 0.37
+"""Logits are multiplied by (support images / TYPICAL_SUPPORT) ** SHARPENING: from more images the directions
+are surer. With a temperature of 0.1 they are calibrated then (docs/method.md)."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Directions of ridge regression in the centred, normalised roots of the features."""
+
+    centre: Tensor
+    """[feature_size]: mean of the class means of the support images' roots."""
+    weights: Tensor
+    """[n_way, feature_size], all of one length."""
+    offsets: Tensor
+    """[n_way]: what the chance in the centre takes from each class; 0 where all have as many images."""
+    temperature: float
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[queries, feature_size] to [queries, n_way]."""
+        centred = unit_roots(features) - self.centre
+        lengths = centred.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        cosines: Tensor = (centred @ self.weights.T + self.offsets) / lengths
+        return cosines / self.temperature
+
+
+def ridge(features: Tensor, labels: Tensor, *, n_way: int, temperature: float) -> Ridge:
+    """Fit the head to support features [images, feature_size] with labels [images] in 0 … n_way - 1.
+
+    Each class weighs the same, however many images it has. From one image a class this is close to the
+    nearest mean.
+
+    The centre holds each class's chance error, of variance σ² / images. A direction is made of the same
+    images, so that the centre lies too far along it where they are few: without the offset, such classes are
+    hardly ever predicted. With σ² from the spread within the classes the offset is its expectation.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        roots = unit_roots(features.to(torch.promote_types(features.dtype, torch.float32)))
+        members = F.one_hot(labels, n_way).to(roots.dtype)
+        shares = members / members.sum(0)
+        means = shares.T @ roots
+        centre = means.mean(0)
+        lengths = (roots - centre).norm(dim=1, keepdim=True).clamp_min(1e-12)
+        share = shares.sum(1, keepdim=True)
+        mean_share = (1 / members.sum(0)).mean()
+        weight = (len(labels) / n_way * share).sqrt()
+        inputs, targets = weight * (roots - centre) / lengths, weight * (members - 1 / n_way)
+        directions = _ridge_regression(inputs, targets)
+        coefficients = weight * (targets - inputs @ directions) / RIDGE / lengths
+        variance = (roots - means[labels]).square().sum() / max(len(labels) - n_way, 1)
+        offsets = variance / n_way * ((share - mean_share).T @ coefficients)[0]
+        scale = (len(labels) / TYPICAL_SUPPORT) ** SHARPENING / directions.norm(dim=0).clamp_min(1e-12)
+        return Ridge(centre, (directions * scale).T.contiguous(), offsets * scale, temperature)
+
+
+def _ridge_regression(inputs: Tensor, targets: Tensor) -> Tensor:
+    """[images, size] and [images, ways] to [size, ways], by the smaller of the two systems of equations."""
+    images, size = inputs.shape
+    if images <= size:
+        dual: Tensor = torch.linalg.solve(_penalised(inputs @ inputs.T), targets)
+        return inputs.T @ dual
+    primal: Tensor = torch.linalg.solve(_penalised(inputs.T @ inputs), inputs.T @ targets)
+    return primal
+
+
+def _penalised(gram: Tensor) -> Tensor:
+    return gram + RIDGE * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def unit_roots(features: Tensor) -> Tensor:
+    """[images, feature_size] to the roots of the values with their signs, each image's of unit length.
+
+    Roots make the skewed values of pooled features more alike (power transform of Yang et al. 2021). The
+    small constant keeps the gradient finite at 0.
+    """
+    unit = F.normalize(features, dim=1)
+    return F.normalize(unit / (unit.abs() + 1e-3).sqrt(), dim=1)
+
+
+HEADS: dict[str, FitHead | None] = {"nearest_mean": nearest_mean, "ridge": ridge, "gradient": None}
 """From name to what fits the head to features; None: gradient steps on the network's own linear head."""
 
 

@@ -253,7 +253,8 @@ def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
     """Check a manifest and its weights, tensor by tensor, and return the contribution.
 
     Of one from a start what travelled is checked; whether that start is the right one tells
-    :func:`fedfree.start.require_start`.
+    :func:`fedfree.start.require_start`. Under differential privacy its ε covers all that travelled: with
+    statistics that stay the start's, a BatchNorm couples no images, and its scales are parameters as others.
 
     Raises:
         ContributionError: anything that does not hold to the contract, with the reason.

@@ -1,1 +1,1 @@
-"""INVERT and META-LEARN: from a pool of models to a meta-learner, knowing neither transport nor disk."""
+"""MERGE, INVERT and META-LEARN: from a pool of models to a meta-learner, knowing neither transport nor disk."""

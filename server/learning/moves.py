@@ -66,7 +66,8 @@ def meta_learn(
     schedule(state, iteration)
     if state.config.learn.relational_tasks:
         ask_teachers(state, recovered, team)
-    losses["distillation_loss"] = distil(state, recovered, team)
+    if state.config.learn.relational_tasks or state.config.learn.own_tasks:
+        losses["distillation_loss"] = distil(state, recovered, team)
     if state.config.learn.replay_episodes and can_replay(state.memory, state.config.learn):
         losses["replay_loss"] = replay(state, team)
     return losses

@@ -19,7 +19,7 @@ class Outcome:
     gallery: dict[str, Tensor]
     """Recovered images: for each contribution id one image a class, uint8 [classes, channels, size, size]."""
     images_recovered: int
-    judgement: Judgement | None
+    judgement: Judgement | None = None
     """How what was learned did against the mean of the models; None where there was none to judge by."""
 
     def judged(self) -> dict[str, float | str]:

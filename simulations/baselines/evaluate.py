@@ -18,6 +18,8 @@ from simulations.federation.prepare import read_organisations
 from simulations.federation.splits import DataSet, episode_specs, find_datasets
 
 META_LEARNER = "meta_learner"
+CHOICE_IMAGES = 100
+"""Of each class of meta_val, on which the best of many public networks, each costly to ask, is chosen."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _read_available(run: Path, config: SimulationConfig, datasets: Sequence[Data
         config,
         decode_meta_learner(directory.manifest.read_bytes(), directory.weights.read_bytes()),
         [store.contribution(identity) for identity in store.ids(ACCEPTED)],
-        [each.load("meta_val") for each in datasets],
+        [each.load("meta_val", images_per_class=CHOICE_IMAGES if store.start else None) for each in datasets],
         store.start,
         read_organisations(run, config),
     )

@@ -6,7 +6,7 @@ from client.config import ClientConfig, TrainingConfig
 from client.data.image_set import ImageSet
 from client.data.loading import load_configured
 from client.training.cache import begun_from, training_key, without_paths
-from client.training.fit import fit, initialise
+from client.training.fit import course, fit, initialise
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import encode_weights, fill_network, read_tensors
 from fedfree.host.files import read_file, write_file
@@ -23,13 +23,16 @@ def train_pooled(
 ) -> tuple[Classifier, InputSpec]:
     """A network trained as each organisation trained, without privacy, on all their images together.
 
-    It is taken from the cache where it was trained before. Of several architectures the first one trains.
+    It passes over them as often as an organisation does over its own. Where it was trained before, it is
+    taken from the cache; of several architectures the first one trains.
 
     Args:
         organisations: those of one data set.
     """
     training, seed = _training(organisations[0].training, config), derive_seed(config.seed, "pooled data")
     images = load_together(organisations)
+    epochs = course(len(images) // len(organisations), training).epochs
+    training = training.model_copy(update={"epochs": epochs})
     begun = initialise(images, training, seed=seed)
     key = training_key(images, f"{without_paths(training).sha256()} {begun_from(training)}", seed=seed)
     file = config.cache / "pooled" / f"{key}.safetensors"

@@ -28,9 +28,15 @@ class DataSet:
     channels: int | None = None
     """1 or 3 where a start decides it; else the images do."""
 
-    def load(self, split: str) -> ImageSet:
-        """All images of a split."""
-        return load_images(self.source, split=split, size=self.image_size, channels=self.channels)
+    def load(self, split: str, *, images_per_class: int | None = None) -> ImageSet:
+        """The images of a split: all, or so many of each class."""
+        return load_images(
+            self.source,
+            split=split,
+            images_per_class=images_per_class,
+            size=self.image_size,
+            channels=self.channels,
+        )
 
 
 def find_datasets(config: SimulationConfig) -> list[DataSet]:

@@ -1,10 +1,15 @@
-"""The recipe: both heads, any N and K, never transductive."""
+"""The recipe: every head, any N and K, never transductive."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
-from fedfree.adaptation import Recipe, adapt, nearest_mean
+from fedfree.adaptation import RIDGE, SHARPENING, Recipe, adapt, nearest_mean, ridge, unit_roots
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.errors import ContributionError, DataError
 
@@ -13,6 +18,8 @@ RECIPES = [
     Recipe(head="nearest_mean"),
     Recipe(head="nearest_mean", steps=2),
     Recipe(head="nearest_mean", steps=1, mirror=True),
+    Recipe(head="ridge"),
+    Recipe(head="ridge", steps=1, mirror=True),
     Recipe(head="gradient", steps=2),
 ]
 
@@ -128,3 +135,91 @@ def test_a_large_support_set_gives_the_means_of_all_its_features() -> None:
     head = nearest_mean(network.features(images), labels, n_way=3, temperature=0.1)
     assert adapted.head is not None
     torch.testing.assert_close(adapted.head.means, head.means)
+
+
+def reference_ridge(
+    features: NDArray[np.float64], labels: NDArray[np.int64], n_way: int
+) -> NDArray[np.float64]:
+    """Unit directions [n_way, size], by ordinary least squares with the penalty as further rows."""
+
+    def unit(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    spread = unit(features)
+    roots = unit(spread / np.sqrt(np.abs(spread) + 1e-3))
+    centre = np.mean([roots[labels == way].mean(0) for way in range(n_way)], axis=0)
+    weight = np.sqrt([len(labels) / n_way / (labels == label).sum() for label in labels])[:, None]
+    inputs = np.vstack([weight * unit(roots - centre), np.sqrt(RIDGE) * np.eye(features.shape[1])])
+    targets = np.vstack([weight * (np.eye(n_way)[labels] - 1 / n_way), np.zeros((features.shape[1], n_way))])
+    return unit(np.linalg.lstsq(inputs, targets, rcond=None)[0].T)
+
+
+@pytest.mark.parametrize("size", [8, 60], ids=["more images than features", "fewer"])
+def test_ridge_is_weighted_least_squares_with_a_penalty(size: int) -> None:
+    labels = torch.tensor([0] * 12 + [1] * 3 + [2])
+    features = torch.randn(16, size, generator=torch.Generator().manual_seed(0)).double()
+    head = ridge(features, labels, n_way=3, temperature=0.1)
+    expected = reference_ridge(features.numpy(), labels.numpy(), 3)
+    torch.testing.assert_close(F.normalize(head.weights, dim=1), torch.from_numpy(expected))
+    torch.testing.assert_close(head.weights.norm(dim=1), torch.full((3,), (16 / 25) ** SHARPENING).double())
+
+
+def test_ridge_from_one_image_of_two_classes_is_the_nearer_image() -> None:
+    stream = torch.Generator().manual_seed(1)
+    support, queries = torch.rand(2, 30, generator=stream), torch.rand(50, 30, generator=stream)
+    head = ridge(support, torch.tensor([0, 1]), n_way=2, temperature=0.1)
+    nearer = torch.cdist(unit_roots(queries), unit_roots(support)).argmin(1)
+    assert 0 < nearer.sum() < 50 and torch.equal(head.logits(queries).argmax(1), nearer)
+
+
+def test_ridge_tells_correlated_classes_apart_better_than_their_means_do() -> None:
+    stream = torch.Generator().manual_seed(2)
+    labels = torch.arange(5).repeat_interleave(5)
+    means, nuisance = torch.randn(5, 64, generator=stream), 4 * torch.randn(3, 64, generator=stream)
+
+    def draw(of: Tensor) -> Tensor:
+        shared = torch.randn(len(of), 3, generator=stream) @ nuisance
+        return means[of] + shared + 0.3 * torch.randn(len(of), 64, generator=stream)
+
+    support, asked = draw(labels), labels.repeat(20)
+    queries = draw(asked)
+    found, plain = (
+        fit(support, labels, n_way=5, temperature=0.1).logits(queries).argmax(1).eq(asked).float().mean()
+        for fit in (ridge, nearest_mean)
+    )
+    assert found > plain + 0.2
+
+
+def test_a_class_with_more_images_is_not_predicted_more_often() -> None:
+    stream = torch.Generator().manual_seed(3)
+    shots, asked = torch.tensor([1, 1, 5, 5, 10]), torch.arange(5).repeat(20)
+    labels, shares, skewed = torch.arange(5).repeat_interleave(shots), torch.zeros(5), torch.zeros(5)
+    for _ in range(40):
+        means = torch.randn(5, 200, generator=stream)
+        support, queries = (
+            means[of] + 2 * torch.randn(len(of), 200, generator=stream) for of in (labels, asked)
+        )
+        head = ridge(support, labels, n_way=5, temperature=0.1)
+        without = replace(head, offsets=torch.zeros(5))
+        shares += head.logits(queries).argmax(1).bincount(minlength=5) / 4000
+        skewed += without.logits(queries).argmax(1).bincount(minlength=5) / 4000
+    assert skewed[:2].max() < 0.1 and skewed[4] > 0.3
+    torch.testing.assert_close(shares, torch.full((5,), 0.2), atol=0.04, rtol=0)
+
+
+def test_where_all_classes_have_as_many_images_nothing_is_offset() -> None:
+    features = torch.rand(12, 30, generator=torch.Generator().manual_seed(5))
+    head = ridge(features, torch.arange(3).repeat(4), n_way=3, temperature=0.1)
+    torch.testing.assert_close(head.offsets, torch.zeros(3), atol=1e-6, rtol=0)
+
+
+def test_ridge_has_a_finite_gradient_where_features_are_zero_and_works_under_bfloat16() -> None:
+    features = torch.randn(10, 20, generator=torch.Generator().manual_seed(4)).relu().requires_grad_()
+    labels = torch.arange(10) % 2
+    F.cross_entropy(ridge(features, labels, n_way=2, temperature=0.1).logits(features), labels).backward()
+    assert features.grad is not None and features.grad.isfinite().all() and features.grad.abs().max() > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        head = ridge(features.detach().bfloat16(), labels, n_way=2, temperature=0.1)
+    exact = ridge(features.detach(), labels, n_way=2, temperature=0.1)
+    assert head.weights.dtype == torch.float32
+    torch.testing.assert_close(head.weights, exact.weights, atol=0.02, rtol=0)

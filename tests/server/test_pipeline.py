@@ -48,7 +48,7 @@ def tiny(name: str, **changes: object) -> ServerConfig:
     )
     learn = config.learn.model_copy(
         update={"batch_size": 16, "replay_ways": 2, "replay_queries": 2}
-        | ({"compositions": 12, "relational_tasks": 3} if name == "default" else {"replay_episodes": 2})
+        | ({"compositions": 12, "relational_tasks": 3} if name != "paper" else {"replay_episodes": 2})
     )
     recipe = config.recipe
     update = {"invert": invert, "learn": learn, "recipe": recipe, "iterations": 3, "warmup_iterations": 0}
@@ -80,11 +80,41 @@ def test_the_meta_learner_names_the_start_that_its_contributions_began_from(
     begun = Store(tmp_path / "begun", make_start)
     for seed in range(2):
         begun.receive(*contribute_from(make_start(), seed))
+    runs = (begun, "start"), (make_store(tmp_path / "random"), "default")
     names = [
-        pipeline.run(store, tiny("default", iterations=1)).meta_learner.provenance.start
-        for store in (begun, make_store(tmp_path / "random"))
+        pipeline.run(store, tiny(preset, iterations=1)).meta_learner.provenance.start
+        for store, preset in runs
     ]
     assert names == [make_start().start.sha256, ""]
+
+
+@pytest.mark.parametrize(("begins", "preset"), [(True, "default"), (False, "start")])
+def test_a_preset_that_is_not_for_where_the_models_began_is_refused(
+    tmp_path: Path, make_start: Callable[..., LoadedStart], begins: bool, preset: str
+) -> None:
+    store = Store(tmp_path / "begun", make_start) if begins else make_store(tmp_path)
+    with pytest.raises(ConfigError, match=f"configured with preset {preset}: use "):
+        pipeline.run(store, tiny(preset, iterations=1))
+
+
+def test_a_run_from_a_start_that_was_killed_goes_on_to_the_same_bytes(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    store, config = Store(tmp_path / "begun", make_start), tiny("start", checkpoint_iterations=1)
+    for seed in range(2):
+        store.receive(*contribute_from(make_start(), seed))
+    whole = pipeline.run(store, config)
+
+    def kill(event: Event) -> None:
+        if event.kind == "progress" and event.values["iteration"] == 2:
+            raise KilledError
+
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KilledError):
+        pipeline.run(store, config, checkpoint=checkpoint, on_event=kill)
+    assert pipeline.run(store, config, checkpoint=checkpoint).meta_learner == whole.meta_learner
 
 
 def test_images_are_mirrored_at_the_end_where_every_model_allows_it(tmp_path: Path) -> None:
@@ -167,7 +197,7 @@ def test_fewer_contributions_than_the_quorum_end_the_run(tmp_path: Path) -> None
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="preset: Input should be 'default', 'large' or 'paper'"):
+    with pytest.raises(ConfigError, match="preset: Input should be 'default', 'large', 'paper' or 'start'"):
         ServerConfig.parse({"preset": "magic"}, origin="server.toml")
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from client.adapting import adapt as adaptation
 from client.adapting.adapt import evaluate, leave_one_out, make_classifier
 from client.adapting.classifier import read_classifier, write_classifier
+from client.adapting.openness import measure_openness
 from client.config import ClientConfig
 from client.data.image_set import to_input
 from client.data.loading import load_images
-from fedfree.adaptation import HEADS, Recipe, adapt
+from fedfree.adaptation import HEADS, Recipe, adapt, unit_roots
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import MetaLearner
 from fedfree.errors import ContributionError
@@ -23,7 +24,14 @@ from fedfree.errors import ContributionError
 WriteImages = Callable[[Path, dict[str, int]], Path]
 MakeMetaLearner = Callable[..., MetaLearner]
 
-RECIPES = [Recipe(), Recipe(mirror=True), Recipe(steps=1), Recipe("gradient", steps=2)]
+RECIPES = [
+    Recipe(),
+    Recipe(mirror=True),
+    Recipe("ridge"),
+    Recipe("ridge", mirror=True),
+    Recipe(steps=1),
+    Recipe("gradient", steps=2),
+]
 COUNTS = {"cat": 3, "gnu": 1, "owl": 2}
 
 
@@ -99,6 +107,37 @@ def test_a_class_with_one_image_each_leaves_the_recipe_as_it_is(
     torch.testing.assert_close(classifier(pixels), classifier.logits(pixels).softmax(1))
 
 
+def test_the_ridge_head_is_calibrated_from_one_image_a_class_too(
+    tmp_path: Path, write_images: WriteImages, make_meta_learner: MakeMetaLearner
+) -> None:
+    support = load_images(write_images(tmp_path / "support", {"cat": 1, "gnu": 1}), size=16)
+    for recipe, calibrated in ((Recipe("ridge"), True), (Recipe("ridge", temperature=0.2), False)):
+        classifier = make_classifier(make_meta_learner(recipe), support)
+        assert classifier.calibrated == calibrated and classifier.description.calibration is None
+        assert classifier.temperature == 1
+
+
+def test_what_is_none_of_these_is_judged_by_the_features_that_the_head_was_fitted_to(
+    tmp_path: Path, write_images: WriteImages, make_meta_learner: MakeMetaLearner
+) -> None:
+    support = load_images(write_images(tmp_path / "support", COUNTS), size=16)
+    queries = torch.rand(4, 3, 16, 16)
+    meta_learner = make_meta_learner(Recipe("ridge", mirror=True))
+    inputs, asked = to_input(support.images, meta_learner.input), meta_learner.input.normalise(queries)
+    features, queried = (
+        adaptation.extract_features(meta_learner.network(), images, mirror=True) for images in (inputs, asked)
+    )
+    openness, means = measure_openness(features, support.labels, n_way=3)
+    classifier = make_classifier(meta_learner, support)
+    assert classifier.description.openness == openness
+    probabilities, similarity = classifier.judge(queries)
+    torch.testing.assert_close(probabilities, classifier(queries))
+    torch.testing.assert_close(similarity, (unit_roots(queried) @ means.T).amax(1))
+    torch.testing.assert_close(classifier.judge(queries[:1])[1], similarity[:1])
+    stepped = make_classifier(make_meta_learner(Recipe(steps=1)), support)
+    assert stepped.description.openness is None
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_each_image_with_company_is_predicted_by_a_classifier_that_never_saw_it(recipe: Recipe) -> None:
     torch.manual_seed(0)
@@ -118,6 +157,16 @@ def test_of_many_images_evenly_spaced_ones_are_left_out(monkeypatch: pytest.Monk
     labels = torch.tensor([0] * 10 + [1] * 10)
     logits, left_out = leave_one_out(network, Recipe(), torch.rand(20, 1, 16, 16), labels, n_way=2)
     assert left_out.tolist() == [0, 0, 1, 1] and logits.shape == (4, 2)
+
+
+def test_of_more_images_fewer_are_left_out_where_a_fit_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "SOLVED_IMAGES", 120)
+    monkeypatch.setattr(adaptation, "MAX_READAPTATIONS", 2)
+    network = build(Architecture(), num_classes=2, input=InputSpec(1, 16, 16))
+    for images, expected in ((10, 10), (20, 6), (100, 2)):
+        labels = (torch.arange(images) >= images // 2).long()
+        _, left_out = leave_one_out(network, Recipe("ridge"), torch.rand(images, 1, 16, 16), labels, n_way=2)
+        assert len(left_out) == expected
 
 
 def test_a_recipe_that_diverges_makes_no_classifier(

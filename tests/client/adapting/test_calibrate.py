@@ -34,3 +34,12 @@ def test_a_handful_of_images_predicted_correctly_claims_no_certainty() -> None:
 def test_logits_worse_than_guessing_become_almost_equal_probabilities() -> None:
     logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
     assert calibrate(logits, torch.tensor([1, 0])).temperature == float(TEMPERATURES.max())
+
+
+def test_logits_calibrated_beforehand_stay_so_until_many_images_say_otherwise() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = 3 * torch.randn(5000, 5, generator=generator)
+    labels = logits.div(2).softmax(1).multinomial(1, generator=generator).squeeze(1)
+    few = calibrate(logits[:4], logits[:4].argmax(1), near_one=True)
+    assert few.temperature == pytest.approx(1, abs=0.1)
+    assert calibrate(logits, labels, near_one=True).temperature == pytest.approx(2, rel=0.08)

@@ -58,7 +58,7 @@ def write_changed(
     return path
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe("gradient", 3)], ids=str)
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe("ridge"), Recipe("gradient", 3)], ids=str)
 def test_what_is_written_is_read(tmp_path: Path, recipe: Recipe) -> None:
     written = make(recipe)
     write_classifier(written, tmp_path / "deep" / "classifier.safetensors")
@@ -104,6 +104,8 @@ def test_other_tensors_are_refused(
         ("support", {"owl": 2, "cat": 0, "ćmą": 3}, "support.cat"),
         ("calibration", {"temperature": 0, "images": 1, "accuracy": 1}, "calibration.temperature"),
         ("calibration", {"temperature": float("nan"), "images": 1, "accuracy": 1}, "calibration.temperature"),
+        ("openness", {"threshold": 1.5, "images": 3}, "openness.threshold"),
+        ("openness", {"threshold": 0.5, "images": 3}, r"missing \['class_means'\]"),
         ("meta_learner", "../../etc", "meta_learner"),
         ("provenance", "leave out", "provenance"),
         ("executable", "payload", "executable"),
@@ -118,6 +120,11 @@ def test_another_description_is_refused(tmp_path: Path, name: str, value: object
 def test_a_classifier_of_a_release_that_squeezed_photos_squeezes_them(tmp_path: Path) -> None:
     assert read_classifier(write_changed(tmp_path / "old", fit="leave out")).description.fit == "squeeze"
     assert read_classifier(write_changed(tmp_path / "new", fit="letterbox")).description.fit == "letterbox"
+
+
+def test_a_file_from_before_openness_never_says_none_of_these(tmp_path: Path) -> None:
+    read = read_classifier(write_changed(tmp_path / "old", openness="leave out"))
+    assert read.description.openness is None and "class_means" not in read.state_dict()
 
 
 def test_a_value_that_is_possible_but_was_changed_is_refused_too(tmp_path: Path) -> None:

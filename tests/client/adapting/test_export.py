@@ -16,7 +16,13 @@ from torchvision.transforms.functional import pil_to_tensor
 import fedfree
 from client.adapting import export
 from client.adapting.adapt import make_classifier
-from client.adapting.classifier import Calibration, Description, FewShotClassifier, write_classifier
+from client.adapting.classifier import (
+    Calibration,
+    Description,
+    FewShotClassifier,
+    Openness,
+    write_classifier,
+)
 from client.adapting.export import export_onnx
 from client.config import Fit
 from client.data.image_set import ImageSet
@@ -29,22 +35,24 @@ from fedfree.errors import ConfigError, FedFreeError
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 
 
-def make(recipe: Recipe, channels: int = 3) -> FewShotClassifier:
+def make(recipe: Recipe, channels: int = 3, openness: Openness | None = None) -> FewShotClassifier:
     description = Description(
         architecture=Architecture(),
         input=InputSpec(channels, 16, 16, mean=(0.4,) * channels, std=(0.2,) * channels),
         recipe=recipe,
         support={"owl": 2, "cat": 1, "ćmą": 3},
         calibration=Calibration(temperature=2.5, images=5, accuracy=0.8),
+        openness=openness,
         meta_learner="ef" * 32,
         provenance=Provenance((), "cd" * 32, 7, "fedfree"),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = FewShotClassifier(description)
-        if recipe.head == "nearest_mean":
-            classifier.centre.normal_()
-            classifier.means.copy_(torch.nn.functional.normalize(torch.randn(3, 32), dim=1))
+        for name in ("centre", "means", "weights", "class_means"):
+            if name in dict(classifier.named_buffers()):
+                tensor = classifier.get_buffer(name)
+                tensor.copy_(F.normalize(torch.randn(tensor.shape), dim=-1))
     return classifier
 
 
@@ -61,7 +69,9 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "channels"), [(Recipe(), 3), (Recipe(mirror=True), 3), (Recipe("gradient", 1), 1)], ids=str
+    ("recipe", "channels"),
+    [(Recipe(), 3), (Recipe(mirror=True), 3), (Recipe("ridge", mirror=True), 3), (Recipe("gradient", 1), 1)],
+    ids=str,
 )
 def test_onnxruntime_gives_the_same_probabilities_at_any_size(
     tmp_path: Path, recipe: Recipe, channels: int
@@ -100,6 +110,17 @@ def test_the_file_says_what_it_expects_and_what_it_does_itself(tmp_path: Path) -
         "meta_learner_sha256": "ef" * 32,
         "fedfree_version": fedfree.__version__,
     }
+
+
+def test_the_file_gives_the_similarity_that_none_of_these_is_decided_by(tmp_path: Path) -> None:
+    classifier = make(Recipe("ridge"), openness=Openness(threshold=0.25, images=12))
+    path, pixels = tmp_path / "classifier.onnx", torch.rand(3, 3, 20, 31)
+    assert export_onnx(classifier, path) < 1e-5
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(["probabilities", "similarity"], {"pixels": pixels.numpy()})
+    for values, expected in zip(found, classifier.judge(pixels), strict=True):
+        np.testing.assert_allclose(values, expected.numpy(), atol=1e-5)
+    assert metadata(path)["none_of_these_below"] == "0.25"
 
 
 def photo(colour: tuple[int, int, int], seed: int) -> Image.Image:

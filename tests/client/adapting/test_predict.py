@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from client.adapting.classifier import read_classifier
+from client.adapting.classifier import Openness, read_classifier, write_classifier
 from client.adapting.predict import Prediction, predict
 from client.config import Fit
 from client.data.image_set import to_input
@@ -121,6 +121,36 @@ def test_json_gives_an_object_a_line(classifier: Path, queries: Path, run_client
         assert line["class"] in COUNTS and line["calibrated"] is True
         assert line["ranking"][0] == {"class": line["class"], "probability": line["probability"]}
         assert len(line["ranking"]) == 2
+
+
+def test_none_of_these_is_said_where_no_class_mean_is_near_enough(
+    classifier: Path, queries: Path, run_client: RunClient
+) -> None:
+    strict = read_classifier(classifier)
+    strict.description = strict.description.model_copy(update={"openness": Openness(threshold=1, images=0)})
+    write_classifier(strict, classifier)
+    image = queries / "cat" / "0.png"
+    _, printed, _ = run_client("predict", "--classifier", classifier, "--json", "--top", 2, image)
+    said = json.loads(printed)
+    assert said["none_of_these"] is True and said["threshold"] == 1 and 0 < said["similarity"] < 1
+    assert said["class"] == said["ranking"][0]["class"] and len(said["ranking"]) == 2
+    _, printed, _ = run_client("predict", "--classifier", classifier, image)
+    assert len(printed.splitlines()) == 2
+    assert f"none of these  similarity {said['similarity']:.3f}, below 1.000" in printed
+    _, printed, _ = run_client("predict", "--classifier", classifier, "--top", 2, image)
+    assert [said["class"] in line for line in printed.splitlines()[1:]] == [True, True]
+
+
+def test_a_classifier_that_never_says_none_of_these_says_so(
+    classifier: Path, queries: Path, run_client: RunClient
+) -> None:
+    old = read_classifier(classifier)
+    old.description = old.description.model_copy(update={"openness": None})
+    del old.class_means
+    write_classifier(old, classifier)
+    _, printed, _ = run_client("predict", "--classifier", classifier, "--json", queries)
+    for line in map(json.loads, printed.splitlines()):
+        assert line["none_of_these"] is False and line["similarity"] is None is line["threshold"]
 
 
 def test_the_table_is_aligned(classifier: Path, queries: Path, run_client: RunClient) -> None:

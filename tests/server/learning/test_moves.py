@@ -74,3 +74,9 @@ def test_the_adversarial_term_looks_at_the_meta_learner_as_it_stands(make_state:
     state = make_state()
     assert objective(state, 0.5).meta_learner is state.meta_learner
     assert objective(state, 0.5).adversarial_weight == 0.5
+
+
+def test_with_nothing_to_distil_the_replay_alone_teaches(make_state: MakeState) -> None:
+    state = make_state(REPLAY | {"relational_tasks": 0})
+    recovered = invert(state, 0)
+    assert set(meta_learn(state, recovered, 0)) == {"inversion_loss", "inversion_agreement", "replay_loss"}

@@ -8,7 +8,7 @@ import torch
 
 from client.config import ClientConfig
 from client.data.loading import load_images
-from client.training.fit import fit
+from client.training.fit import course, fit
 from simulations.baselines import pooled
 from simulations.baselines.pooled import load_together, train_pooled
 from simulations.config import SimulationConfig
@@ -56,6 +56,10 @@ def test_it_is_trained_once_as_the_organisations_train_and_without_their_privacy
     config, organisations = prepared(tmp_path, dataset=str(make_tree("tree")), start=str(start))
     first, spec = train_pooled(organisations, config)
     again, _ = train_pooled(organisations, config)
-    assert trained == [organisations[0].training] and spec.channels == 3
+    own = organisations[0].training
+    (training,) = trained
+    assert training.model_copy(update={"epochs": own.epochs}) == own and spec.channels == 3
+    images = len(load_together(organisations)) // len(organisations)
+    assert training.epochs == course(images, own).epochs > own.epochs
     for name, value in first.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
