@@ -1,1 +1,1 @@
-"""MERGE, INVERT and META-LEARN: from a pool of models to a meta-learner, knowing neither transport nor disk."""
+"""MERGE, INVERT, META-LEARN: from a pool of models to a meta-learner, knowing neither transport nor disk."""
