@@ -42,10 +42,13 @@ class Judgement:
 def choose(state: State) -> tuple[Classifier, Judgement | None]:
     """The network to broadcast: the one learned, unless the mean of the models does at least as well.
 
-    Without a start, or with too few recovered images to judge, there is no judgement.
+    Without a start, with one model or with too few recovered images there is no judgement.
     """
-    spec = EpisodeSpec(state.config.learn.replay_ways, 1, 5)
-    if state.pool.start is None or not can_draw(state.validation, spec):
+    ways = min(state.config.learn.replay_ways, len(state.pool))
+    if state.pool.start is None or ways < 2:
+        return state.meta_learner, None
+    spec = EpisodeSpec(ways, 1, 5)
+    if not can_draw(state.validation, spec):
         return state.meta_learner, None
     average = copy.deepcopy(state.meta_learner)
     merge_into(average, state.pool)

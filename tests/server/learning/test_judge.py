@@ -24,12 +24,12 @@ MakeState = Callable[..., State]
 def state(
     make_state: MakeState, monkeypatch: pytest.MonkeyPatch, make_models: Callable[..., Models]
 ) -> State:
-    """Of three models of three classes that began from one start; three-way episodes."""
+    """Of three models of three classes that began from one start: too few for the five ways of the replay."""
     network = build(Architecture(), num_classes=3, input=GREY)
     weights = encode_tensors(body_of(network.state_dict()))
     start = LoadedStart(Start(Architecture(), sha256(weights), GREY, "a test", "MIT"), weights)
     monkeypatch.setattr(type(make_models()), "start", start)
-    return make_state({"replay_ways": 3})
+    return make_state()
 
 
 def fill_validation(state: State) -> None:
