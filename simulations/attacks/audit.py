@@ -33,6 +33,7 @@ from client.training.observer import Observer, ignore
 from fedfree.codec import Contribution, sha256
 from fedfree.host.code import code_sha256
 from fedfree.host.files import write_file
+from fedfree.host.starts import describe_folder
 from fedfree.seeding import derive_seed, make_generator
 from simulations.attacks.config import AuditConfig
 from simulations.attacks.downstream import (
@@ -135,6 +136,7 @@ def load_organisations(config: AuditConfig) -> list[ImageSet]:
             classes=classes,
             images_per_class=config.images_per_class,
             size=config.training.image_size,
+            channels=describe_folder(start).input.channels if (start := config.training.start) else None,
         )
         for classes in shares
     ]

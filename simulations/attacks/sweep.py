@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,9 +30,11 @@ from client.training.ledger import Ledger
 from client.training.observer import Observer, ignore
 from client.training.pretrain import shuffle_classes
 from fedfree.adaptation import FEATURE_BATCH
+from fedfree.architectures import Architecture, Classifier, InputSpec
 from fedfree.codec import Contribution
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
+from fedfree.host.options import given_values
 from fedfree.settings import merge
 from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
@@ -40,16 +43,17 @@ from simulations.attacks.config import AuditConfig
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import resolve
 from simulations.federation.prepare import read_organisations
+from simulations.federation.starts import find_start
 from simulations.series import Measured, Run, over_seeds, run_series
 
 SMALL: Mapping[str, object] = {
     "clients": 8,
     "images_per_class": 60,
-    "training": {"architecture": "conv4-group"},
     "server": {"iterations": 8},
 }
-"""What a sweep begins from: sized for four ε and three seeds in 45 minutes on two cores, and with one
-architecture for all of them, so that ε is all in which they differ."""
+"""What a sweep begins from: sized for four ε and three seeds in 45 minutes on two cores."""
+PRIVATE = Architecture(norm="group")
+"""What trains at every ε where nobody says otherwise, so that ε is all in which the federations differ."""
 SPARE_IMAGES = 60
 """Images of each private class, at most, on which contributed models are measured; nobody trains on them."""
 LOCAL = "local_accuracy.json"
@@ -144,20 +148,36 @@ def find_source(config: SimulationConfig) -> Path:
 
 
 def at_epsilon(base: SimulationConfig, epsilon: float) -> SimulationConfig:
-    """The same at another ε, checked anew; what has no effect there is at its default."""
+    """The same at another ε, checked anew; what has no effect there is at its default.
+
+    From a start, the schedule of training is the one that suits the ε, unless a person chose it.
+    """
     table, unused = (
         ("training", WITHOUT_PRIVACY_ONLY) if math.isfinite(epsilon) else ("privacy", PRIVACY_ONLY)
     )
-    values = merge(base.model_dump(), {"privacy": {"epsilon": epsilon}})
-    values[table] = {name: value for name, value in values[table].items() if name not in unused}
+    values = merge(_said(base), {"privacy": {"epsilon": epsilon}})
+    values[table] = {name: value for name, value in values.get(table, {}).items() if name not in unused}
     return SimulationConfig.parse(values, origin=f"epsilon {epsilon:g}")
+
+
+def _said(base: SimulationConfig) -> dict[str, Any]:
+    if base.start:
+        return given_values(base)
+    training = base.training
+    if training.architecture == Architecture():
+        training = training.model_copy(update={"architecture": PRIVATE})
+    return base.model_copy(update={"training": training}).model_dump()
 
 
 def audit_config(config: SimulationConfig, shadows: int) -> AuditConfig:
     """An audit of an organisation like those of a federation."""
     shared = ("dataset", "images_per_class", "privacy", "seed", "cache")
     training = config.training.model_copy(
-        update={"architecture": config.dealt_architectures[0], "image_size": config.dealt_image_sizes[0]}
+        update={
+            "architecture": config.dealt_architectures[0],
+            "image_size": config.dealt_image_sizes[0],
+            "start": find_start(config),
+        }
     )
     return AuditConfig(
         classes=config.classes_each,
@@ -210,12 +230,13 @@ def local_accuracy(store: Store, organisation: ClientConfig) -> float:
     if data.images_per_class is None or model is None:
         return math.nan
     more = data.model_copy(update={"images_per_class": data.images_per_class + SPARE_IMAGES})
-    loaded = load_configured(more, size=size)
+    loaded = load_configured(more, size=size, channels=model.input.channels)
     own, spare = split_by_rank(loaded, data.images_per_class)
     if not len(spare):
         return math.nan
     order = shuffle_classes(own, organisation.seed).class_names
-    return _accuracy(model, spare, order)
+    network = model.network(store.start.body if store.start else None)
+    return _accuracy(network, model.input, spare, order)
 
 
 def sent_model(store: Store, organisation: ClientConfig) -> Contribution | None:
@@ -233,9 +254,8 @@ def split_by_rank(images: ImageSet, first: int) -> tuple[ImageSet, ImageSet]:
 
 
 @torch.no_grad()
-def _accuracy(model: Contribution, images: ImageSet, outputs: Sequence[str]) -> float:
-    """Of a model whose outputs stand for classes in this order."""
-    network = model.network()
+def _accuracy(network: Classifier, spec: InputSpec, images: ImageSet, outputs: Sequence[str]) -> float:
+    """Of a network whose outputs stand for classes in this order."""
     labels = torch.tensor([outputs.index(name) for name in images.class_names])[images.labels]
-    guesses = [network(to_input(part, model.input)).argmax(1) for part in images.images.split(FEATURE_BATCH)]
+    guesses = [network(to_input(part, spec)).argmax(1) for part in images.images.split(FEATURE_BATCH)]
     return float((torch.cat(guesses) == labels).double().mean())

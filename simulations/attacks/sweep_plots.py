@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulations.attacks.sweep import Level
-from simulations.attacks.sweep_table import FLOOR
+from simulations.attacks.sweep_table import floor_of
 from simulations.reporting.plots import GREY, OTHER, OURS, tidy
 from simulations.reporting.scores import task_label
 
@@ -42,7 +42,7 @@ def few_shot_plot(levels: Sequence[Level]) -> Figure:
         for place, level in enumerate(levels):
             seeds = level.federations.accuracies(task)
             axes.plot([place + 0.08] * len(seeds), seeds, ".", color=colour, alpha=0.5)
-        floors = [level.federations.baseline(FLOOR, task) for level in levels]
+        floors = [level.federations.baseline(floor_of(level), task) for level in levels]
         drawn = [(place, floor.mean) for place, floor in enumerate(floors) if floor]
         axes.plot(*zip(*drawn, strict=True), "--", color=colour, label=f"{label}, no contribution")
     axes.legend(fontsize="small", loc="best")

@@ -8,36 +8,44 @@ from typing import Any
 
 from client.rehearsing.attacks import Interval
 from simulations.attacks.sweep import SPARE_IMAGES, Level
+from simulations.baselines.table import PUBLIC_START
 from simulations.reporting.record import ACCURACY, Cell, Column, Row, Table
 from simulations.reporting.scores import task_label
 from simulations.reporting.words import ABSENT
 from simulations.series import accuracy_cell, provenance
 
-FLOOR = "random_init"
+FLOORS = {"random_init": "random init", PUBLIC_START: "public start"}
+"""What there is without any contribution, and its title."""
+
+
+def floor_of(level: Level) -> str:
+    """The baseline over which gains are counted."""
+    return PUBLIC_START if level.federations.config.start else "random_init"
 
 
 def kept_gain(level: Level, levels: Sequence[Level], task: str) -> float | None:
-    """Share of the gain over random initialisation that is left; None without a gain at ε = inf."""
+    """Share of the gain over no contribution that is left; None without a gain at ε = inf."""
     whole = next((_gain(other, task) for other in levels if math.isinf(other.epsilon)), None)
     ours = _gain(level, task)
     return ours / whole if ours is not None and whole is not None and whole > 0 else None
 
 
 def _gain(level: Level, task: str) -> float | None:
-    floor = level.federations.baseline(FLOOR, task)
+    floor = level.federations.baseline(floor_of(level), task)
     return None if floor is None else level.federations.score(task).mean - floor.mean
 
 
 def table(levels: Sequence[Level]) -> Table:
     """One row for each ε."""
     tasks = [task_label(task).split()[-1] for task in levels[0].federations.tasks]
+    floor = floor_of(levels[0])
     columns = (
         Column(key="epsilon", title="ε"),
         *(
             Column(key=f"meta_learner_{task}", title=f"meta-learner {task}", format=ACCURACY)
             for task in tasks
         ),
-        *(Column(key=f"{FLOOR}_{task}", title=f"random init {task}", format=ACCURACY) for task in tasks),
+        *(Column(key=f"{floor}_{task}", title=f"{FLOORS[floor]} {task}", format=ACCURACY) for task in tasks),
         *(Column(key=f"gain_kept_{task}", title=f"gain kept {task}", format="{:.0f} %") for task in tasks),
         Column(key="local", title="local accuracy", format="{mean:.1f} ({low:.1f}–{high:.1f})"),
         Column(key="auc", title="canary AUC", format="{value:.2f} ({low:.2f}–{high:.2f})"),
@@ -51,11 +59,12 @@ def table(levels: Sequence[Level]) -> Table:
 
 def _row(level: Level, levels: Sequence[Level]) -> Row:
     federations, audited = level.federations, level.audited
+    floor = floor_of(level)
     cells: dict[str, Cell] = {"epsilon": f"{level.epsilon:g}"}
     for name in federations.tasks:
         task, share = task_label(name).split()[-1], kept_gain(level, levels, name)
         cells[f"meta_learner_{task}"] = accuracy_cell(federations.score(name))
-        cells[f"{FLOOR}_{task}"] = accuracy_cell(federations.baseline(FLOOR, name))
+        cells[f"{floor}_{task}"] = accuracy_cell(federations.baseline(floor, name))
         cells[f"gain_kept_{task}"] = None if share is None else 100 * share
     return cells | {
         "local": _local(level.local_accuracies),
@@ -81,9 +90,9 @@ def _notes(levels: Sequence[Level]) -> list[str]:
     config, audited = levels[0].federations.config, levels[0].audited
     pairs = f"{audited.canaries.members + audited.canaries.others:,}"
     return [
-        "Meta-learner and random initialisation: accuracy in %, means over the seeds with the mean of their "
-        "95 % intervals. Random initialisation is what there is without any contribution. Gain kept: of the "
-        "gain over it at ε = inf, with the same architecture and images.",
+        f"Meta-learner and {FLOORS[floor_of(levels[0])]}, which is what there is without any contribution: "
+        "accuracy in %, means over the seeds with the mean of their 95 % intervals. Gain kept: of the gain "
+        "over it at ε = inf, with the same architecture and images.",
         "Local accuracy in %: mean (lowest–highest) of the contributed models on up to "
         f"{SPARE_IMAGES} images of each of their classes that nobody trains on; {ABSENT} where there are "
         "none to spare.",
@@ -108,9 +117,9 @@ def _values(level: Level, levels: Sequence[Level]) -> dict[str, Any]:
     federations, audited, local = level.federations, level.audited, level.local_accuracies
     few_shot: dict[str, object] = {}
     for task in federations.tasks:
-        score, floor = federations.score(task), federations.baseline(FLOOR, task)
+        score, floor = federations.score(task), federations.baseline(floor_of(level), task)
         few_shot |= {f"{task}_mean": score.mean, f"{task}_ci95": score.ci95}
-        few_shot |= {f"{task}_random_init": floor.mean if floor else None}
+        few_shot |= {f"{task}_{floor_of(level)}": floor.mean if floor else None}
         few_shot |= {f"{task}_gain_kept": kept_gain(level, levels, task)}
     return {
         "epsilon": f"{level.epsilon:g}",

@@ -49,7 +49,7 @@ AUDIT_FLAGS = {
     "cache": "cache",
 }
 SWEEP_FLAGS = flags(
-    *("dataset", "clients", "images_per_class", "architectures", "iterations", "episodes"),
+    *("dataset", "start", "clients", "images_per_class", "architectures", "iterations", "episodes"),
     *("device", "threads", "cache"),
 )
 

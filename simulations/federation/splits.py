@@ -42,17 +42,19 @@ class DataSet:
 def find_datasets(config: SimulationConfig) -> list[DataSet]:
     """The data sets in the order in which they are dealt out, made or downloaded where they are missing.
 
-    The start is too, where there is one, since it decides what their images are brought to.
+    The start is made before them, where there is one: it may lack something, and it decides what their images
+    are brought to.
 
     Raises:
+        ConfigError, ContributionError: the start cannot be had.
         DataError: no such data set or path, or the download failed.
     """
+    start = find_start(config)
+    channels = describe_folder(start).input.channels if start else None
     sources = {
         name: resolve(each, cache=config.cache, seed=config.seed, images_per_class=config.images_per_class)
         for name, each in config.datasets.items()
     }
-    start = find_start(config)
-    channels = describe_folder(start).input.channels if start else None
     sizes = itertools.cycle(config.dealt_image_sizes)
     return [DataSet(name, source.resolve(), next(sizes), channels) for name, source in sources.items()]
 

@@ -15,8 +15,9 @@ from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from simulations.baselines.table import BASELINES
 from simulations.config import SimulationConfig
-from simulations.federation import starts
+from simulations.federation import splits, starts
 from simulations.federation.prepare import prepare, read_organisations
+from simulations.federation.splits import find_datasets
 from simulations.federation.starts import find_start
 from simulations.reporting.summary import result_lines
 from simulations.simulate import simulate
@@ -134,6 +135,15 @@ def test_public_weights_are_made_once_for_each_image_size(
     assert folder(64) == folder(64) == tmp_path / "starts" / "efficientnet-lite0-64"
     folder(96)
     assert asked == [(LITE0, 64), (LITE0, 96)]
+
+
+def test_a_start_that_cannot_be_had_is_told_before_any_data_set_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splits, "resolve", lambda *_, **__: pytest.fail("made a data set"))
+    values = {"start": "torchvision/resnet18", "cache": str(tmp_path)}
+    with pytest.raises(ConfigError, match="licence"):
+        find_datasets(SimulationConfig.parse(values, origin="test"))
 
 
 def test_weights_without_a_stated_licence_are_refused_with_the_way_to_state_one(tmp_path: Path) -> None:

@@ -83,6 +83,21 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 @pytest.mark.usefixtures("small_server")
+def test_a_sweep_from_a_start_counts_gains_over_the_start_and_audits_models_that_began_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: Path
+) -> None:
+    config, out = tmp_path / "tiny.toml", tmp_path / "sweep"
+    config.write_text(f'start = "{start}"\n{TINY}')
+    options = ("--config", config, "--dataset", write_tree(tmp_path / "images", train=60), "--out", out)
+    short = ("--epsilon", "inf,8", "--seeds", 1, "--shadows", 4, "--cache", tmp_path / "cache")
+    assert run_command(monkeypatch, *options, *short) == 0
+    record = json.loads((out / "sweep.json").read_text())
+    assert "public start 1-shot" in {column["title"] for column in record["columns"]}
+    rows = record["details"]["rows"]
+    assert all(row["2way1shot_public_start"] > 0 and row["local_mean"] >= 0 for row in rows)
+
+
+@pytest.mark.usefixtures("small_server")
 def test_a_sweep_measures_every_epsilon_and_a_second_start_trains_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
