@@ -105,8 +105,7 @@ def initialise(images: ImageSet, config: TrainingConfig, *, seed: int) -> Untrai
         ConfigError: initial weights that cannot be read, or a start that is contradicted.
         ContributionError: initial weights of another architecture, or a damaged start.
     """
-    start = load_start(config.start) if config.start else None
-    _check_agrees(config, start)
+    start = read_start(config)
     mirrored = or_if_colour(config.horizontal_flip, 3 if is_coloured(images.images) else 1)
     size, channels = config.image_size, images.images.shape[1]
     spec = InputSpec(channels, size, size) if start is None else start.start.input
@@ -122,20 +121,27 @@ def initialise(images: ImageSet, config: TrainingConfig, *, seed: int) -> Untrai
     return Untrained(network, spec, start)
 
 
-def _check_agrees(config: TrainingConfig, start: LoadedStart | None) -> None:
-    if start is None:
+def read_start(config: TrainingConfig) -> LoadedStart | None:
+    """The start that training begins from, checked; None where it begins from random or initial weights.
+
+    Raises:
+        StorageError, ContributionError: a start that is missing, cut off or was changed.
+        ConfigError: settings that contradict it, or need one.
+    """
+    if config.start is None:
         if config.trained != "all":
             raise ConfigError(f"training.trained {config.trained} needs a start: set training.start")
-        return
+        return None
     if config.initial_weights:
         raise ConfigError("training begins from a start or from initial weights: set one of them")
-    said = start.start
+    start = load_start(config.start)
     for name, own, its in (
-        ("architecture", config.architecture, said.architecture),
-        ("image_size", config.image_size, said.input.height),
+        ("architecture", config.architecture, start.start.architecture),
+        ("image_size", config.image_size, start.start.input.height),
     ):
         if own != its:
             raise ConfigError(f"training.{name} is {own}, and the start's is {its}: leave it out")
+    return start
 
 
 def _load_initial(network: Classifier, weights: bytes, what: str) -> None:

@@ -25,7 +25,7 @@ from client.training.cache import (
     read_cached,
     write_cached,
 )
-from client.training.fit import Fitted, Untrained, course, fit, held_out, initialise
+from client.training.fit import Fitted, Untrained, course, fit, held_out, initialise, read_start
 from client.training.ledger import Ledger, open_ledger
 from client.training.observer import Observer, ignore
 from client.training.privacy import ACCOUNTANT, plan, software, train_privately, trainable
@@ -40,7 +40,6 @@ from fedfree.codec import (
 from fedfree.errors import ContributionError
 from fedfree.host.compute import choose_device, use_cpu
 from fedfree.host.files import read_file
-from fedfree.host.starts import describe_folder
 from fedfree.seeding import make_generator
 from fedfree.start import LoadedStart, trained_tensors
 from fedfree.statement import (
@@ -93,11 +92,11 @@ def pretrain_measured(
         StorageError: the cache or the ledger cannot be written.
         PrivacyError: the promise cannot be kept, or the contribution would exceed the privacy budget.
     """
-    data, start = config.data, config.training.start
+    data, start = config.data, read_start(config.training)
     images = load_configured(
         data,
         size=config.training.image_size,
-        channels=describe_folder(start).input.channels if start else None,
+        channels=start.start.input.channels if start else None,
         on_read=lambda done, of: observe("read", done, of),
     )
     files = hash_images(
