@@ -49,15 +49,19 @@ class TrainingConfig(ComputeConfig):
     """How the contributed classifier is trained."""
 
     start: Path | None = None
-    """Folder of the public start that training begins from; brings its architecture and image size.
+    """Folder of the public start that training begins from.
 
-    BatchNorm keeps the start's statistics, and only what was trained leaves.
+    It brings its architecture and image size. BatchNorm keeps the start's statistics, and only what was
+    trained leaves.
     """
     trained: Literal["all", "last", "scales", "head"] = "all"
     """What training from a start changes, beside the head: everything, the last quarter of the network, the
     scales and shifts of its norms and its biases, or nothing."""
     architecture: ArchitectureId = Architecture()
-    """For instance conv4, conv4-64-group, resnet10; conv4-group by default under differential privacy."""
+    """For instance conv4, conv4-64-group, resnet10.
+
+    Under differential privacy conv4-group by default.
+    """
     image_size: Annotated[int, Field(ge=16, le=512)] = 32
     """Pixels a side; images are resized to it."""
     horizontal_flip: bool | None = None
@@ -100,7 +104,7 @@ class PrivacyConfig(Settings):
     """Training under differential privacy (DP-SGD); noise and sampling ignore every seed."""
 
     epsilon: Annotated[float, Field(gt=0)] = math.inf
-    """Train under differential privacy, spending at most this an image; ``inf``: no privacy at all."""
+    """Spend at most this an image; ``inf``: no differential privacy."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """Of differential privacy: below one over the number of images."""
     epsilon_budget: Annotated[float, Field(gt=0)] | None = None

@@ -124,7 +124,10 @@ class ServerConfig(ComputeConfig):
     recipe: Recipe = Recipe(mirror=True)
     """How the meta-learner will be adapted; ``mirror`` only where every contribution allows it."""
     iterations: AtLeastOne = 60
-    """Meta-iterations of the server: one meta-batch inverted, one path learned."""
+    """Meta-iterations of the server.
+
+    In each one meta-batch is inverted, and one path learned.
+    """
     checkpoint_iterations: AtLeastOne = 10
     """The state is saved after every so many iterations."""
     warmup_iterations: Count = 0

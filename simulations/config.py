@@ -34,13 +34,17 @@ class SimulationConfig(Settings):
     partition: Literal["disjoint", "overlapping", "domain"] = "overlapping"
     """How the meta_train classes are dealt out."""
     start: str | None = None
-    """Public weights to begin from: efficientnet-lite0, timm/MODEL, torchvision/MODEL, or a start's folder.
+    """Public weights to begin from, such as efficientnet-lite0.
 
-    Brings its architecture and image size (which training.image_size changes, but for a folder), and the
-    server's preset ``start``. Random weights by default.
+    Or timm/MODEL, torchvision/MODEL, or the folder of a start. Brings its architecture and image size (which
+    training.image_size changes, but for a folder), and the server's preset ``start``. Random weights by
+    default.
     """
     architectures: Annotated[tuple[ArchitectureId, ...], Listed] = ()
-    """Of the models, dealt out in turn, e.g. conv4,resnet10; by default training.architecture for all."""
+    """Of the models, dealt out in turn, e.g. conv4,resnet10.
+
+    By default training.architecture for all.
+    """
     image_sizes: Annotated[tuple[ImageSize, ...], Listed] = ()
     """Pixels a side of each data set in turn, e.g. 32,64; by default training.image_size for all."""
     training: TrainingConfig = TrainingConfig()

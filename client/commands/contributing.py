@@ -31,7 +31,6 @@ PRETRAIN_FLAGS = {
     "data": "data.source",
     "split": "data.split",
     "start": "training.start",
-    "trained": "training.trained",
     "fit": "data.fit",
     "architecture": "training.architecture",
     "image_size": "training.image_size",

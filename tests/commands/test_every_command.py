@@ -131,6 +131,19 @@ def test_every_command_is_walked(walk: Walk, tmp_path: Path, monkeypatch: pytest
     assert walk.walked | IN_PROCESSES_OF_THEIR_OWN.keys() == expected
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_help_of_every_command_fits_a_screen_of_45_lines(
+    program: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for _, *words in commands(program):
+        monkeypatch.setattr(sys, "argv", [program, *words, "--help"])
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"{program}.commands.main").main()
+        lines = capfd.readouterr().out.splitlines()
+        assert 5 <= len(lines) <= 45, f"{' '.join(words)}: {len(lines)} lines"
+
+
 def test_commands_that_are_walked_elsewhere_are_started_there() -> None:
     root = Path(__file__).parents[2]
     for (program, name), file in IN_PROCESSES_OF_THEIR_OWN.items():
