@@ -12,7 +12,7 @@ from client.adapting.openness import measure_openness
 from client.config import ClientConfig, Fit
 from client.data.image_set import ImageSet, Inputs, LazyInputs
 from client.data.loading import load_configured
-from fedfree.adaptation import FEATURE_BATCH, AdaptedClassifier, Recipe, adapt, embed
+from fedfree.adaptation import FEATURE_BATCH, AdaptedClassifier, Recipe, adapt, embed, head_accuracy
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
@@ -177,15 +177,8 @@ def extract_features(network: Classifier, inputs: Inputs, *, mirror: bool = Fals
 def head_accuracies(features: Tensor, recipe: Recipe, sets: Sequence[Sequence[Episode]]) -> list[Tensor]:
     """As :func:`episode_accuracies`, for features [images, size] already extracted."""
     return [
-        torch.stack([_head_accuracy(features, recipe, episode) for episode in episodes]) for episodes in sets
+        torch.stack([head_accuracy(features, recipe, episode) for episode in episodes]) for episodes in sets
     ]
-
-
-def _head_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor:
-    n_way = int(episode.support_labels.max()) + 1
-    head = recipe.fit_head(features[episode.support], episode.support_labels, n_way=n_way)
-    predicted = head.logits(features[episode.query]).argmax(1)
-    return (predicted == episode.query_labels).double().mean()
 
 
 def _adapted_accuracy(network: Classifier, recipe: Recipe, inputs: Inputs, episode: Episode) -> Tensor:

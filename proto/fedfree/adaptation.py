@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedfree.architectures import Classifier
+from fedfree.episodes import Episode
 from fedfree.errors import ContributionError, DataError
 
 FEATURE_BATCH = 64
@@ -324,3 +325,15 @@ def embed(features_of: Callable[[Tensor], Tensor], images: Tensor, *, mirror: bo
     """Features of [batch, channels, height, width] images, as a recipe with ``mirror`` takes them."""
     features = features_of(images)
     return (features + features_of(images.flip(-1))) / 2 if mirror else features
+
+
+def head_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor:
+    """Fraction of an episode's query images that a head fitted to its support images gets right, a scalar.
+
+    Args:
+        features: [images, feature_size], which the episode indexes.
+    """
+    n_way = int(episode.support_labels.max()) + 1
+    head = recipe.fit_head(features[episode.support], episode.support_labels, n_way=n_way)
+    predicted = head.logits(features[episode.query]).argmax(1)
+    return (predicted == episode.query_labels).double().mean()

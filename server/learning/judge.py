@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedfree.adaptation import FEATURE_BATCH, Recipe, embed
+from fedfree.adaptation import FEATURE_BATCH, Recipe, embed, head_accuracy
 from fedfree.architectures import Classifier
-from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95
+from fedfree.episodes import Accuracy, EpisodeSpec, mean_and_ci95
 from fedfree.seeding import make_generator
 from server.learning.invert import RecoveredTask
 from server.learning.merge import merge_into
@@ -79,15 +79,9 @@ def _accuracy(state: State, network: Classifier, spec: EpisodeSpec) -> Accuracy:
     features = widen(features).cpu()
     rng = make_generator(state.config.seed, "judge")
     episodes = [draw_episode(state.validation, spec, rng) for _ in range(EPISODES)]
-    return mean_and_ci95([_right(recipe, features, episode, spec.n_way) for episode in episodes])
+    return mean_and_ci95(torch.stack([head_accuracy(features, recipe, each) for each in episodes]))
 
 
 def _inputs(state: State, rows: Tensor) -> Tensor:
     pixels = state.validation.pixels(rows).to(parameter_dtype(state.config.precision))
     return state.input.normalise(state.input.resize(pixels)).contiguous(memory_format=torch.channels_last)
-
-
-def _right(recipe: Recipe, features: Tensor, episode: Episode, n_way: int) -> float:
-    head = recipe.fit_head(features[episode.support], episode.support_labels, n_way=n_way)
-    predicted = head.logits(features[episode.query]).argmax(1)
-    return float((predicted == episode.query_labels).double().mean())
