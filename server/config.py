@@ -199,7 +199,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "compositions": 100,
             "relational_tasks": 10,
             "batch_size": 64,
-            "inner_learning_rate": 1e-4,
+            "inner_learning_rate": 5e-5,
             "projection_weight": 0.0,
         },
     },
