@@ -7,10 +7,12 @@ directory, up to the order of additions.
 """
 
 import contextlib
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 import torch.distributed
@@ -34,6 +36,8 @@ def main(run: Annotated[Path, typer.Argument(help="Run directory with server.tom
     directory = RunDirectory(run)
     with torchrun_team(directory.config()) as team:
         learn(directory, team=team)
+    if team.size > 1:
+        end_process()
 
 
 def learn(directory: RunDirectory, *, team: Team = ALONE, on_event: OnEvent = ignore) -> None:
@@ -97,10 +101,24 @@ def torchrun_team(config: ServerConfig) -> Iterator[Team]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    team = Team(torch.distributed.get_rank(), size)
     try:
-        yield Team(torch.distributed.get_rank(), size)
+        yield team
+        team.wait()  # or the first to end would close its connections on those who still work
     finally:
         torch.distributed.destroy_process_group()
+
+
+def end_process() -> NoReturn:
+    """End with status 0 as soon as everything said is written, without unwinding the interpreter.
+
+    A thread of the communication library that asks for the interpreter's lock meanwhile is ended by it in the
+    midst of C++, which aborts the process ("terminate called without an active exception") after its work.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

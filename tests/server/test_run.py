@@ -71,6 +71,13 @@ def test_two_processes_publish_the_meta_learner_of_one(tmp_path: Path) -> None:
     assert any(not torch.equal(tensor, started[name]) for name, tensor in weights[0].items())
 
 
+def test_a_process_of_a_team_says_everything_and_ends_before_the_interpreter_unwinds() -> None:
+    code = "import atexit, server.run as r; atexit.register(print, 'unwound'); print('said'); r.end_process()"
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "said\n"), ended.stderr
+
+
 def test_a_folder_in_which_another_process_learns_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     prepare(tmp_path)
     before = sorted(tmp_path.rglob("*"))
