@@ -155,9 +155,10 @@ class ServerConfig(ComputeConfig):
         if has_start == (self.preset == "start"):
             return
         began = "a public start" if has_start else "random weights"
+        other = "preset start" if has_start else "another preset"
         raise ConfigError(
             f"the models began from {began}, and the server is configured with preset {self.preset}: "
-            f"use {'preset start' if has_start else 'another preset'}"
+            f"use {other}, and leave out the settings that you did not choose yourself"
         )
 
 

@@ -31,10 +31,11 @@ def init(
     directory: Directory,
     name: Annotated[list[str], typer.Option(help="Host name or IP address of this server; several times.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")] = DeploymentConfig().listen,
+    start: StartFolder = None,
 ) -> None:
     """Make a certificate authority, a server certificate and commented configurations."""
     config = DeploymentConfig.parse({"listen": listen}, origin="--listen")
-    deployment = init_deployment(directory, name, config, chosen.settings)
+    deployment = init_deployment(directory, name, config, chosen.settings, start=start)
     typer.echo(f"wrote {directory}; give {deployment.authority} to every organisation")
 
 

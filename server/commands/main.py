@@ -141,6 +141,7 @@ def serve(
     run = _prepared(store)
     if start:
         run.adopt_start(start)
+    run.require_preset()
     run.store().discard_leftovers()
     if not Tokens(run.tokens).organisations():
         typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.files import read_file, write_file, write_new
+from fedfree.host.starts import load_start
 from fedfree.settings import Settings
 from server.config import CollectConfig, ServerConfig
 from server.doors.authority import (
@@ -105,12 +106,25 @@ class Deployment:
         write_file(self.path / "enrolled" / f"{name}.pub", key + b"\n")
 
 
-def init(path: Path, names: Sequence[str], config: DeploymentConfig, collect: CollectConfig) -> Deployment:
+def init(
+    path: Path,
+    names: Sequence[str],
+    config: DeploymentConfig,
+    collect: CollectConfig,
+    *,
+    start: Path | None = None,
+) -> Deployment:
     """Make a coordinator's directory with an authority, a certificate and commented configurations.
+
+    Args:
+        start: folder of the public start that the run begins from.
 
     Raises:
         ConfigError: a name that is none, or files that would be overwritten.
+        StorageError, ContributionError: a start that cannot be used.
     """
+    if start:
+        load_start(start)
     authority, authority_key = make_authority()
     certificate, key = make_server_certificate(authority, authority_key, names)
     files = {
@@ -122,4 +136,7 @@ def init(path: Path, names: Sequence[str], config: DeploymentConfig, collect: Co
         "server.key": key_pem(key),
     }
     write_new(path, files, private=("ca.key", "server.key"))
-    return Deployment(path)
+    deployment = Deployment(path)
+    if start:
+        deployment.run.adopt_start(start)
+    return deployment

@@ -24,7 +24,9 @@ def up(deployment: Deployment, on_event: OnEvent) -> None:
 
     Raises:
         FederationError: the run failed; the message gives the reason.
+        ConfigError: a configuration that the run could not end with.
     """
+    deployment.run.require_preset()
     read_certificate(deployment.certificate, deployment.key)
     retries = deployment.config().retries
     home = _home(deployment)

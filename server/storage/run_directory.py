@@ -134,7 +134,8 @@ class RunDirectory:
         """Let the run begin from a start, for good; the same start again changes nothing.
 
         Raises:
-            ConfigError: the run has another start, or accepted contributions that began from none.
+            ConfigError: the run has another start, or accepted contributions that began from none, or a
+                configuration of somebody's own that is not for a start.
             StorageError, ContributionError: a folder that cannot be used.
         """
         given, own = load_start(folder), self.start_sha256()
@@ -150,15 +151,18 @@ class RunDirectory:
                 f"{self.path} has accepted contributions that began from no public start: choose another run "
                 f"directory for the start {short(given.start.sha256)}"
             )
-        keep_start(self.start_folder, given.start, given.weights)
-        self._prefer_preset_start()
-
-    def _prefer_preset_start(self) -> None:
-        """Bring a configuration in which nobody changed more than whom to wait for to preset start."""
         config = self.config()
-        if config == ServerConfig(collect=config.collect):
+        is_own = config != ServerConfig(collect=config.collect)
+        if is_own:
+            config.require_preset_for(has_start=True)
+        keep_start(self.start_folder, given.start, given.weights)
+        if not is_own:  # nobody changed more than whom to wait for
             from_start = ServerConfig.checked({"preset": "start", "collect": config.collect.plain()})
             write_file(self.server_toml, from_start.to_commented_toml().encode())
+
+    def require_preset(self) -> None:
+        """Raise ConfigError where the preset is not for where the models begin: ask before anybody trains."""
+        self.config().require_preset_for(has_start=bool(self.start_sha256()))
 
     def write_meta_learner(self, meta_learner: MetaLearner) -> bytes:
         """Write the result, weights first so that a manifest never stands alone, and return the manifest."""

@@ -6,7 +6,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from cryptography import x509
 from client.doors.flower_node import make_key
 from fedfree.errors import AccessError
 from fedfree.host.channel import Address
+from fedfree.host.starts import write_start
 from fedfree.host.tls import check_server, read_certificate
+from fedfree.start import LoadedStart
 from server.commands import main as cli
 from server.config import ServerConfig
 from server.doors.deployment import Deployment, DeploymentConfig
@@ -172,3 +174,28 @@ def test_a_server_is_known_by_its_own_authority_alone(coordinator: Path, tmp_pat
     ):
         check_server(address, tmp_path / "other" / "ca.crt")
     assert "does not answer" in check_server(address, coordinator / "ca.crt")
+
+
+def test_a_coordinator_is_made_for_a_start_or_not_at_all(
+    tmp_path: Path, run: Run, make_start: Callable[..., LoadedStart]
+) -> None:
+    begun, path = make_start(), tmp_path / "begun"
+    write_start(tmp_path / "start", begun.start, begun.weights)
+    assert run("init", path, "--name", "localhost", "--start", tmp_path / "start")[0] == 0
+    directory = Deployment(path).run
+    assert (directory.start(), directory.config().preset) == (begun, "start")
+    status, _, err = run("init", tmp_path / "other", "--name", "localhost", "--start", tmp_path)
+    assert (status, "cannot read" in err) == (2, True), err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("command", [("up",), ("serve", "--insecure", "--listen", "127.0.0.1:0", "--store")])
+def test_no_door_opens_for_a_run_whose_preset_cannot_end_it(
+    coordinator: Path, run: Run, command: Sequence[str]
+) -> None:
+    (coordinator / "server.toml").write_text('preset = "start"\n')
+    status, _, err = run(*command, coordinator)
+    assert status == 2
+    assert "began from random weights, and the server is configured with preset start" in " ".join(
+        err.split()
+    )

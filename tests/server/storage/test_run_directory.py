@@ -81,3 +81,28 @@ def test_a_run_with_contributions_from_no_start_adopts_none(
     assert len(store.ids(ACCEPTED)) == 1
     with pytest.raises(ConfigError, match="accepted contributions that began from no public start"):
         run.adopt_start(written(tmp_path / "start", make_start()))
+
+
+def test_a_configuration_of_somebodys_own_is_kept_and_must_be_for_a_start(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    own = ServerConfig(iterations=7).to_toml()
+    run.server_toml.write_text(own)
+    with pytest.raises(
+        ConfigError, match="with preset default: use preset start, and leave out the settings"
+    ):
+        run.adopt_start(written(tmp_path / "start", make_start()))
+    assert (run.start(), run.server_toml.read_text()) == (None, own)
+
+
+@pytest.mark.parametrize(("begins", "preset"), [(True, "default"), (False, "start")])
+def test_a_preset_that_cannot_end_the_run_is_told_before_anybody_trains(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart], begins: bool, preset: str
+) -> None:
+    run.require_preset()
+    if begins:
+        run.adopt_start(written(tmp_path / "start", make_start()))
+        run.require_preset()
+    run.server_toml.write_text(f'preset = "{preset}"\n')
+    with pytest.raises(ConfigError, match=f"configured with preset {preset}: use "):
+        run.require_preset()
