@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +24,10 @@ from fedfree.seeding import derive_seed, make_generator
 from fedfree.start import LoadedStart, fill_body
 
 log = logging.getLogger(__name__)
+
+PIXELS_AT_ONCE = 16 * 128 * 128
+"""A batch of larger images goes through a network of frozen statistics in parts of so many pixels: no image
+there depends on another, so the step is the same, in less memory."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def _descend(
         freeze_statistics(network)
     device = network.device
     wanted = _wants_turns(config, training, untrained.start)
-    loss_of = _turned_loss if untrained.start else _joint_loss
+    with_turns = _turned_loss if untrained.start else _joint_loss
     turns = _zeros(network.feature_size, 4 * training.num_classes).to(device) if wanted else None
     learned = [each for each in network.parameters() if each.requires_grad]
     optimizer = _optimizer([*learned, *(turns.parameters() if turns else ())], config)
@@ -175,6 +180,12 @@ def _descend(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.learning_rate, total_steps=planned.steps
     )
+
+    def loss_of(inputs: Tensor, labels: Tensor) -> Tensor:
+        if turns is None:
+            return F.cross_entropy(network(inputs), labels)
+        return with_turns(network, turns, inputs, labels, generator)
+
     for epoch in range(planned.epochs):
         observe("train", epoch * planned.batches, planned.steps)
         order = torch.randperm(len(training), generator=generator)
@@ -187,18 +198,26 @@ def _descend(
             )
             inputs = to_input(pixels.to(device), spec).contiguous(memory_format=torch.channels_last)
             labels = training.labels[batch].to(device)
-            if turns is None:
-                loss = F.cross_entropy(network(inputs), labels)
-            else:
-                loss = loss_of(network, turns, inputs, labels, generator)
             optimizer.zero_grad()
-            loss.backward()
+            _backward(loss_of, inputs, labels, parts=_parts(inputs) if untrained.start else 1)
             optimizer.step()
             schedule.step()
     observe("train", planned.steps, planned.steps)
     if turns is not None and untrained.start:
         _take_upright(network.head, turns)
     network.eval()
+
+
+def _parts(inputs: Tensor) -> int:
+    return math.ceil(inputs[:, 0].numel() / PIXELS_AT_ONCE)
+
+
+def _backward(
+    loss_of: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, labels: Tensor, *, parts: int
+) -> None:
+    """Add the gradient of the mean loss, a part of the batch after the other."""
+    for some, of_these in zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        (loss_of(some, of_these) * (len(some) / len(inputs))).backward()
 
 
 def _wants_turns(config: TrainingConfig, training: ImageSet, start: LoadedStart | None) -> bool:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from client.config import ClientConfig, TrainingConfig
 from client.data.image_set import ImageSet
-from client.training.fit import fit, initialise
+from client.training.fit import fit, initialise, turn
 from client.training.pretrain import pretrain
 from client.training.scope import SCOPES
 from fedfree.codec import decode_contribution, is_body, read_tensors
@@ -147,3 +148,23 @@ def test_a_missing_or_cut_start_is_one_error_and_nothing_is_kept(
 def test_the_head_that_leaves_tells_images_that_are_not_turned(start: LoadedStart, tmp_path: Path) -> None:
     training = training_of(tmp_path, min_steps=150, learning_rate=3e-3)
     assert fit(grey_images(60), training, seed=1).held_out_accuracy > 0.8
+
+
+def test_a_batch_in_parts_is_the_same_step_in_less_memory(
+    start: LoadedStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, weights = training_of(tmp_path), []
+    sizes: list[list[int]] = []
+
+    def recorded(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        sizes[-1].append(len(images))
+        return turn(images, generator=generator)
+
+    monkeypatch.setattr("client.training.fit.turn", recorded)
+    for at_once in (8, 3):
+        sizes.append([])
+        monkeypatch.setattr("client.training.fit.PIXELS_AT_ONCE", at_once * 16 * 16)
+        weights.append(fit(grey_images(), training, seed=0).network.state_dict())
+    assert (max(sizes[0]), max(sizes[1]), sum(sizes[0])) == (6, 3, sum(sizes[1]))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
