@@ -280,7 +280,7 @@ def test_whoever_interrupts_reading_waits_for_no_further_image(
 
     def slow(content: bytes, *options: Any) -> NDArray[np.uint8]:
         decoded.append(content)
-        assert len(decoded) < 40 or interrupted.wait(20)
+        assert content == first or interrupted.wait(60)
         return decoding.decode_square(content, *options)
 
     def interrupt(done: int, of: int) -> None:
@@ -289,8 +289,10 @@ def test_whoever_interrupts_reading_waits_for_no_further_image(
             interrupted.set()
             raise KeyboardInterrupt
 
-    interrupted = threading.Event()
+    interrupted, first, later = threading.Event(), png(0), png(1)
+    images = {f"ant/{index:02}.png": first for index in range(40)}
+    images |= {f"bee/{index:03}.png": later for index in range(260)}
     monkeypatch.setattr("client.data.loading.decode_square", slow)
     with pytest.raises(KeyboardInterrupt):
-        load_images(make_folder(tmp_path, tree(each=100)), size=16, channels=1, on_read=interrupt)
+        load_images(make_folder(tmp_path, images), size=16, channels=1, on_read=interrupt)
     assert len(decoded) < 200
