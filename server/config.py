@@ -91,6 +91,8 @@ class MetaLearnConfig(Settings):
     """α, of the path through the tasks (Adam)."""
     outer_rate: Positive = 1.0
     """β of φ ← φ - β (φ - φ'); 1 continues from where the path ended."""
+    broadcast_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With a public start: so far from the mean of the models to what was learned lies what is broadcast."""
     replay_episodes: Count = 0
     """Cross-task episodes an iteration; 0 leaves the replay out."""
     replay_ways: Annotated[int, Field(ge=2)] = 5
@@ -202,6 +204,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 64,
             "inner_learning_rate": 5e-5,
             "projection_weight": 0.0,
+            "broadcast_share": 0.5,
         },
     },
 }

@@ -15,7 +15,7 @@ from fedfree.architectures import Classifier
 from fedfree.episodes import Accuracy, EpisodeSpec, mean_and_ci95
 from fedfree.seeding import make_generator
 from server.learning.invert import RecoveredTask
-from server.learning.merge import merge_into
+from server.learning.merge import merge_into, part_way
 from server.learning.meta_learn import can_draw, draw_episode
 from server.learning.precision import parameter_dtype, widen
 from server.learning.state import State
@@ -32,6 +32,7 @@ class Judgement:
     mean: Accuracy
     """Of the parameter average."""
     learned: Accuracy
+    """Of what was learned, so far from the average as is broadcast."""
 
     @property
     def keeps_learned(self) -> bool:
@@ -40,20 +41,22 @@ class Judgement:
 
 
 def choose(state: State) -> tuple[Classifier, Judgement | None]:
-    """The network to broadcast: the one learned, unless the mean of the models does at least as well.
+    """The network to broadcast: part of the way from the mean of the models to what was learned, unless the
+    mean does at least as well.
 
-    Without a start, with one model or with too few recovered images there is no judgement.
+    Without a start nothing was merged, and what was learned is it; with one model or with too few recovered
+    images there is no judgement.
     """
-    ways = min(state.config.learn.replay_ways, len(state.pool))
-    if state.pool.start is None or ways < 2:
-        return state.meta_learner, None
-    spec = EpisodeSpec(ways, 1, 5)
-    if not can_draw(state.validation, spec):
+    if state.pool.start is None:
         return state.meta_learner, None
     average = copy.deepcopy(state.meta_learner)
     merge_into(average, state.pool)
-    judgement = Judgement(*(_accuracy(state, network, spec) for network in (average, state.meta_learner)))
-    return (state.meta_learner if judgement.keeps_learned else average), judgement
+    learned = part_way(average, state.meta_learner, state.config.learn.broadcast_share)
+    ways = min(state.config.learn.replay_ways, len(state.pool))
+    if ways < 2 or not can_draw(state.validation, spec := EpisodeSpec(ways, 1, 5)):
+        return learned, None
+    judgement = Judgement(*(_accuracy(state, network, spec) for network in (average, learned)))
+    return (learned if judgement.keeps_learned else average), judgement
 
 
 def part_held_out(task: RecoveredTask) -> tuple[RecoveredTask, RecoveredTask]:

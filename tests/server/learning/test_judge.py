@@ -1,6 +1,8 @@
 """What was learned from the mean of the models against the mean itself."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,9 +96,25 @@ def test_what_is_better_than_the_mean_is_broadcast(state: State, monkeypatch: py
 
     monkeypatch.setattr("server.learning.judge.merge_into", blind)
     chosen, judgement = choose(state)
-    assert chosen is state.meta_learner and judgement is not None and judgement.keeps_learned
+    assert judgement is not None and judgement.keeps_learned
+    learned = state.meta_learner.state_dict()
+    assert all(tensor.equal(learned[name]) for name, tensor in chosen.state_dict().items())
     assert conclude(state).judged()["broadcast"] == "learned"
 
 
+def test_what_is_broadcast_lies_as_far_from_the_mean_as_is_configured(state: State) -> None:
+    mean = body_of(copy.deepcopy(state.meta_learner.state_dict()))
+    meta_learn(state, invert(state, 0), 0)
+    learn = state.config.learn.model_copy(update={"broadcast_share": 0.25})
+    chosen, _ = choose(replace(state, config=state.config.model_copy(update={"learn": learn})))
+    weight = "blocks.0.0.weight"
+    whole, part = (network.state_dict()[weight] - mean[weight] for network in (state.meta_learner, chosen))
+    assert whole.abs().max() > 0
+    torch.testing.assert_close(part, 0.25 * whole, rtol=1e-3, atol=1e-7)
+
+
 def test_without_a_start_or_without_images_nothing_is_judged(make_state: MakeState, state: State) -> None:
-    assert choose(state) == (state.meta_learner, None)
+    chosen, judgement = choose(state)
+    learned = state.meta_learner.state_dict()
+    assert judgement is None
+    assert all(tensor.equal(learned[name]) for name, tensor in chosen.state_dict().items())

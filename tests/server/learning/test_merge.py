@@ -6,7 +6,7 @@ import torch
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import is_body
-from server.learning.merge import merge_into
+from server.learning.merge import merge_into, part_way
 from server.learning.pool import Models, Pool
 
 GREY = InputSpec(channels=1, height=16, width=16)
@@ -38,3 +38,13 @@ def test_what_all_models_share_comes_out_to_the_bit(make_models: Callable[..., M
     merge_into(network, pool)
     state = first.state_dict()
     assert all(tensor.equal(state[name]) for name, tensor in network.state_dict().items() if is_body(name))
+
+
+def test_part_of_the_way_to_what_was_learned_is_between_weight_by_weight() -> None:
+    mean, learned = (build(Architecture(), num_classes=3, input=GREY) for _ in range(2))
+    quarter, whole = part_way(mean, learned, 0.25), part_way(mean, learned, 1.0)
+    ends = mean.state_dict(), learned.state_dict()
+    assert not ends[0]["head.weight"].equal(ends[1]["head.weight"])
+    for name, tensor in quarter.state_dict().items():
+        assert whole.state_dict()[name].equal(ends[1][name])
+        torch.testing.assert_close(tensor, (0.75 * ends[0][name] + 0.25 * ends[1][name]).to(tensor.dtype))
