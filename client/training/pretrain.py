@@ -266,13 +266,15 @@ def _dp_statement(
 def _contribution(
     config: ClientConfig, images: ImageSet, trained: Untrained | Fitted, privacy: PrivacyStatement
 ) -> Contribution:
-    network, start = trained.network, trained.start
+    weights = encode_weights(trained.network)
+    if start := trained.start:
+        weights = encode_tensors(trained_tensors(trained.network, start.body, trained.low_rank.factors))
     return Contribution(
         architecture=config.training.architecture,
         num_classes=images.num_classes,
         input=trained.input,
         privacy=privacy,
-        weights=encode_tensors(trained_tensors(network, start.body)) if start else encode_weights(network),
+        weights=weights,
         start=start.start.sha256 if start else "",
     )
 
