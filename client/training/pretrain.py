@@ -266,15 +266,16 @@ def _dp_statement(
 def _contribution(
     config: ClientConfig, images: ImageSet, trained: Untrained | Fitted, privacy: PrivacyStatement
 ) -> Contribution:
-    weights = encode_weights(trained.network)
-    if start := trained.start:
-        weights = encode_tensors(trained_tensors(trained.network, start.body, trained.low_rank.factors))
+    network, start = trained.network, trained.start
+    tensors = network.state_dict()
+    if start:
+        tensors = trained_tensors(network, start.body, trained.low_rank.factors)
     return Contribution(
         architecture=config.training.architecture,
         num_classes=images.num_classes,
         input=trained.input,
         privacy=privacy,
-        weights=weights,
+        weights=encode_tensors(tensors),
         start=start.start.sha256 if start else "",
     )
 
