@@ -7,20 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from client.config import ClientConfig
+from client.config import ClientConfig, PrivacyConfig
 from client.data.image_set import ImageSet, to_input
 from client.rehearsing.rehearse import trainer_of
 from client.training import low_rank
 from client.training.cache import _private_settings
 from client.training.fit import fit, initialise
+from client.training.layers import separate_images
 from client.training.low_rank import LowRank
 from client.training.pretrain import pretrain
+from client.training.privacy import check_private, dp_sgd, os_entropy_generator, take_step
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.codec import decode_contribution, fill_network, is_body, read_tensors
 from fedfree.errors import ConfigError
 from fedfree.host.starts import write_start
 from fedfree.low_rank import DOWN, UP
 from fedfree.start import LoadedStart, fill_body, trained_tensors
+from fedfree.statement import DpSgd
 from server.learning.merge import merge_into
 from server.learning.pool import Pool
 from server.storage.store import Store
@@ -183,6 +186,27 @@ def test_under_privacy_the_factors_are_all_that_changes_and_the_contribution_is_
     assert contribution.privacy.differential_privacy.epsilon <= 8
     recorded = [rule(contribution, Known({}, start)) for rule in RULES]
     assert "epsilon_claimed_by_the_client" in recorded[-1]
+
+
+def test_two_steps_without_noise_and_clipping_are_plain_sgd_on_the_factors(start: LoadedStart) -> None:
+    images, private, plain = shades(6), vit(start), vit(start)
+    inputs, changes = to_input(images.images, SPEC), (LowRank(2, seed=1), LowRank(2, seed=1))
+    privacy, run = PrivacyConfig(epsilon=8, batch_size=6, learning_rate=0.1), DpSgd(2.0, 1.0, 2)
+    with changes[0].learning(private), separate_images(private):
+        check_private(private)
+        with dp_sgd(private, images, privacy, run, os_entropy_generator) as (_, optimizer, _):
+            optimizer.noise_multiplier, optimizer.max_grad_norm = 0.0, 1e9
+            for _ in range(2):
+                take_step(private, optimizer, inputs, images.labels)
+    with changes[1].learning(plain):
+        descent = torch.optim.SGD([each for each in plain.parameters() if each.requires_grad], lr=0.1)
+        for _ in range(2):
+            descent.zero_grad()
+            F.cross_entropy(plain(inputs), images.labels).backward()
+            descent.step()
+    assert changes[0].factors.keys() == changes[1].factors.keys() != set()
+    for name, factor in changes[1].factors.items():
+        torch.testing.assert_close(changes[0].factors[name], factor, rtol=1e-4, atol=1e-5)
 
 
 def test_the_rank_is_part_of_what_a_private_model_is_kept_by_and_without_it_nothing_is(
