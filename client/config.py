@@ -54,9 +54,12 @@ class TrainingConfig(ComputeConfig):
     It brings its architecture and image size. BatchNorm keeps the start's statistics, and only what was
     trained leaves.
     """
-    trained: Literal["all", "last", "scales", "head"] = "all"
+    trained: Literal["all", "last", "scales", "head", "low-rank"] = "all"
     """What training from a start changes, beside the head: everything, the last quarter of the network, the
-    scales and shifts of its norms and its biases, or nothing."""
+    scales and shifts of its norms and its biases, or nothing; or a transformer's linear layers by changes of
+    low rank (LoRA), of which two small factors a layer travel. That needs the extra ``adapters``."""
+    low_rank: Annotated[int, Field(ge=1, le=64)] = 8
+    """Rank of these changes."""
     architecture: ArchitectureId = Architecture()
     """For instance conv4, conv4-64-group, resnet10.
 
@@ -218,6 +221,8 @@ def check_training(training: TrainingConfig, privacy: PrivacyConfig) -> None:
         raise ConfigError(
             f"privacy.{changed[0]} has no effect without differential privacy: set privacy.epsilon"
         )
+    if training.trained != "low-rank" and _changed(training, ["low_rank"]):
+        raise ConfigError('training.low_rank has no effect unless training.trained is "low-rank"')
     if privacy.is_dp and (changed := _changed(training, WITHOUT_PRIVACY_ONLY)):
         own = changed[0] in PrivacyConfig.model_fields
         remedy = f"set privacy.{changed[0]}" if own else "leave it out"

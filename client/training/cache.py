@@ -32,12 +32,15 @@ RESERVATION = "reservation.txt"
 """Which row of the ledger a cached model is."""
 TRAINS = (
     *("client.config", "client.data", "client.training.fit", "client.training.scope"),
-    *("client.training.layers", "client.training.pretrain"),
+    *("client.training.layers", "client.training.low_rank", "client.training.pretrain"),
     *("client.training.privacy", "fedfree.architectures"),
-    *("fedfree.codec", "fedfree.seeding", "fedfree.host.compute"),
+    *("fedfree.codec", "fedfree.low_rank", "fedfree.seeding", "fedfree.host.compute"),
 )
 """The modules that decide what comes out of a training."""
-PRIVATE_TRAINING = ("architecture", "image_size", "horizontal_flip", "epochs", "crop_padding", "trained")
+PRIVATE_TRAINING = (
+    *("architecture", "image_size", "horizontal_flip", "epochs", "crop_padding"),
+    *("trained", "low_rank"),
+)
 """What private training takes from the table ``training``, but for the initial weights."""
 PRIVATE = (
     *("epsilon", "delta", "max_grad_norm", "batch_size", "learning_rate", "averaging"),
@@ -45,7 +48,7 @@ PRIVATE = (
 )
 """What it takes from ``privacy``. Whoever adds a name makes everybody's private models train again, unless
 the setting is among ``ADDED``."""
-ADDED = frozenset(("trained", "augmentations", "head_epochs", "head_learning_rate"))
+ADDED = frozenset(("trained", "low_rank", "augmentations", "head_epochs", "head_learning_rate"))
 """Settings that an earlier release did not have: out of the key where they have their default."""
 
 

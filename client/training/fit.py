@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from client.config import TrainingConfig, or_if_colour
 from client.data.image_set import ImageSet, choose_held_out, is_coloured, split_held_out, to_input
+from client.training.low_rank import LowRank, check_low_rank
 from client.training.observer import Observer, ignore
 from client.training.scope import train_only
 from fedfree.adaptation import FEATURE_BATCH
@@ -38,6 +39,8 @@ class Untrained:
     input: InputSpec
     start: LoadedStart | None = None
     """What its body is, where it begins from a public start."""
+    low_rank: LowRank = field(default_factory=LowRank)
+    """What training may do to its linear layers, and has done."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Fitted:
     start: LoadedStart | None
     held_out_accuracy: float
     """Fraction in [0, 1]; stays with the organisation."""
+    low_rank: LowRank
+    """What training has done to its linear layers."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,11 @@ def fit(images: ImageSet, config: TrainingConfig, *, seed: int, observe: Observe
     device = choose_device(config.device)
     network, spec = untrained.network.to(device), untrained.input
     training, held_out = hold_out(images, config, seed=seed)
-    _descend(untrained, training, config, make_generator(seed, "training"), observe)
+    with untrained.low_rank.learning(network):
+        _descend(untrained, training, config, make_generator(seed, "training"), observe)
     accuracy = _accuracy(network, held_out, spec)
     log.info("trained %s on %d images, held-out accuracy %.3f", config.architecture, len(training), accuracy)
-    return Fitted(network.cpu(), spec, untrained.start, accuracy)
+    return Fitted(network.cpu(), spec, untrained.start, accuracy, untrained.low_rank)
 
 
 def hold_out(images: ImageSet, config: TrainingConfig, *, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -121,9 +127,10 @@ def initialise(images: ImageSet, config: TrainingConfig, *, seed: int) -> Untrai
     if start is not None:
         fill_body(network, start.body, str(config.architecture))
         train_only(network, config.trained)
+    low_rank = LowRank(config.low_rank if config.trained == "low-rank" else 0, seed)
     if config.initial_weights:
         _load_initial(network, read_file(config.initial_weights), str(config.architecture))
-    return Untrained(network, spec, start)
+    return Untrained(network, spec, start, low_rank)
 
 
 def read_start(config: TrainingConfig) -> LoadedStart | None:
@@ -146,6 +153,9 @@ def read_start(config: TrainingConfig) -> LoadedStart | None:
     ):
         if own != its:
             raise ConfigError(f"training.{name} is {own}, and the start's is {its}: leave it out")
+    if config.trained == "low-rank":
+        network = build(config.architecture, num_classes=2, input=start.start.input)
+        check_low_rank(network, config.low_rank, str(config.architecture))
     return start
 
 

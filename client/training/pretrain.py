@@ -267,12 +267,15 @@ def _contribution(
     config: ClientConfig, images: ImageSet, trained: Untrained | Fitted, privacy: PrivacyStatement
 ) -> Contribution:
     network, start = trained.network, trained.start
+    tensors = network.state_dict()
+    if start:
+        tensors = trained_tensors(network, start.body, trained.low_rank.factors)
     return Contribution(
         architecture=config.training.architecture,
         num_classes=images.num_classes,
         input=trained.input,
         privacy=privacy,
-        weights=encode_tensors(trained_tensors(network, start.body)) if start else encode_weights(network),
+        weights=encode_tensors(tensors),
         start=start.start.sha256 if start else "",
     )
 

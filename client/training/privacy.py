@@ -31,6 +31,7 @@ from fedfree.architectures import Classifier
 from fedfree.codec import check_parameters_only
 from fedfree.errors import ContributionError, PrivacyError
 from fedfree.host.compute import Device, choose_device
+from fedfree.low_rank import changed_weights
 from fedfree.statement import MAX_NOISE_MULTIPLIER, DpSgd
 
 ACCOUNTANT = "prv"
@@ -208,7 +209,7 @@ def train_privately(
         )
         return to_input(augmented.to(network.device), spec)
 
-    with trainable(untrained):
+    with untrained.low_rank.learning(network), trainable(untrained):
         average = [parameter.detach().clone() for parameter in network.parameters()]
         history: list[tuple[float, float, int]] = []
         done = 0
@@ -224,7 +225,8 @@ def train_privately(
         check_private(network)
     network.cpu()
     if untrained.start:
-        check_kept(network, untrained.start.body)
+        body, factors = untrained.start.body, untrained.low_rank.factors
+        check_kept(network, {**body, **changed_weights(body, factors)})
     expected = [(run.noise_multiplier, run.sampling_rate, run.steps)]
     if history != expected:
         raise PrivacyError(f"planned {expected}, but the accountant saw {history}")
@@ -258,7 +260,7 @@ def _phases(network: Classifier, privacy: PrivacyConfig, run: DpSgd) -> Iterator
 
 
 def check_kept(network: nn.Module, body: Mapping[str, Tensor]) -> None:
-    """Hold all that was not to be trained to the start, bit by bit; raises PrivacyError."""
+    """Hold all that was not to be trained to ``body``, bit by bit; raises PrivacyError."""
     state = network.state_dict()
     trained = {name for name, each in network.named_parameters() if each.requires_grad}
     changed = [name for name in body.keys() - trained if not state[name].equal(body[name])]

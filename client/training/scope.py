@@ -39,5 +39,6 @@ SCOPES: Mapping[str, Callable[[Classifier], set[str]]] = {
     "last": _last_quarter,
     "scales": _scales,
     "head": lambda network: set(),
+    "low-rank": lambda network: set(),  # its linear layers are changed by what is trained beside them
 }
 """From the choice to the body's parameters that are trained."""

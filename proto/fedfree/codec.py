@@ -18,6 +18,7 @@ from fedfree import PROTOCOL_VERSION
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.errors import ContributionError
+from fedfree.low_rank import changed_weights, expected_factors
 from fedfree.statement import (
     Composition,
     DifferentialPrivacy,
@@ -162,13 +163,15 @@ def fill_network(
     Raises:
         ContributionError: as :func:`check_tensors`, and from a start as :func:`check_trained`.
     """
+    state, factors = network.state_dict(), dict[str, Tensor]()
     if body is not None:
         check_trained(tensors, network, what)
-        tensors = {**body, **tensors}
-    state = network.state_dict()
+        factors = {name: each for name, each in tensors.items() if name not in state}
+        tensors = {**body, **{name: each for name, each in tensors.items() if name in state}}
     check_tensors(tensors, state, what)
     # Into the network's own dict, whose version marks some torchvision networks insist on.
     state.update(tensors)
+    state.update(changed_weights(state, factors))
     network.load_state_dict(state)
 
 
@@ -203,7 +206,7 @@ def is_body(name: str) -> bool:
 
 
 def check_trained(tensors: Mapping[str, Tensor], network: torch.nn.Module, what: str) -> None:
-    """Check what a contribution from a start holds: the whole head, and any other parameters.
+    """Check what a contribution from a start holds: the whole head, and any other parameters or factors.
 
     Raises:
         ContributionError: a tensor that is not the contribution's to change, or as :func:`check_tensors`.
@@ -214,7 +217,8 @@ def check_trained(tensors: Mapping[str, Tensor], network: torch.nn.Module, what:
             f"{what} takes {fixed[0]!r} from its start: running statistics stay frozen, and never travel"
         )
     expected = {name: each for name, each in parameters.items() if name in tensors or not is_body(name)}
-    check_tensors(tensors, expected, what)
+    body = {name: each for name, each in parameters.items() if is_body(name)}
+    check_tensors(tensors, expected | expected_factors(tensors, body, what), what)
 
 
 def _describe(tensor: Tensor) -> str:

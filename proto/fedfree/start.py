@@ -28,6 +28,7 @@ from fedfree.codec import (
     short,
 )
 from fedfree.errors import ContributionError, StartError
+from fedfree.low_rank import DOWN
 from fedfree.statement import InitialWeights
 from fedfree.v1 import start_pb2 as schema
 
@@ -190,13 +191,21 @@ def fill_body(network: Classifier, tensors: Mapping[str, Tensor], what: str) -> 
     network.load_state_dict(state)
 
 
-def trained_tensors(network: Classifier, body: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a network that began from a start travels: the head, and the parameters that differ from it."""
-    return {
+def trained_tensors(
+    network: Classifier, body: Mapping[str, Tensor], factors: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """What of a network that began from a start travels: the head, and the parameters that differ from it.
+
+    Args:
+        factors: of weights that differ by their product, and that they stand for (:mod:`fedfree.low_rank`).
+    """
+    factors = factors or {}
+    whole = {
         name: parameter.detach()
         for name, parameter in network.named_parameters()
-        if not is_body(name) or not parameter.detach().cpu().equal(body[name])
+        if not is_body(name) or not (name + DOWN in factors or parameter.detach().cpu().equal(body[name]))
     }
+    return {**whole, **factors}
 
 
 def require_start(contribution: Contribution, start: Start | None) -> None:

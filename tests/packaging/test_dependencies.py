@@ -30,6 +30,7 @@ OPTIONAL = {
     "fedfree/flower_records.py": "flower",
     "client/doors/flower_app.py": "flower",
     "client/adapting/export.py": "onnx",
+    "client/training/low_rank.py": "adapters",
     "fedfree/host/public_weights.py": "lite0",
 }
 """Files that need more than their room: what imports them works without, or says what to install."""
@@ -95,6 +96,7 @@ def test_a_room_imports_nothing_that_its_role_does_not_declare(room: str, declar
         ("server", ("server", "fedfree")),
         ("client", ("client",)),
         ("flower", ("client", "server")),
+        ("adapters", ("client",)),
         ("onnx", ("client",)),
         ("lite0", ("fedfree",)),
         ("simulation", ("server", "client", "simulations", "fedfree")),
