@@ -79,6 +79,7 @@ def audit_organisation(run: Path, config: AuditConfig, *, observe: Observer = ig
         run: folder for models and scores, with which an audit that was killed continues. No ledger is
             kept: nothing of it is released.
     """
+    config = config.begun()
     trainer = trainer_of(config.training, config.privacy)
     organisation, *companions = load_organisations(config)
     plan, models = plan_and_train(organisation, trainer, config, cache=run / "models", observe=observe)
@@ -146,11 +147,11 @@ def distilled_students(
     folder: Path, plan: Plan, models: Sequence[Contribution], config: AuditConfig, observe: Observer
 ) -> tuple[Target, Tensor]:
     """Students of each model's synthetic images, and the first model's newest images."""
-    server, steps = config.student_server(), config.student_steps
+    server, steps, start = config.student_server(), config.student_steps, config.loaded_start()
 
     def distil(model: Contribution) -> Tensors:
-        recovered = recover_images(model, server)
-        student = distil_student(model, recovered, server, steps=steps)
+        recovered = recover_images(model, server, start)
+        student = distil_student(model, recovered, server, steps=steps, start=start)
         scores = torch.from_numpy(score_network(plan, student, model.input))
         return {"scores": scores, "recovered": recovered.images[-CHECKED_IMAGES:].cpu().contiguous()}
 
@@ -172,10 +173,10 @@ def broadcast_meta_learners(
     observe: Observer,
 ) -> Target:
     """A federation of each model and its companions, and its meta-learner."""
-    server = config.meta_learner_server()
+    server, start = config.meta_learner_server(), config.loaded_start()
 
     def learn(model: Contribution) -> Tensors:
-        meta_learner = learn_meta_learner([model, *companions], server)
+        meta_learner = learn_meta_learner([model, *companions], server, start)
         return {"scores": torch.from_numpy(score_meta_learner(plan, meta_learner))}
 
     made = []

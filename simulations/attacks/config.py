@@ -5,11 +5,15 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from client.config import PrivacyConfig, TrainingConfig, check_training, implied_training
+from client.config import PrivacyConfig, TrainingConfig, check_training, implied_training, training_from
 from client.rehearsing.rehearse import CANARY_FRACTION, MIN_SHADOWS
 from fedfree.host.places import cache_folder
+from fedfree.host.starts import load_start
 from fedfree.settings import Layer, Settings, Values
+from fedfree.start import LoadedStart
 from server.config import ServerConfig
+from simulations.config import describe
+from simulations.federation.starts import find_start
 
 
 class AuditConfig(Settings):
@@ -17,6 +21,9 @@ class AuditConfig(Settings):
 
     dataset: str = "glyphs"
     """glyphs, omniglot, cifar-fs, or the path of an image folder or zip."""
+    start: str | None = None
+    """Public weights to begin from, such as efficientnet-lite0, or the folder of a start; random weights by
+    default."""
     classes: Annotated[int, Field(ge=2)] = 5
     """Of the organisation."""
     images_per_class: Annotated[int, Field(ge=4)] = 480
@@ -46,7 +53,9 @@ class AuditConfig(Settings):
 
     @classmethod
     def implied(cls, given: Values) -> Layer:
-        """Differential privacy brings an architecture that it can train."""
+        """A start brings its network, differential privacy an architecture that it can train."""
+        if start := given.get("start"):
+            return training_from(str(start), *describe(str(start)), given)
         return implied_training(given)
 
     @model_validator(mode="after")
@@ -61,6 +70,15 @@ class AuditConfig(Settings):
             raise ValueError(f"attacking the meta-learner needs at least {MIN_SHADOWS} federations")
         return value
 
+    def begun(self) -> Self:
+        """The same with the start made, in the folder where training finds it."""
+        training = self.training.model_copy(update={"start": find_start(self)})
+        return self.model_copy(update={"training": training}) if self.start else self
+
+    def loaded_start(self) -> LoadedStart | None:
+        """What every model begins from; None with random weights. Raises StorageError, ContributionError."""
+        return load_start(self.training.start) if self.training.start else None
+
     def student_server(self) -> ServerConfig:
         """The server that inverts one model; its architecture is the model's own."""
         return self._server(iterations=self.student_iterations, architecture=self.training.architecture)
@@ -68,8 +86,11 @@ class AuditConfig(Settings):
     def meta_learner_server(self) -> ServerConfig:
         """The server of a small federation."""
         learn = {"relational_tasks": 20, "batch_size": 128, "compositions": 100}
-        return self._server(iterations=self.meta_learner_iterations, learn=learn)
+        changes = {} if self.training.start else {"learn": learn}
+        return self._server(iterations=self.meta_learner_iterations, **changes)
 
     def _server(self, **changes: Any) -> ServerConfig:
         common = {"seed": self.seed, "threads": self.training.threads, "device": "cpu"}
+        if self.training.start:
+            common["preset"] = "start"
         return ServerConfig.parse(common | changes, origin="audit")

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,9 +14,10 @@ from client.rehearsing.attacks import Floats, membership_scores
 from client.rehearsing.rehearse import Plan
 from fedfree.adaptation import nearest_mean
 from fedfree.architectures import Classifier, build, use_channels_last
-from fedfree.codec import Contribution, MetaLearner, encode_contribution
+from fedfree.codec import Contribution, MetaLearner, encode_contribution, encode_tensors
 from fedfree.host.compute import use_cpu
 from fedfree.seeding import derive_seed, make_generator
+from fedfree.start import LoadedStart, fill_body, trained_tensors
 from server import pipeline
 from server.config import ServerConfig
 from server.events import ignore
@@ -40,11 +41,13 @@ class SyntheticImages:
     """[images, channels, size, size], uint8; the newest last."""
 
 
-def recover_images(contribution: Contribution, config: ServerConfig) -> SyntheticImages:
+def recover_images(
+    contribution: Contribution, config: ServerConfig, start: LoadedStart | None = None
+) -> SyntheticImages:
     """Invert one model for ``config.iterations`` meta-iterations."""
     use_cpu(config.threads)
     with tempfile.TemporaryDirectory() as folder:
-        store = _store_of(Path(folder), [contribution])
+        store = _store_of(Path(folder), [contribution], start)
         verify_received(store, ignore)
         pool = pipeline.open_pool(store, config)
         pool.require(1)
@@ -55,28 +58,58 @@ def recover_images(contribution: Contribution, config: ServerConfig) -> Syntheti
         return SyntheticImages(pool.member(0), rows["images"][rows.oldest_first()])
 
 
-def _store_of(folder: Path, contributions: Sequence[Contribution]) -> Store:
-    store = Store(folder / "store")
+def _store_of(folder: Path, contributions: Sequence[Contribution], start: LoadedStart | None) -> Store:
+    store = Store(folder / "store", lambda: start)
     for contribution in contributions:
-        store.receive(encode_contribution(contribution), contribution.weights)
+        sent = _as_sent(contribution, start) if start else contribution
+        store.receive(encode_contribution(sent), sent.weights)
     return store
 
 
+def _as_sent(contribution: Contribution, start: LoadedStart) -> Contribution:
+    """A model of the audit as an organisation sends it: only what was trained, and from which start."""
+    tensors = trained_tensors(contribution.network(), start.body)
+    return replace(
+        contribution,
+        start=start.start.sha256,
+        privacy=replace(contribution.privacy, initial_weights=start.start.initial_weights),
+        weights=encode_tensors(tensors),
+    )
+
+
 def distil_student(
-    contribution: Contribution, recovered: SyntheticImages, config: ServerConfig, *, steps: int
+    contribution: Contribution,
+    recovered: SyntheticImages,
+    config: ServerConfig,
+    *,
+    steps: int,
+    start: LoadedStart | None = None,
 ) -> Classifier:
-    """A fresh network of the same architecture, taught by the model on its recovered images alone."""
+    """A fresh network of the same architecture, taught by the model on its recovered images alone.
+
+    Args:
+        start: what the network begins from, as the model did.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "student"))
         student = build(
             contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
         )
+    if start:
+        fill_body(student, start.body, str(contribution.architecture))
     student.to(recovered.member.device)
     use_channels_last(student)
     rng = make_generator(config.seed, "student batches")
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learn.inner_learning_rate)
     for _ in range(steps):
-        align(student, [optimizer], [_task(recovered, rng)], contribution.input, config.learn)
+        align(
+            student,
+            [optimizer],
+            [_task(recovered, rng)],
+            contribution.input,
+            config.learn,
+            frozen_statistics=start is not None,
+        )
     return student.cpu()
 
 
@@ -89,10 +122,12 @@ def _task(recovered: SyntheticImages, rng: torch.Generator) -> DistillationTask:
     return DistillationTask(images, teacher_logits=logits)
 
 
-def learn_meta_learner(contributions: Sequence[Contribution], config: ServerConfig) -> MetaLearner:
+def learn_meta_learner(
+    contributions: Sequence[Contribution], config: ServerConfig, start: LoadedStart | None = None
+) -> MetaLearner:
     """The server's whole pipeline on a small federation."""
     with tempfile.TemporaryDirectory() as folder:
-        return pipeline.run(_store_of(Path(folder), contributions), config).meta_learner
+        return pipeline.run(_store_of(Path(folder), contributions, start), config).meta_learner
 
 
 def score_meta_learner(plan: Plan, meta_learner: MetaLearner) -> Floats:

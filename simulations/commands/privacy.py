@@ -35,6 +35,7 @@ app = App("privacy", "Attack models, students and meta-learners as somebody who 
 
 AUDIT_FLAGS = {
     "dataset": "dataset",
+    "start": "start",
     "classes": "classes",
     "images_per_class": "images_per_class",
     "shadows": "shadows",

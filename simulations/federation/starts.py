@@ -1,14 +1,26 @@
 """The public start of a simulated federation: made once into the cache, or the folder that holds one."""
 
 from pathlib import Path
+from typing import Protocol
 
+from client.config import TrainingConfig
 from fedfree.errors import ConfigError, StartError
 from fedfree.host.public_weights import is_public_name, make_start
 from fedfree.host.starts import StartConfig, has_start, keep_start
-from simulations.config import SimulationConfig
 
 
-def find_start(config: SimulationConfig) -> Path | None:
+class Begins(Protocol):
+    """The part of a configuration that says where training begins."""
+
+    @property
+    def start(self) -> str | None: ...
+    @property
+    def training(self) -> TrainingConfig: ...
+    @property
+    def cache(self) -> Path: ...
+
+
+def find_start(config: Begins) -> Path | None:
     """Folder of the start that everybody begins from, made where it is not there yet; None without one.
 
     Raises:

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from client.config import TrainingConfig
+from fedfree.codec import MetaLearner
+from fedfree.host.starts import describe_folder
 from server.config import InvertConfig, ServerConfig
 from simulations.attacks import audit as audits
 from simulations.attacks.config import AuditConfig
-from simulations.attacks.downstream import distil_student
+from simulations.attacks.downstream import distil_student, learn_meta_learner
 from simulations.attacks.memorisation import LABEL
 from simulations.commands import main as cli
 from simulations.commands import privacy as audit_cli
@@ -44,7 +46,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         return config.model_copy(update={"iterations": 2, "invert": invert, "learn": learn})
 
     monkeypatch.setattr(AuditConfig, "_server", cut)
-    monkeypatch.setattr(audits, "distil_student", lambda *given, steps: distil_student(*given, steps=2))
+    monkeypatch.setattr(
+        audits, "distil_student", lambda *given, steps, start: distil_student(*given, steps=2, start=start)
+    )
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -86,6 +90,27 @@ def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
     assert run_command(monkeypatch, *options, *tiny) == 0
     again = json.loads((out / "audit.json").read_text())
     assert again["findings"] == found["findings"] and again["memorisation"] == found["memorisation"]
+
+
+@pytest.mark.usefixtures("small")
+def test_from_a_start_everything_attacked_began_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: Path
+) -> None:
+    learned: list[MetaLearner] = []
+
+    def learn(*given: Any) -> MetaLearner:
+        learned.append(learn_meta_learner(*given))
+        return learned[-1]
+
+    monkeypatch.setattr(audits, "learn_meta_learner", learn)
+    tree, out = write_tree(tmp_path / "images"), tmp_path / "audit"
+    options = ("--dataset", tree, "--classes", 2, "--shadows", 4, "--meta-learner", 4, "--out", out)
+    tiny = ("--start", start, "--epochs", 1, "--set", "training.min_steps=1", "--threads", 1)
+    assert run_command(monkeypatch, *options, *tiny) == 0
+    identity = describe_folder(start).sha256
+    assert len(learned) == 4 and {each.provenance.start for each in learned} == {identity}
+    rows = Record.load(out / "exposure.json").rows
+    assert [row["target"] for row in rows] == ["model", "student", "meta-learner"]
 
 
 def test_an_audit_under_privacy_trains_with_group_norm_for_its_own_epochs(
