@@ -58,6 +58,7 @@ def write_result(
         "contributions": _contributions(directory, events),
         "organisations": _organisations(directory),
         **_start(config, directory),
+        "judged": judged(events),
         "recovery": {"images": spent.images, "seconds": round(sum(spent.recovery.values()), 2)},
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         **_made_with(config, commit),
@@ -94,6 +95,12 @@ def _start(config: SimulationConfig, directory: RunDirectory) -> dict[str, objec
         "licence": start.licence,
     }
     return {"start": facts}
+
+
+def judged(events: Iterable[Event]) -> dict[str, Any]:
+    """How what was learned did against the average of the models, as learning last ended; or nothing."""
+    ends = [dict(each.values) for each in events if (each.stage, each.kind) == ("learn", "finished")]
+    return ends[-1] if ends else {}
 
 
 def _notes(measured: Container[str], *, several: bool) -> dict[str, str]:

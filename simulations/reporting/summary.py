@@ -69,6 +69,18 @@ def start_words(start: Mapping[str, Any]) -> str:
     )
 
 
+def judged_words(judged: Mapping[str, Any]) -> str:
+    """What is broadcast after learning from a start, and by which figures; empty where nothing was judged."""
+    if "broadcast" not in judged:
+        return ""
+    what = {"learned": "what was learned", "average": "the average of the models"}[judged["broadcast"]]
+    learned, average = (judged[f"{each}_on_synthetic_episodes"] for each in ("learned", "average"))
+    return (
+        f"{what}: on synthetic episodes across organisations, what was learned reads {learned:.1f} %, "
+        f"the average {average:.1f} %"
+    )
+
+
 def _episodes(result: Mapping[str, Any]) -> str:
     counts = {measured["episodes"] for measured in result["few_shot"].values()}
     mixed = ", an equal share of each data set" if result.get("domains") else ""

@@ -3,7 +3,7 @@
 import pytest
 
 from server.events import Event
-from simulations.reporting.result import spent_learning
+from simulations.reporting.result import judged, spent_learning
 
 
 def iteration(number: int, *, start: float, images: int) -> list[Event]:
@@ -43,3 +43,11 @@ def test_an_iteration_that_was_done_twice_counts_once_and_the_time_between_start
     assert spent.images == 120
     assert sum(spent.recovery.values()) == pytest.approx(6)
     assert sum(spent.iterations.values()) == pytest.approx(15)
+
+
+def test_the_judgement_is_that_of_the_last_end_of_learning() -> None:
+    ends = [Event("learn", "finished", {"broadcast": each}) for each in ("average", "learned")]
+    assert judged([Event("learn", "started", {}), *ends, Event("adapt", "finished", {})]) == {
+        "broadcast": "learned"
+    }
+    assert judged([]) == {}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from simulations.reporting.summary import result_lines, result_table
+from simulations.reporting.summary import judged_words, result_lines, result_table
 
 
 def result() -> dict[str, object]:
@@ -62,3 +62,12 @@ def test_the_lines_beneath_the_table_tell_how_it_was_measured() -> None:
         "Contributions: 3 accepted, 1 quarantined, 0 failed.",
         "24,000 images recovered in 1 min 28 s; 2 min 00 s in all.",
     ]
+
+
+def test_what_is_broadcast_is_said_with_its_figures() -> None:
+    figures = {"learned_on_synthetic_episodes": 82.14, "average_on_synthetic_episodes": 77.2}
+    words = judged_words({"broadcast": "average", **figures})
+    assert words.startswith("the average of the models: ")
+    assert words.endswith("what was learned reads 82.1 %, the average 77.2 %")
+    assert judged_words({"broadcast": "learned", **figures}).startswith("what was learned: ")
+    assert judged_words({}) == ""
