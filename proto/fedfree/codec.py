@@ -87,6 +87,10 @@ class Provenance:
     """For instance ``fedfree 0.1.0``."""
     start: str = ""
     """Identity of the start that every contribution began from, hexadecimal; empty where there was none."""
+    public_images: int = 0
+    """How many images the server had that its coordinator named as public; it never has others."""
+    public_images_sha256: str = ""
+    """Over their pixels, hexadecimal; empty where there were none."""
 
 
 @dataclass(frozen=True)
@@ -344,6 +348,8 @@ def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
             seed=provenance.seed,
             software=provenance.software,
             start_sha256=bytes.fromhex(provenance.start),
+            public_images=provenance.public_images,
+            public_images_sha256=bytes.fromhex(provenance.public_images_sha256),
         ),
         weights_sha256=bytes.fromhex(sha256(meta_learner.weights)),
     ).SerializeToString(deterministic=True)
@@ -375,6 +381,8 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
             seed=message.provenance.seed,
             software=message.provenance.software,
             start=_identity_from_wire(message.provenance.start_sha256),
+            public_images=message.provenance.public_images,
+            public_images_sha256=message.provenance.public_images_sha256.hex(),
         ),
         weights=weights,
     )

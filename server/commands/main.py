@@ -16,7 +16,7 @@ from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer, value_at
 from server import run as runs
 from server.commands import deploying, starting
-from server.commands.options import JsonLines, MetricsAddress, StartFolder
+from server.commands.options import JsonLines, MetricsAddress, PublicImagesFolder, StartFolder
 from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
 from server.doors.limits import ServiceConfig
@@ -61,6 +61,7 @@ def learn(
         typer.Option(help="Folder with manifest.pb and weights.safetensors; may be given several times."),
     ] = None,
     start: StartFolder = None,
+    public_images: PublicImagesFolder = None,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
 ) -> None:
@@ -74,6 +75,8 @@ def learn(
     with directory.held():
         if start:
             directory.adopt_start(start)
+        if public_images:
+            directory.adopt_public_images(public_images)
         store = directory.store()
         for folder in contribution or []:
             store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
@@ -127,6 +130,7 @@ def serve(
         bool, typer.Option("--insecure", help="Without TLS; on addresses of this machine only.")
     ] = False,
     start: StartFolder = None,
+    public_images: PublicImagesFolder = None,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
 ) -> None:
@@ -141,6 +145,8 @@ def serve(
     run = _prepared(store)
     if start:
         run.adopt_start(start)
+    if public_images:
+        run.adopt_public_images(public_images)
     run.require_preset()
     run.store().discard_leftovers()
     if not Tokens(run.tokens).organisations():

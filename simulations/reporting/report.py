@@ -19,7 +19,7 @@ from server.storage.run_directory import events_from_lines
 from simulations.baselines.evaluate import META_LEARNER
 from simulations.baselines.table import BASELINES
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label
-from simulations.reporting.summary import contribution_counts, start_words
+from simulations.reporting.summary import contribution_counts, public_words, start_words
 from simulations.reporting.words import ABSENT, duration
 
 CURVES = {
@@ -128,6 +128,7 @@ def _context(run: Path) -> dict[str, Any]:
         "gaps": any(score is None for row in rows for score in row.scores if row.absent == ABSENT),
         "headline": headline(result),
         "start": start_words(result["start"]) if result.get("start") else "",
+        "public_images": public_words(result["public_images"]) if result.get("public_images") else "",
         "best": best_baselines(rows),
         "charts": bar_charts(result, rows),
         "queries": _find(tomllib.loads(config), "n_query"),

@@ -58,6 +58,7 @@ def write_result(
         "contributions": _contributions(directory, events),
         "organisations": _organisations(directory),
         **_start(config, directory),
+        **_public_images(config, directory),
         "recovery": {"images": spent.images, "seconds": round(sum(spent.recovery.values()), 2)},
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         **_made_with(config, commit),
@@ -94,6 +95,15 @@ def _start(config: SimulationConfig, directory: RunDirectory) -> dict[str, objec
         "licence": start.licence,
     }
     return {"start": facts}
+
+
+def _public_images(config: SimulationConfig, directory: RunDirectory) -> dict[str, object]:
+    """What the server had beside recovered images; empty where it had no image."""
+    if (images := directory.public_images()) is None:
+        return {}
+    turns = config.server.iterations - config.server.warmup_iterations
+    shown = min(len(images), turns * config.server.learn.public_images)
+    return {"public_images": {"images": len(images), "shown": shown, "sha256": images.sha256}}
 
 
 def _notes(measured: Container[str], *, several: bool) -> dict[str, str]:
