@@ -41,9 +41,9 @@ class SimulationConfig(Settings):
     default.
     """
     public_images: Path | None = None
-    """Folder or zip of public photos without labels.
+    """Folder of public photos shown to the models.
 
-    The server shows them to the models, beside the images that it recovers from them.
+    Or a zip of them, without labels: the server shows them beside the images that it recovers.
     """
     architectures: Annotated[tuple[ArchitectureId, ...], Listed] = ()
     """Of the models, dealt out in turn, e.g. conv4,resnet10.

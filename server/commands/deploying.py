@@ -64,9 +64,9 @@ def up(
     deployment = Deployment(directory)
     if start:
         deployment.run.adopt_start(start)
+    log_to_stderr(json_lines=json_lines, run=deployment.run.id)
     if public_images:
         deployment.run.adopt_public_images(public_images)
-    log_to_stderr(json_lines=json_lines, run=deployment.run.id)
     with served(deployment.run, metrics):
         run_to_the_end(deployment, log_event)
     typer.echo(f"wrote {deployment.run.weights}")

@@ -75,12 +75,10 @@ def learn(
     with directory.held():
         if start:
             directory.adopt_start(start)
-        if public_images:
-            directory.adopt_public_images(public_images)
         store = directory.store()
         for folder in contribution or []:
             store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
-        _learn(directory, metrics, json_lines)
+        _learn(directory, metrics, json_lines, public_images)
 
 
 @app.command()
@@ -91,8 +89,12 @@ def resume(run: Run, metrics: MetricsAddress = None, json_lines: JsonLines = Fal
         _learn(directory, metrics, json_lines)
 
 
-def _learn(directory: RunDirectory, metrics: str | None, json_lines: bool) -> None:
+def _learn(
+    directory: RunDirectory, metrics: str | None, json_lines: bool, public_images: Path | None = None
+) -> None:
     log_to_stderr(json_lines=json_lines, run=directory.id)
+    if public_images:
+        directory.adopt_public_images(public_images)
     with served(directory, metrics):
         runs.learn_held(directory, on_event=log_event)
     typer.echo(f"wrote {directory.weights}")
@@ -145,13 +147,13 @@ def serve(
     run = _prepared(store)
     if start:
         run.adopt_start(start)
-    if public_images:
-        run.adopt_public_images(public_images)
     run.require_preset()
     run.store().discard_leftovers()
     if not Tokens(run.tokens).organisations():
         typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
     log_to_stderr(json_lines=json_lines, run=run.id)
+    if public_images:
+        run.adopt_public_images(public_images)
     service = Service(run, chosen.settings, on_event=run.recorded(log_event))
     listening = door.serve(
         service,

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from fedfree.architectures import InputSpec
+from fedfree.codec import sha256
 from server.config import ServerConfig
 from server.learning.memory import to_bytes
 from server.learning.moves import ask_teachers, invert, meta_learn
@@ -96,6 +97,13 @@ def test_what_is_broadcast_says_that_there_were_public_images(make_state: MakeSt
     assert (said.public_images, said.public_images_sha256) == (3, shades(3).sha256)
     none = conclude(without).meta_learner.provenance
     assert (none.public_images, none.public_images_sha256) == (0, "")
+
+
+def test_the_configurations_hash_counts_how_many_are_shown_only_where_somebody_chose_it() -> None:
+    chosen, usual = (ServerConfig.parse({"learn": {"public_images": n}}, origin="test") for n in (7, 100))
+    assert usual.sha256() == ServerConfig().sha256() != chosen.sha256()
+    before = {"learn": {"public_images"}}
+    assert usual.sha256() == sha256(usual.model_dump_json(exclude=before).encode())
 
 
 def test_a_checkpoint_belongs_to_its_public_images(make_state: MakeState) -> None:
