@@ -15,9 +15,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
-
-
 PUBLIC_IMAGES = 100
+"""Shown an iteration, unless somebody chooses another number."""
 
 
 class CollectConfig(Settings):

@@ -321,10 +321,10 @@ def _contribution_from_wire(message: contribution_schema.Contribution, weights: 
     )
 
 
-def _identity_from_wire(start_sha256: bytes) -> str:
-    if len(start_sha256) not in (0, hashlib.sha256().digest_size):
-        raise ContributionError(f"a start's sha256 has 32 bytes, the manifest states {len(start_sha256)}")
-    return start_sha256.hex()
+def _identity_from_wire(identity: bytes, whose: str = "a start's") -> str:
+    if len(identity) not in (0, hashlib.sha256().digest_size):
+        raise ContributionError(f"{whose} sha256 has 32 bytes, the manifest states {len(identity)}")
+    return identity.hex()
 
 
 def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
@@ -382,7 +382,9 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
             software=message.provenance.software,
             start=_identity_from_wire(message.provenance.start_sha256),
             public_images=message.provenance.public_images,
-            public_images_sha256=message.provenance.public_images_sha256.hex(),
+            public_images_sha256=_identity_from_wire(
+                message.provenance.public_images_sha256, "the public images'"
+            ),
         ),
         weights=weights,
     )

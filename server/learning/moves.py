@@ -171,8 +171,9 @@ def _public_images(state: State, shape: int, iteration: int) -> list[Tensor]:
         return []
     turn = iteration - state.config.warmup_iterations
     images = state.public_images.turn(turn, state.config.learn.public_images)[shape :: len(state.teachers)]
-    seen = state.shape_inputs[shape].resize(images) if len(images) else images
-    return [state.input.resize(seen).to(state.pool.device)] if len(images) else []
+    if not len(images):
+        return []
+    return [state.input.resize(state.shape_inputs[shape].resize(images)).to(state.pool.device)]
 
 
 def _set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:

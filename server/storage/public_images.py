@@ -56,7 +56,7 @@ def read_public_images(folder: Path, *, size: int, channels: int, seed: int) -> 
         order = torch.randperm(len(paths), generator=make_generator(seed, "public images")).tolist()
         at_most = min(MAX_IMAGES, MAX_BYTES // (channels * size * size))
         pixels, broken = _read(opened, [paths[index] for index in order[:at_most]], size, channels)
-    reasons = ", ".join(f"{count} of {reason}" for reason, count in broken.most_common(REASONS_SHOWN))
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in broken.most_common(REASONS_SHOWN))
     if broken:
         log.warning("%s: passed over %d images that cannot be read: %s", folder, broken.total(), reasons)
     if len(pixels) < MIN_IMAGES:

@@ -71,7 +71,7 @@ def test_broken_images_are_passed_over_and_counted_by_reason(
         (folder / f"{name}.jpg").write_bytes(b"no image")
     (folder / "text.txt").write_text("no image")
     assert len(read(folder)) == 3
-    assert "passed over 2 images that cannot be read: 2 of of no known image format" in caplog.text
+    assert "passed over 2 images that cannot be read: of no known image format" in caplog.text
     assert "1 not an image (.txt)" in caplog.text
 
 
@@ -91,7 +91,7 @@ def test_no_more_is_kept_than_is_stated(
         (lambda folder: photos(folder, 1), "1 public images in .*name at least 2"),
         (
             lambda folder: [photos(folder, 3)] + [each.write_bytes(b"x") for each in folder.rglob("*.png")],
-            r"0 public images in .*\(3 cannot be read: 3 of of no known image format",
+            r"0 public images in .*\(3 cannot be read: of no known image format",
         ),
     ],
     ids=["no folder", "no image", "one image", "all broken"],
@@ -112,7 +112,7 @@ def test_images_that_vanish_while_they_are_read_are_an_error_with_the_systems_wo
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
     monkeypatch.setattr("fedfree.host.images.sources.read_image_file", vanish)
-    with pytest.raises(DataError, match=r"\(3 cannot be read: 3 of No such file or directory\)"):
+    with pytest.raises(DataError, match=r"\(3 cannot be read: No such file or directory \(3\)\)"):
         read(photos(tmp_path / "photos", 3))
 
 
