@@ -10,15 +10,13 @@ from pydantic import Field, field_validator, model_validator
 from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
 from fedfree.host.compute import ComputeConfig
+from fedfree.host.images.formats import Fit
 from fedfree.host.places import cache_folder, state_folder
 from fedfree.host.starts import describe_folder
 from fedfree.settings import Layer, Listed, Settings, Values, merge, nested, value_at
 from fedfree.statement import MAX_EPSILON
 
 LEDGER = "ledger.sqlite"
-
-Fit = Literal["crop", "letterbox", "squeeze"]
-"""How an image that is not square becomes one; a square one is resized alike by all three."""
 
 
 def or_if_colour(setting: bool | None, channels: int) -> bool:

@@ -1,1 +1,1 @@
-"""The server: verifies contributions, inverts them, meta-learns; it never sees an image."""
+"""The server: verifies contributions, inverts them, meta-learns; it never sees a private image."""

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, ArchitectureId
+from fedfree.codec import sha256
 from fedfree.errors import ConfigError
 from fedfree.host.compute import ComputeConfig
 from fedfree.settings import Layer, Settings, Values, value_at
@@ -14,6 +15,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+PUBLIC_IMAGES = 100
+"""Shown an iteration, unless somebody chooses another number."""
 
 
 class CollectConfig(Settings):
@@ -73,6 +76,8 @@ class MetaLearnConfig(Settings):
     are fewer than this, those of every kind."""
     compositions: Count = 200
     """New images an iteration that are composed from recovered ones; each teacher sees each once."""
+    public_images: AtLeastOne = PUBLIC_IMAGES
+    """Public images shown an iteration, each once, where the coordinator named some."""
     relational_tasks: Count = 50
     """Batches of recovered and composed images an iteration, for relational distillation."""
     own_tasks: bool = False
@@ -151,6 +156,19 @@ class ServerConfig(ComputeConfig):
                 f"use more than {self.warmup_iterations}"
             )
         return self
+
+    def sha256(self) -> str:
+        """Hexadecimal hash of every value, defaults included; of public images only a number chosen."""
+        unchosen = {"learn": {"public_images"}} if self.learn.public_images == PUBLIC_IMAGES else None
+        return sha256(self.model_dump_json(exclude=unchosen).encode())
+
+    def require_use_of_public_images(self) -> None:
+        """Raise ConfigError where nobody would look at public images."""
+        if not self.learn.relational_tasks:
+            raise ConfigError(
+                "public images are for relational distillation, and learn.relational_tasks is 0 "
+                f"(preset {self.preset}): raise it, or leave out --public-images"
+            )
 
     def require_preset_for(self, has_start: bool) -> None:
         """Refuse to learn from a start with what was chosen for random weights, and the other way round."""

@@ -12,6 +12,7 @@ from server.learning.moves import invert, meta_learn
 from server.learning.outcome import Outcome, conclude
 from server.learning.pool import Pool
 from server.learning.precision import parameter_dtype
+from server.learning.public_images import PublicImages
 from server.learning.state import State, begin
 from server.learning.team import ALONE, Team
 from server.storage.checkpoint import read_checkpoint, write_checkpoint
@@ -24,6 +25,7 @@ def run(
     config: ServerConfig,
     *,
     checkpoint: Path | None = None,
+    public_images: PublicImages | None = None,
     team: Team = ALONE,
     on_event: OnEvent = ignore,
 ) -> Outcome:
@@ -34,22 +36,26 @@ def run(
 
     Args:
         checkpoint: file in which the state is kept; None keeps none.
+        public_images: shown to the models beside what is recovered from them.
         team: shares the work; every process returns the same outcome.
 
     Raises:
         FederationError: fewer accepted contributions than the quorum.
-        ConfigError: a preset that is not for where the models began.
+        ConfigError: a preset that is not for where the models began, or that shows nobody public images.
     """
     config.require_preset_for(has_start=store.start is not None)
+    if public_images:
+        config.require_use_of_public_images()
     use_cpu(config.threads)
     if team.leads:
         verify_received(store, on_event)
     team.wait()
     pool = open_pool(store, config)
     pool.require(config.collect.quorum)
-    state = begin(pool, config)
+    state = begin(pool, config, public_images)
     done = _resume(state, checkpoint)
-    on_event(Event("learn", "started", {"models": len(pool), "of": config.iterations, "done": done}))
+    begun = {"models": len(pool), "of": config.iterations, "done": done}
+    on_event(Event("learn", "started", {**begun, **_said(public_images)}))
     for iteration in range(done, config.iterations):
         recovered = invert(state, iteration, team)
         on_event(Event("learn", "recovered", {"images": state.images_recovered}))
@@ -60,6 +66,13 @@ def run(
     outcome = conclude(state)
     on_event(Event("learn", "finished", outcome.judged()))
     return outcome
+
+
+def _said(public_images: PublicImages | None) -> dict[str, int | float | str]:
+    """What was shown beside recovered images, as plain values; empty without public images."""
+    if public_images is None:
+        return {}
+    return {"public_images": len(public_images), "public_images_sha256": public_images.sha256}
 
 
 def open_pool(store: Store, config: ServerConfig, ids: Sequence[str] | None = None) -> Pool:

@@ -71,6 +71,7 @@ def learn_held(
         directory.store(),
         directory.config(),
         checkpoint=directory.checkpoint,
+        public_images=directory.public_images(),
         team=team,
         on_event=directory.recorded(on_event) if team.leads else ignore,
     )

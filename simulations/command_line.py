@@ -18,6 +18,7 @@ FLAGS: Flags = {
     "classes_each": "classes_each",
     "images_per_class": "images_per_class",
     "start": "start",
+    "public_images": "public_images",
     "architectures": "architectures",
     "image_size": "training.image_size",
     "epochs": "training.epochs",

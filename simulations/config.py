@@ -40,6 +40,11 @@ class SimulationConfig(Settings):
     training.image_size changes, but for a folder), and the server's preset ``start``. Random weights by
     default.
     """
+    public_images: Path | None = None
+    """Folder of public photos shown to the models.
+
+    Or a zip of them, without labels: the server shows them beside the images that it recovers.
+    """
     architectures: Annotated[tuple[ArchitectureId, ...], Listed] = ()
     """Of the models, dealt out in turn, e.g. conv4,resnet10.
 
@@ -121,6 +126,8 @@ class SimulationConfig(Settings):
     @model_validator(mode="after")
     def _agree_with_the_start(self) -> Self:
         self.server.require_preset_for(has_start=self.start is not None)
+        if self.public_images:
+            self.server.require_use_of_public_images()
         if self.start is None:
             return self
         architecture, size = describe(self.start)

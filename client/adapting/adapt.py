@@ -9,7 +9,7 @@ from torch import Tensor
 from client.adapting.calibrate import calibrate
 from client.adapting.classifier import Description, FewShotClassifier
 from client.adapting.openness import measure_openness
-from client.config import ClientConfig, Fit
+from client.config import ClientConfig
 from client.data.image_set import ImageSet, Inputs, LazyInputs
 from client.data.loading import load_configured
 from fedfree.adaptation import FEATURE_BATCH, AdaptedClassifier, Recipe, adapt, embed, head_accuracy
@@ -17,6 +17,7 @@ from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
 from fedfree.host.compute import choose_device, use_cpu
+from fedfree.host.images.formats import Fit
 from fedfree.seeding import make_generator
 
 SHOTS = (1, 5)

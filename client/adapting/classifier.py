@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from client.config import Fit
 from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, embed, head_tensors, unit_roots
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
 from fedfree.errors import ConfigError, ContributionError
 from fedfree.host.files import write_file
+from fedfree.host.images.formats import Fit
 from fedfree.settings import Settings
 
 DESCRIPTION, DIGEST = "fedfree_classifier", "sha256"

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import fedfree
 from client.adapting.classifier import FewShotClassifier
-from client.config import Fit
 from fedfree.architectures import InputSpec
 from fedfree.errors import ConfigError, FedFreeError
 from fedfree.host.files import write_file
+from fedfree.host.images.formats import Fit
 from fedfree.seeding import make_generator
 
 TOLERANCE = 1e-4

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from client.config import DataConfig, Fit
+from client.config import DataConfig
+from fedfree.host.images.formats import Fit
 
 Data = Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")]
 Split = Annotated[str | None, typer.Option(help="meta_train, meta_val or meta_test where the data has them.")]

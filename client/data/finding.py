@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.data.formats import FORMATS
-from client.data.passed_over import PassedOver, Reason
-from client.data.sources import Listing, Source, open_source
 from client.data.tree import Classes, Tree, understand
 from fedfree.errors import DataError
+from fedfree.host.images.formats import FORMATS
+from fedfree.host.images.passed_over import PassedOver, Reason
+from fedfree.host.images.sources import Listing, Source, open_source
 
 
 @dataclass(frozen=True)

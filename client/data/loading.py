@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.config import DataConfig, Fit
-from client.data.decoding import UndecodableError, decode_square, look_at
+from client.config import DataConfig
 from client.data.finding import find_images
-from client.data.formats import FORMATS
 from client.data.image_set import ImageSet
-from client.data.passed_over import Parts, PassedOver
 from client.data.room import room_for
-from client.data.sources import Listing, Source, open_source, read_image_file, unreadable
 from fedfree.errors import DataError
 from fedfree.host.compute import count_threads
+from fedfree.host.images.decoding import UndecodableError, decode_square, look_at
+from fedfree.host.images.formats import FORMATS, Fit
+from fedfree.host.images.passed_over import Parts, PassedOver
+from fedfree.host.images.sources import Listing, Source, open_source, read_image_file, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def load_images(
     """Read an image folder or a zip of one: ``<class>/…/<image>`` or ``<split>/<class>/…/<image>``.
 
     Images at any depth below a class folder are of that class. Folders may wrap the whole tree. What an
-    image is, is said in ``client.data.formats``.
+    image is, is said in ``fedfree.host.images.formats``.
 
     Args:
         source: a folder or a .zip; of a zip only the images asked for are read.

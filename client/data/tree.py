@@ -7,7 +7,7 @@ folders that only wrap the whole. Images beside the classes change nothing.
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from client.data.passed_over import Parts
+from fedfree.host.images.passed_over import Parts
 
 SPLITS = ("meta_train", "meta_val", "meta_test")
 USUAL_SPLITS = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing", "eval"))

@@ -88,6 +88,10 @@ class Provenance:
     """For instance ``fedfree 0.1.0``."""
     start: str = ""
     """Identity of the start that every contribution began from, hexadecimal; empty where there was none."""
+    public_images: int = 0
+    """How many images the server had that its coordinator named as public; it never has others."""
+    public_images_sha256: str = ""
+    """Over their pixels, hexadecimal; empty where there were none."""
 
 
 @dataclass(frozen=True)
@@ -321,10 +325,10 @@ def _contribution_from_wire(message: contribution_schema.Contribution, weights: 
     )
 
 
-def _identity_from_wire(start_sha256: bytes) -> str:
-    if len(start_sha256) not in (0, hashlib.sha256().digest_size):
-        raise ContributionError(f"a start's sha256 has 32 bytes, the manifest states {len(start_sha256)}")
-    return start_sha256.hex()
+def _identity_from_wire(identity: bytes, whose: str = "a start's") -> str:
+    if len(identity) not in (0, hashlib.sha256().digest_size):
+        raise ContributionError(f"{whose} sha256 has 32 bytes, the manifest states {len(identity)}")
+    return identity.hex()
 
 
 def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
@@ -348,6 +352,8 @@ def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
             seed=provenance.seed,
             software=provenance.software,
             start_sha256=bytes.fromhex(provenance.start),
+            public_images=provenance.public_images,
+            public_images_sha256=bytes.fromhex(provenance.public_images_sha256),
         ),
         weights_sha256=bytes.fromhex(sha256(meta_learner.weights)),
     ).SerializeToString(deterministic=True)
@@ -379,6 +385,10 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
             seed=message.provenance.seed,
             software=message.provenance.software,
             start=_identity_from_wire(message.provenance.start_sha256),
+            public_images=message.provenance.public_images,
+            public_images_sha256=_identity_from_wire(
+                message.provenance.public_images_sha256, "the public images'"
+            ),
         ),
         weights=weights,
     )

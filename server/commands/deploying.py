@@ -9,7 +9,7 @@ from fedfree.host.cli import App
 from fedfree.host.logs import log_to_stderr
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer
-from server.commands.options import JsonLines, MetricsAddress, StartFolder
+from server.commands.options import JsonLines, MetricsAddress, PublicImagesFolder, StartFolder
 from server.config import CollectConfig
 from server.doors.deployment import Deployment, DeploymentConfig
 from server.doors.deployment import init as init_deployment
@@ -54,6 +54,7 @@ def enroll(
 def up(
     directory: Directory,
     start: StartFolder = None,
+    public_images: PublicImagesFolder = None,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
 ) -> None:
@@ -64,6 +65,8 @@ def up(
     if start:
         deployment.run.adopt_start(start)
     log_to_stderr(json_lines=json_lines, run=deployment.run.id)
+    if public_images:
+        deployment.run.adopt_public_images(public_images)
     with served(deployment.run, metrics):
         run_to_the_end(deployment, log_event)
     typer.echo(f"wrote {deployment.run.weights}")

@@ -16,7 +16,7 @@ from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer, value_at
 from server import run as runs
 from server.commands import deploying, starting
-from server.commands.options import JsonLines, MetricsAddress, StartFolder
+from server.commands.options import JsonLines, MetricsAddress, PublicImagesFolder, StartFolder
 from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
 from server.doors.limits import ServiceConfig
@@ -61,6 +61,7 @@ def learn(
         typer.Option(help="Folder with manifest.pb and weights.safetensors; may be given several times."),
     ] = None,
     start: StartFolder = None,
+    public_images: PublicImagesFolder = None,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
 ) -> None:
@@ -77,7 +78,7 @@ def learn(
         store = directory.store()
         for folder in contribution or []:
             store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
-        _learn(directory, metrics, json_lines)
+        _learn(directory, metrics, json_lines, public_images)
 
 
 @app.command()
@@ -88,8 +89,12 @@ def resume(run: Run, metrics: MetricsAddress = None, json_lines: JsonLines = Fal
         _learn(directory, metrics, json_lines)
 
 
-def _learn(directory: RunDirectory, metrics: str | None, json_lines: bool) -> None:
+def _learn(
+    directory: RunDirectory, metrics: str | None, json_lines: bool, public_images: Path | None = None
+) -> None:
     log_to_stderr(json_lines=json_lines, run=directory.id)
+    if public_images:
+        directory.adopt_public_images(public_images)
     with served(directory, metrics):
         runs.learn_held(directory, on_event=log_event)
     typer.echo(f"wrote {directory.weights}")
@@ -127,6 +132,7 @@ def serve(
         bool, typer.Option("--insecure", help="Without TLS; on addresses of this machine only.")
     ] = False,
     start: StartFolder = None,
+    public_images: PublicImagesFolder = None,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
 ) -> None:
@@ -146,6 +152,8 @@ def serve(
     if not Tokens(run.tokens).organisations():
         typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
     log_to_stderr(json_lines=json_lines, run=run.id)
+    if public_images:
+        run.adopt_public_images(public_images)
     service = Service(run, chosen.settings, on_event=run.recorded(log_event))
     listening = door.serve(
         service,

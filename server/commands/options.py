@@ -10,6 +10,10 @@ StartFolder = Annotated[
     Path | None,
     typer.Option("--start", help="Public start that the run begins from, for good: a folder of start make."),
 ]
+PublicImagesFolder = Annotated[
+    Path | None,
+    typer.Option(help="Public photos without labels, shown to the models for good: a folder or zip."),
+]
 MetricsAddress = Annotated[
     str | None, typer.Option("--metrics", help="HOST:PORT on which Prometheus may ask for metrics.")
 ]

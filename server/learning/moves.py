@@ -65,7 +65,7 @@ def meta_learn(
         return losses
     schedule(state, iteration)
     if state.config.learn.relational_tasks:
-        ask_teachers(state, recovered, team)
+        ask_teachers(state, recovered, team, iteration=iteration)
     if state.config.learn.relational_tasks or state.config.learn.own_tasks:
         losses["distillation_loss"] = distil(state, recovered, team)
     if state.config.learn.replay_episodes and can_replay(state.memory, state.config.learn):
@@ -80,13 +80,17 @@ def schedule(state: State, iteration: int) -> None:
     _set_rate([state.replay_optimizer], state.config.learn.replay_learning_rate * factor)
 
 
-def ask_teachers(state: State, recovered: Sequence[RecoveredTask], team: Team = ALONE) -> None:
-    """Show teachers what was just recovered from models of their shape, and new compositions of it."""
+def ask_teachers(
+    state: State, recovered: Sequence[RecoveredTask], team: Team = ALONE, *, iteration: int = 0
+) -> None:
+    """Show teachers what was just recovered from models of their shape, new compositions of it, and public
+    images that nobody was shown yet.
+    """
     remembered = state.shapes[state.memory.models]
     for shape, teachers in enumerate(state.teachers):
         images = [task.images for task in recovered if state.shapes[task.member.number] == shape]
         rows = (remembered == shape).nonzero().flatten()
-        images = _questions(state, images, rows, teachers)
+        images = _questions(state, images, rows, teachers) + _public_images(state, shape, iteration)
         if images:
             with autocast(state.config.precision, state.pool.device):
                 teachers.show(torch.cat(images), team=team)
@@ -159,6 +163,17 @@ def _questions(state: State, images: list[Tensor], rows: Tensor, teachers: Teach
         made = noise(len(pieces), teachers.noise_channels, pieces.shape[-1], rng=state.rng)
         pieces = torch.cat([pieces, state.input.resize(made).to(pieces.device)])
     return [*images, compose(pieces, count, rng=state.rng)]
+
+
+def _public_images(state: State, shape: int, iteration: int) -> list[Tensor]:
+    """This shape's share of the public images of an iteration, as its organisations would hold them."""
+    if state.public_images is None:
+        return []
+    turn = iteration - state.config.warmup_iterations
+    images = state.public_images.turn(turn, state.config.learn.public_images)[shape :: len(state.teachers)]
+    if not len(images):
+        return []
+    return [state.input.resize(state.shape_inputs[shape].resize(images)).to(state.pool.device)]
 
 
 def _set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:

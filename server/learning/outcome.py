@@ -36,6 +36,7 @@ class Outcome:
 def conclude(state: State) -> Outcome:
     """The meta-learner with its recipe and where it comes from, as hashes, and what the memory shows."""
     chosen, judgement = choose(state)
+    public = state.public_images
     meta_learner = MetaLearner(
         architecture=architecture_of(state.pool, state.config),
         num_classes=state.num_classes,
@@ -47,6 +48,8 @@ def conclude(state: State) -> Outcome:
             seed=state.config.seed,
             software=f"fedfree {fedfree.__version__}",
             start=state.pool.start.sha256 if state.pool.start else "",
+            public_images=len(public) if public else 0,
+            public_images_sha256=public.sha256 if public else "",
         ),
         weights=encode_weights(copy.deepcopy(chosen).float()),
     )

@@ -17,6 +17,7 @@ from server.learning.memory import Memory, Ring
 from server.learning.merge import merge_into
 from server.learning.optimizer import make_adam, state_tensors
 from server.learning.pool import Pool, common_input, number_shapes
+from server.learning.public_images import PublicImages
 from server.learning.teachers import Teachers, appoint, draw_alike
 from server.learning.team import ALONE, Team
 
@@ -52,6 +53,10 @@ class State:
     replay_optimizer: torch.optim.Adam
     rng: torch.Generator
     """From which every move draws."""
+    shape_inputs: Sequence[InputSpec]
+    """What a model of each shape takes."""
+    public_images: PublicImages | None = None
+    """Shown to the teachers beside recovered ones."""
 
     @property
     def recipe(self) -> Recipe:
@@ -73,7 +78,8 @@ class State:
         """Hexadecimal hash of what tensors fit this state: configuration, models, names and shapes."""
         layout = (f"{name} {tuple(tensor.shape)}" for name, tensor in self._live_tensors())
         rings = (name for name, _ in self._rings())
-        return sha256("\n".join([self.config.sha256(), *self.pool.ids, *layout, *rings]).encode())
+        shown = [self.public_images.sha256] if self.public_images else []
+        return sha256("\n".join([self.config.sha256(), *self.pool.ids, *layout, *rings, *shown]).encode())
 
     def tensors(self, team: Team = ALONE) -> dict[str, Tensor]:
         """Everything that decides how learning goes on, by name; every process of the team must call it."""
@@ -115,7 +121,7 @@ class State:
         return (("memory", self.memory.rows), ("validation", self.validation.rows), *corpora)
 
 
-def begin(pool: Pool, config: ServerConfig) -> State:
+def begin(pool: Pool, config: ServerConfig, public_images: PublicImages | None = None) -> State:
     """Networks, an empty memory and optimizers at rest; the configuration's seed decides all of it.
 
     Where the models began from one start, the meta-learner is their mean; else it is random.
@@ -152,6 +158,8 @@ def begin(pool: Pool, config: ServerConfig) -> State:
         path_optimizers=[make_adam(learned, rates[1]) for _ in range(config.learn.paths)],
         replay_optimizer=make_adam(meta_learner.parameters(), config.learn.replay_learning_rate),
         rng=make_generator(config.seed, "learn"),
+        shape_inputs=[inputs[shapes.tolist().index(shape)] for shape in range(len(teachers))],
+        public_images=public_images,
     )
 
 

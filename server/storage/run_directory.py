@@ -5,6 +5,7 @@
     server.toml                   what the server is configured with
     organisations/<index>.toml    what each virtual organisation is configured with (simulations only)
     start/                        the public start of the run, where it has one; never another
+    public_images.safetensors     images that the coordinator named as public, where any were; never others
     store/                        contributions, see server.storage.store
     checkpoint.safetensors        the state of learning, until the run is over
     meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it
@@ -18,6 +19,7 @@
 
 import contextlib
 import json
+import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +38,14 @@ from fedfree.host.starts import has_start, keep_start, load_start
 from fedfree.start import LoadedStart
 from server.config import ServerConfig
 from server.events import Event, OnEvent
+from server.learning.public_images import PublicImages
+from server.storage.public_images import read_kept, read_public_images, write_kept
 from server.storage.store import ACCEPTED, Store
+
+log = logging.getLogger(__name__)
+
+PUBLIC_IMAGE_SIZE = 128
+"""Pixels a side that public images are kept at without a start; learning brings them to its own size."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,49 @@ class RunDirectory:
         if not is_own:  # nobody changed more than whom to wait for
             from_start = ServerConfig.checked({"preset": "start", "collect": config.collect.plain()})
             write_file(self.server_toml, from_start.to_commented_toml().encode())
+
+    @property
+    def _kept_public_images(self) -> Path:
+        return self.path / "public_images.safetensors"
+
+    def public_images(self) -> PublicImages | None:
+        """What teachers are shown beside recovered images; None where the coordinator named none.
+
+        Raises:
+            StorageError, ConfigError: they are there and cannot be used.
+        """
+        return read_kept(self._kept_public_images) if self._kept_public_images.exists() else None
+
+    def adopt_public_images(self, folder: Path, *, size: int | None = None) -> None:
+        """Read the public images of a folder or zip into the run, for good; the same again change nothing.
+
+        Args:
+            size: pixels a side that they are kept at, where the run has no start that says so.
+
+        Raises:
+            ConfigError: the run has others, has begun to learn without, or would show them to nobody.
+            DataError: a folder that is missing, or holds too few images that can be read.
+            StorageError: they cannot be written.
+        """
+        config, start = self.config(), self.start()
+        config.require_use_of_public_images()
+        side = start.start.input.height if start else size or PUBLIC_IMAGE_SIZE
+        channels = start.start.input.channels if start else 3
+        given = read_public_images(folder, size=side, channels=channels, seed=config.seed)
+        own = self.public_images()
+        if own is not None and own.sha256 != given.sha256:
+            raise ConfigError(
+                f"{folder} holds the public images {short(given.sha256)}, and {self.path} has "
+                f"{short(own.sha256)}: a run keeps its public images, so choose another run directory"
+            )
+        if own is None and self.checkpoint.exists():
+            raise ConfigError(
+                f"{self.path} has begun to learn without public images: go on without --public-images, or "
+                "choose another run directory"
+            )
+        if own is None:
+            write_kept(self._kept_public_images, given)
+        log.info("%d public images, sha256 %s, beside recovered images", len(given), given.sha256)
 
     def require_preset(self) -> None:
         """Raise ConfigError where the preset is not for where the models begin: ask before anybody trains."""

@@ -49,6 +49,8 @@ def prepare(run: Path, config: SimulationConfig) -> None:
             write_file(path, text.encode())
     if (start := find_start(config)) is not None:
         RunDirectory(run).adopt_start(start)
+    if config.public_images:
+        RunDirectory(run).adopt_public_images(config.public_images, size=max(config.dealt_image_sizes))
 
 
 def check_folder(run: Path, config: SimulationConfig) -> None:

@@ -19,7 +19,7 @@ from server.storage.run_directory import events_from_lines
 from simulations.baselines.evaluate import META_LEARNER
 from simulations.baselines.table import BASELINES
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label
-from simulations.reporting.summary import contribution_counts, judged_words, start_words
+from simulations.reporting.summary import contribution_counts, judged_words, public_words, start_words
 from simulations.reporting.words import ABSENT, duration
 
 CURVES = {
@@ -129,6 +129,7 @@ def _context(run: Path) -> dict[str, Any]:
         "headline": headline(result),
         "start": start_words(result["start"]) if result.get("start") else "",
         "judged": judged_words(result.get("judged", {})),
+        "public_images": public_words(result["public_images"]) if result.get("public_images") else "",
         "best": best_baselines(rows),
         "charts": bar_charts(result, rows),
         "queries": _find(tomllib.loads(config), "n_query"),

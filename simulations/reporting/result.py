@@ -59,6 +59,7 @@ def write_result(
         "organisations": _organisations(directory),
         **_start(config, directory),
         "judged": judged(events),
+        **_public_images(config, directory),
         "recovery": {"images": spent.images, "seconds": round(sum(spent.recovery.values()), 2)},
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         **_made_with(config, commit),
@@ -101,6 +102,15 @@ def judged(events: Iterable[Event]) -> dict[str, Any]:
     """How what was learned did against the average of the models, as learning last ended; or nothing."""
     ends = [dict(each.values) for each in events if (each.stage, each.kind) == ("learn", "finished")]
     return ends[-1] if ends else {}
+
+
+def _public_images(config: SimulationConfig, directory: RunDirectory) -> dict[str, object]:
+    """What the server had beside recovered images; empty where it had no image."""
+    if (images := directory.public_images()) is None:
+        return {}
+    turns = config.server.iterations - config.server.warmup_iterations
+    shown = min(len(images), turns * config.server.learn.public_images)
+    return {"public_images": {"images": len(images), "shown": shown, "sha256": images.sha256}}
 
 
 def _notes(measured: Container[str], *, several: bool) -> dict[str, str]:

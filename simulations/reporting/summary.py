@@ -55,6 +55,7 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
     return [
         *([headline(result)] if result.get("share_closed") else []),
         *([f"Start: {start_words(result['start'])}."] if result.get("start") else []),
+        *([f"{public_words(result['public_images'])}."] if result.get("public_images") else []),
         f"Measured over {_episodes(result)}, {_transductive(result)}.",
         f"Contributions: {contribution_counts(result)}.",
         _work(result),
@@ -79,6 +80,13 @@ def judged_words(judged: Mapping[str, Any]) -> str:
         f"{what}: on synthetic episodes across organisations, what was learned reads {learned:.1f} %, "
         f"the average {average:.1f} %"
     )
+
+
+def public_words(public: Mapping[str, Any]) -> str:
+    """What the server had beside recovered images."""
+    shown = "" if public["shown"] == public["images"] else f" ({public['shown']:,} of them shown)"
+    count, sha256 = f"{public['images']:,} public images{shown}", public["sha256"][:12]
+    return f"{count}, sha256 {sha256}…, beside recovered images"
 
 
 def _episodes(result: Mapping[str, Any]) -> str:

@@ -81,8 +81,31 @@ def test_the_server_reaches_no_image_data_and_no_opacus() -> None:
     for start in modules("server"):
         for name, imported in reachable(start).items():
             assert not begins_with(name, "client", "simulations"), f"{start} reaches {name}"
-            data = {each for each in imported if begins_with(each, "torchvision.datasets", "PIL", "opacus")}
+            forbidden = ("torchvision.datasets", "opacus", *(() if name == DECODER else ("PIL",)))
+            data = {each for each in imported if begins_with(each, *forbidden)}
             assert not data, f"{start} reaches {data} through {name}"
+
+
+DECODER = "fedfree.host.images.decoding"
+
+
+def test_the_server_reads_images_at_one_place_and_only_where_a_coordinator_names_public_ones() -> None:
+    reader = "server.storage.public_images"
+    importing = {
+        name: imported for name, path in modules("server").items() for imported in [imports_of(path)]
+    }
+    reading = [
+        name for name, those in importing.items() if any(begins_with(i, "fedfree.host.images") for i in those)
+    ]
+    assert reading == [reader]
+    assert {name for name, those in importing.items() if reader in those} == {"server.storage.run_directory"}
+    asking = {name for name, path in modules("server").items() if ".adopt_public_images(" in path.read_text()}
+    assert asking == {"server.commands.main", "server.commands.deploying"}
+
+
+def test_learning_reaches_no_image_reader() -> None:
+    for start in (name for name in modules("server") if begins_with(name, "server.learning")):
+        assert DECODER not in reachable(start), start
 
 
 def test_importing_the_whole_server_loads_no_client_code() -> None:

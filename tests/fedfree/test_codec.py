@@ -30,7 +30,7 @@ from fedfree.statement import (
     PrivacyStatement,
     PrivacyStatus,
 )
-from fedfree.v1 import contribution_pb2
+from fedfree.v1 import contribution_pb2, meta_learner_pb2
 
 INPUT = InputSpec(channels=1, height=16, width=16, mean=(0.25,), std=(0.5,), horizontal_flip=False)
 
@@ -240,3 +240,18 @@ def test_a_status_that_its_numbers_contradict_is_refused() -> None:
     manifest.privacy.status = contribution_pb2.PrivacyStatement.STATUS_NONE
     with pytest.raises(ContributionError, match="must not say what was spent"):
         decode_contribution(manifest.SerializeToString(), contribution.weights)
+
+
+def test_a_meta_learner_says_which_public_images_there_were_and_nothing_where_there_were_none() -> None:
+    network = build(Architecture(), num_classes=3, input=InputSpec())
+    plain = Provenance(("ab" * 32,), "cd" * 32, 7, "fedfree")
+    told = dataclasses.replace(plain, public_images=5, public_images_sha256="ef" * 32)
+    for provenance in (plain, told):
+        sent = MetaLearner(Architecture(), 3, InputSpec(), Recipe(), provenance, encode_weights(network))
+        manifest = encode_meta_learner(sent)
+        assert decode_meta_learner(manifest, sent.weights) == sent
+        assert (bytes.fromhex("ef" * 32) in manifest) == (provenance is told)
+    message = meta_learner_pb2.MetaLearner.FromString(manifest)
+    message.provenance.public_images_sha256 = b"short"
+    with pytest.raises(ContributionError, match="the public images' sha256 has 32 bytes"):
+        decode_meta_learner(message.SerializeToString(), sent.weights)

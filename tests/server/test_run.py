@@ -1,5 +1,6 @@
 """A run's ending, in one place; and two processes that share a run get what one process gets."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
@@ -16,6 +18,7 @@ from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
 from server import pipeline
 from server.config import ServerConfig
+from server.events import Event
 from server.learning.outcome import Outcome
 from server.run import learn, learn_held
 from server.storage.run_directory import RunDirectory
@@ -69,6 +72,54 @@ def test_two_processes_publish_the_meta_learner_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-5)
     started = build(Architecture(), num_classes=3, input=INPUT).state_dict()
     assert any(not torch.equal(tensor, started[name]) for name, tensor in weights[0].items())
+
+
+def public_photos(folder: Path) -> Path:
+    folder.mkdir()
+    for index in range(5):
+        generator = torch.Generator().manual_seed(index)
+        pixels = torch.randint(0, 256, (20, 24), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+    return folder
+
+
+def learned(path: Path) -> tuple[bytes, bytes]:
+    return RunDirectory(path).manifest.read_bytes(), RunDirectory(path).weights.read_bytes()
+
+
+def test_a_killed_run_with_public_images_goes_on_to_the_same_bytes_and_its_events_name_them(
+    tmp_path: Path,
+) -> None:
+    def kill(event: Event) -> None:
+        if event.kind == "progress" and event.values["iteration"] == 2:
+            raise KeyboardInterrupt
+
+    photos = public_photos(tmp_path / "photos")
+    for name in ("plain", "whole", "killed"):
+        (tmp_path / name).mkdir()
+        prepare(tmp_path / name)
+        toml = tmp_path / name / "server.toml"
+        text = toml.read_text().replace("checkpoint_iterations = 10", "checkpoint_iterations = 1")
+        toml.write_text(text.replace("public_images = 100", "public_images = 2"))
+        if name != "plain":
+            RunDirectory(tmp_path / name).adopt_public_images(photos)
+    learn(RunDirectory(tmp_path / "plain"))
+    learn(RunDirectory(tmp_path / "whole"))
+    killed = RunDirectory(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        learn(killed, on_event=kill)
+    shutil.rmtree(photos)
+    learn(killed)
+    assert learned(tmp_path / "whole") == learned(tmp_path / "killed")
+    assert learned(tmp_path / "whole")[1] != learned(tmp_path / "plain")[1]
+    started = [event.values for event in killed.read_events() if event.kind == "started"]
+    kept = killed.public_images()
+    assert kept and [each["done"] for each in started] == [0, 1]
+    assert {(each["public_images"], each["public_images_sha256"]) for each in started} == {(5, kept.sha256)}
+    (begun,) = [
+        event.values for event in RunDirectory(tmp_path / "plain").read_events() if event.kind == "started"
+    ]
+    assert begun.keys() == {"models", "of", "done"}
 
 
 def test_a_process_of_a_team_says_everything_and_ends_before_the_interpreter_unwinds() -> None:

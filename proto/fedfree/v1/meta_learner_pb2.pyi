@@ -22,18 +22,22 @@ class Recipe(_message.Message):
     def __init__(self, head: _Optional[str] = ..., steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., temperature: _Optional[float] = ..., mirror: _Optional[bool] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("contribution_sha256", "config_sha256", "seed", "software", "start_sha256")
+    __slots__ = ("contribution_sha256", "config_sha256", "seed", "software", "start_sha256", "public_images", "public_images_sha256")
     CONTRIBUTION_SHA256_FIELD_NUMBER: _ClassVar[int]
     CONFIG_SHA256_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     START_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_IMAGES_SHA256_FIELD_NUMBER: _ClassVar[int]
     contribution_sha256: _containers.RepeatedScalarFieldContainer[bytes]
     config_sha256: bytes
     seed: int
     software: str
     start_sha256: bytes
-    def __init__(self, contribution_sha256: _Optional[_Iterable[bytes]] = ..., config_sha256: _Optional[bytes] = ..., seed: _Optional[int] = ..., software: _Optional[str] = ..., start_sha256: _Optional[bytes] = ...) -> None: ...
+    public_images: int
+    public_images_sha256: bytes
+    def __init__(self, contribution_sha256: _Optional[_Iterable[bytes]] = ..., config_sha256: _Optional[bytes] = ..., seed: _Optional[int] = ..., software: _Optional[str] = ..., start_sha256: _Optional[bytes] = ..., public_images: _Optional[int] = ..., public_images_sha256: _Optional[bytes] = ...) -> None: ...
 
 class MetaLearner(_message.Message):
     __slots__ = ("protocol_version", "architecture", "num_classes", "input", "recipe", "provenance", "weights_sha256")

@@ -24,13 +24,13 @@ from client.adapting.classifier import (
     write_classifier,
 )
 from client.adapting.export import export_onnx
-from client.config import Fit
 from client.data.image_set import ImageSet
 from client.data.loading import load_images
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec
 from fedfree.codec import MetaLearner, Provenance
 from fedfree.errors import ConfigError, FedFreeError
+from fedfree.host.images.formats import Fit
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from client.adapting.classifier import Openness, read_classifier, write_classifier
 from client.adapting.predict import Prediction, predict
-from client.config import Fit
 from client.data.image_set import to_input
 from client.data.loading import load_images
 from fedfree.adaptation import adapt
 from fedfree.codec import MetaLearner
+from fedfree.host.images.formats import Fit
 
 WriteImages = Callable[[Path, dict[str, int]], Path]
 RunClient = Callable[..., tuple[int, str, str]]

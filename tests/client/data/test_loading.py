@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.config import DataConfig, Fit
-from client.data import decoding
+from client.config import DataConfig
 from client.data.finding import list_classes, list_splits
 from client.data.loading import load_configured, load_image, load_images, read_images
 from fedfree.errors import DataError
+from fedfree.host.images import decoding
+from fedfree.host.images.formats import Fit
 
 CIFAR_FS = Path(__file__).parents[4] / "shared" / "data" / "cifar-fs.zip"
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from client.data.finding import Survey, hash_images, list_classes, list_splits, survey
 from client.data.loading import load_images, read_images
-from client.data.passed_over import PassedOver, Reason
 from fedfree.errors import DataError
+from fedfree.host.images.passed_over import PassedOver, Reason
 
 WriteSource = Callable[[Path, Mapping[str, bytes]], Path]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from client.data import sources
 from client.data.finding import list_classes, survey
-from client.data.passed_over import Reason
-from client.data.sources import open_source
 from fedfree.errors import DataError
+from fedfree.host.images import sources
+from fedfree.host.images.passed_over import Reason
+from fedfree.host.images.sources import open_source
 
 MakePng = Callable[[int], bytes]
 WriteSource = Callable[[Path, Mapping[str, bytes]], Path]

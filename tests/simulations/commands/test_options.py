@@ -53,6 +53,7 @@ EVERYTHING: dict[str, Any] = {
 
 FROM_A_START: dict[str, Any] = {
     "start": "efficientnet-lite0",
+    "public_images": "photos",
     "training": {"image_size": 64, "epochs": 3, "trained": "last"},
     "server": {"iterations": 7},
     "pooled": False,

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.data.decoding import MAX_PIXELS
-from client.data.formats import is_hidden, why_no_image
-from client.data.passed_over import Parts, Reason, readable
 from fedfree.errors import DataError
+from fedfree.host.images.decoding import MAX_PIXELS
+from fedfree.host.images.formats import is_hidden, why_no_image
+from fedfree.host.images.passed_over import Parts, Reason, readable
 
 MAX_FILE_BYTES = 4 * MAX_PIXELS
 """Largest file that is read: an image of the most pixels, uncompressed. A zip may claim any size."""

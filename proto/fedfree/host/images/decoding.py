@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from client.config import Fit
-from client.data.formats import FORMATS
+from fedfree.host.images.formats import FORMATS, Fit
 
 MAX_PIXELS = 2**28
 """Most pixels of one image, 268 million: the largest photographs (200 megapixels) and WebP's largest image.

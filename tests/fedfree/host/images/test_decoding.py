@@ -11,9 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.config import Fit
-from client.data import decoding
-from client.data.decoding import (
+from fedfree.host.images import decoding
+from fedfree.host.images.decoding import (
     FITS,
     UndecodableError,
     _open,
@@ -23,7 +22,7 @@ from client.data.decoding import (
     look_at,
     to_array,
 )
-from client.data.formats import FORMATS
+from fedfree.host.images.formats import FORMATS, Fit
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 
@@ -216,7 +215,7 @@ def test_a_jpeg_decoded_at_reduced_size_looks_as_one_decoded_whole(fit: Fit, ori
 def test_a_photograph_of_12_megapixels_takes_a_small_part_of_its_memory() -> None:
     content = encode(picture(3000, 4000).convert("RGB"), "JPEG")
     code = (
-        "import resource, sys; from client.data.decoding import decode_square\n"
+        "import resource, sys; from fedfree.host.images.decoding import decode_square\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "content, before = sys.stdin.buffer.read(), peak()\n"
         "decode_square(content, 128, 3); print(peak() - before)"

@@ -6,7 +6,12 @@ WMF), hold layers or several unlike pictures (PSD, ICO, ICNS), or have rarely us
 TGA, …): an image of one of those is named, never silently gone.
 """
 
-from client.data.passed_over import Parts, Reason, suffix_of
+from typing import Literal
+
+from fedfree.host.images.passed_over import Parts, Reason, suffix_of
+
+Fit = Literal["crop", "letterbox", "squeeze"]
+"""How an image that is not square becomes one; a square one is resized alike by all three."""
 
 FORMATS = {
     "PNG": (".png", ".apng"),

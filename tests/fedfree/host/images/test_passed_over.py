@@ -1,6 +1,6 @@
 """The words for what a reader passed over."""
 
-from client.data.passed_over import PassedOver, Reason, readable, suffix_of
+from fedfree.host.images.passed_over import PassedOver, Reason, readable, suffix_of
 
 
 def test_the_report_counts_by_reason_and_shows_suffixes_or_names() -> None:
