@@ -35,6 +35,7 @@ from fedfree.codec import (
     describe_contribution,
     encode_tensors,
     encode_weights,
+    raise_variances,
     sha256,
 )
 from fedfree.errors import ContributionError
@@ -267,6 +268,8 @@ def _contribution(
     config: ClientConfig, images: ImageSet, trained: Untrained | Fitted, privacy: PrivacyStatement
 ) -> Contribution:
     network, start = trained.network, trained.start
+    if start is None:
+        raise_variances(network)
     return Contribution(
         architecture=config.training.architecture,
         num_classes=images.num_classes,

@@ -34,8 +34,8 @@ class DataError(FedFreeError):
 class ContributionError(FedFreeError):
     """A contribution or meta-learner that breaks the contract.
 
-    The message may repeat what another party sent, so it is made one short printable line here, for every log,
-    file and terminal that shows it.
+    The message may repeat what another party sent, so it is made one short printable line here, for every
+    log, file and terminal that shows it.
     """
 
     rule = ""

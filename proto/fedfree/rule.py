@@ -1,4 +1,4 @@
-"""Rules: what is asked of something that another party sent, each one function with a name that the sender is told."""
+"""Rules: what is asked of what another party sent, each one function with a name that the sender is told."""
 
 import functools
 from collections.abc import Callable

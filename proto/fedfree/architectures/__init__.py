@@ -179,7 +179,7 @@ ARCHITECTURES: dict[str, Family] = {
     "torchvision/<name>": Family(
         partial(_of_library, make=TorchvisionClassifier),
         names=torchvision_names,
-        offers="any classification model of torchvision of at most 150 million parameters, such as mobilenet_v2",
+        offers="any classification model of torchvision up to 150 million parameters, such as mobilenet_v2",
     ),
     "timm/<name>": Family(
         partial(_of_library, make=TimmClassifier),

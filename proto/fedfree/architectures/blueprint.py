@@ -69,6 +69,6 @@ def check_cost(network: Classifier, input: InputSpec, what: str) -> None:
     multiplications = counter.get_total_flops() // 2
     if multiplications > MAX_MULTIPLICATIONS:
         raise ContributionError(
-            f"{what} takes {multiplications:,} multiplications for one image, and {MAX_MULTIPLICATIONS:,} are "
-            "the most: use a smaller network or smaller images"
+            f"{what} takes {multiplications:,} multiplications for one image, and {MAX_MULTIPLICATIONS:,} "
+            "are the most: use a smaller network or smaller images"
         )
