@@ -36,10 +36,10 @@ from fedfree.v1 import meta_learner_pb2 as meta_learner_schema
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 30
-MIN_VARIANCE = 1e-13
-"""Of BatchNorm's running variances, where a contribution brings its own. The layer adds at least 1e-5 to them,
-and a float32 of that size does not notice less than 4e-13: what is smaller, such as a dead filter's 0, may be
-raised to this, and no output changes."""
+MIN_VARIANCE = 2.0**-43
+"""1.1e-13. Of BatchNorm's running variances, where a contribution brings its own. The layer adds at least
+1e-5 to them, and a float32 of that size does not notice less than 4e-13: what is smaller, such as a dead
+filter's 0, may be raised to this, and no output changes."""
 
 _VARIANCE = "running_var"
 _STATUS_TO_WIRE = {
@@ -234,7 +234,7 @@ def _shown(names: list[str]) -> object:
 @rule("tensor-shapes")
 def check_shapes(found: Mapping[str, Tensor | Described], expected: Mapping[str, Tensor], what: str) -> None:
     """Every tensor has the shape and the type that the architecture gives it."""
-    for name, tensor in found.items():
+    for name, tensor in sorted(found.items(), key=lambda item: item[0]):
         if tuple(tensor.shape) != tuple(expected[name].shape) or tensor.dtype != expected[name].dtype:
             raise ContributionError(
                 f"tensor {name!r} of {what} must be {_describe(expected[name])}, got {_describe(tensor)}"
@@ -244,7 +244,7 @@ def check_shapes(found: Mapping[str, Tensor | Described], expected: Mapping[str,
 @rule("tensor-values")
 def check_values(tensors: Mapping[str, Tensor]) -> None:
     """Every number is finite, and no running variance negative."""
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[0]):
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         low, high = (float(end) for end in tensor.aminmax())  # NaN where there is one
@@ -256,8 +256,8 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
 
 @rule("variances")
 def check_variances(tensors: Mapping[str, Tensor]) -> None:
-    """The running variances of BatchNorm are at least 1e-13, which no output can be told from 0 by."""
-    for name, tensor in tensors.items():
+    """BatchNorm's running variances are at least 1.1e-13; smaller ones can be raised to it, unnoticed."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[0]):
         if name.endswith(_VARIANCE) and (lowest := float(tensor.min())) < MIN_VARIANCE:
             raise ContributionError(
                 f"tensor {name!r} holds a variance of {lowest:g}, and {MIN_VARIANCE:g} is the least: raise "

@@ -31,19 +31,32 @@ class Teachers:
     noise_channels: int = 0
     """Of the noise composed with their images; 0, none, where models with BatchNorm gave these."""
 
-    def show(self, images: Tensor, *, team: Team = ALONE) -> None:
+    def show(self, images: Tensor, *, team: Team = ALONE) -> list[str]:
         """Ask every model about [batch, channels, size, size] images in [0, 1].
 
         Args:
             team: shares the images.
+
+        Returns:
+            Ids of models whose features cannot be remembered; of these images they say nothing.
         """
-        self.corpus.add(images, teacher_features(self.members, images, team=team))
+        features = teacher_features(self.members, images, team=team)
+        left_out = []
+        for member, block in zip(self.members, features.split(self._sizes, dim=1), strict=True):
+            if not block.half().isfinite().all():
+                block.zero_()
+                left_out.append(member.id)
+        self.corpus.add(images, features)
+        return left_out
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(member.network.feature_size for member in self.members)
 
     def lesson(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Lesson]:
         """At most ``count`` of the images that were shown, and what every model said of them."""
         images, features = self.corpus.sample(count, rng=rng)
-        sizes = tuple(member.network.feature_size for member in self.members)
-        return images, Lesson(features, sizes, self.projection)
+        return images, Lesson(features, self._sizes, self.projection)
 
 
 def draw_alike(pool: Pool, shapes: Tensor, *, at_most: int, seed: int) -> list[list[Member]]:

@@ -59,7 +59,7 @@ def check_not_a_copy(contribution: Contribution, known: Known) -> Mapping[str, f
 
 
 def check_activations(contribution: Contribution, known: Known) -> Mapping[str, float]:
-    """On noise of several scales, on flat and striped images, features and outputs are finite, at most 10,000."""
+    """On noise of several scales, flat and striped images, features and outputs are at most 10,000."""
     network, spec = _network(contribution, known), contribution.input
     for name, images in probe_images(spec).items():
         for part in images.split(PART):
