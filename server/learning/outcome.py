@@ -56,6 +56,11 @@ def require_finite(network: Classifier, input: InputSpec) -> None:
 
 def conclude(state: State) -> Outcome:
     """The meta-learner with its recipe and where it comes from, as hashes, and what the memory shows."""
+    if state.left_out and not len(state.memory):
+        raise FederationError(
+            f"no model gave back anything finite ({len(state.left_out)} left out), so nothing was learned: "
+            "look at what was contributed, and learn from other models"
+        )
     chosen, judgement = choose(state)
     require_finite(chosen, state.input)
     meta_learner = MetaLearner(
