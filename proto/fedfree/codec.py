@@ -30,7 +30,7 @@ from fedfree.statement import (
     batch_coupled_layers,
     check_text,
 )
-from fedfree.tensors import Described, read_header
+from fedfree.tensors import MAX_HEADER_BYTES, Described, read_header
 from fedfree.v1 import contribution_pb2 as contribution_schema
 from fedfree.v1 import meta_learner_pb2 as meta_learner_schema
 
@@ -157,10 +157,15 @@ def read_tensors(data: bytes, what: str) -> dict[str, Tensor]:
 
 
 @rule("weights-size")
-def check_weights_size(size: int, what: str = "the weights") -> None:
-    """The weights are at most 1 GiB."""
+def check_weights_size(size: int, what: str = "the weights", network: torch.nn.Module | None = None) -> None:
+    """The weights are at most 1 GiB, and no more than the architecture holds."""
     if size > MAX_WEIGHTS_BYTES:
         raise ContributionError(f"{what} of {size} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
+    if network is None:
+        return
+    most = MAX_HEADER_BYTES + sum(tensor.nbytes for tensor in network.state_dict().values())
+    if size > most:
+        raise ContributionError(f"{what} of {size} bytes are more than the {most} that such a network takes")
 
 
 def read_received(weights: bytes, expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
@@ -358,7 +363,7 @@ def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
     what = str(contribution.architecture)
     if not contribution.start and contribution.privacy.status is PrivacyStatus.DP:
         check_parameters_only(network, what)
-    check_weights_size(len(weights))
+    check_weights_size(len(weights), network=network)
     check_sha256(sha256(weights), message.weights_sha256.hex())
     if contribution.start:
         expected = trained_of(network, read_header(weights, "the weights"), what)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from threading import Lock
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -101,6 +102,10 @@ def build(architecture: Architecture, *, num_classes: int, input: InputSpec) -> 
     return _family(architecture.id).build(architecture, num_classes, input).eval()
 
 
+_one_at_a_time = Lock()
+"""torch counts multiplications by hooks on every module of the process."""
+
+
 @lru_cache(maxsize=16)
 def blueprint(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
     """The network's layers and its tensors' names, shapes and types, on torch's ``meta`` device.
@@ -112,17 +117,18 @@ def blueprint(architecture: Architecture, num_classes: int, input: InputSpec) ->
             or one that costs more than the limits.
     """
     check_classes(num_classes)
-    family, what = _family(architecture.id), f"{architecture} with {num_classes} classes"
-    if "/" not in architecture.id:
-        network = draw(lambda: family.build(architecture, num_classes, input))
-        check_cost(network, input, f"{what} at {input.height}x{input.width}")
-        return network
+    family = _family(architecture.id)
     try:
-        network = draw(lambda: family.build(architecture, num_classes, input))
-        check_cost(network, input, f"{what} at {input.height}x{input.width}")
+        with _one_at_a_time:
+            network = draw(lambda: family.build(architecture, num_classes, input))
+            size = f"{input.height}x{input.width}"
+            check_cost(network, input, f"{architecture} with {num_classes} classes at {size}")
     except ContributionError:
         raise
-    except Exception as error:  # whatever a library's code raises of a size that it was not made for
+    except Exception as error:
+        if "/" not in architecture.id:
+            raise
+        # Whatever a library's code raises of a size that it was not made for.
         raise ContributionError(
             f"{architecture.id} cannot take {input.channels}x{input.height}x{input.width} images: "
             f"{printable(str(error), 200)}"
