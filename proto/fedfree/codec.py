@@ -252,7 +252,7 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda item: item[0]):
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        low, high = (float(end) for end in tensor.aminmax())  # NaN where there is one
+        low, high = (float(end) for end in tensor.detach().aminmax())  # NaN where there is one
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ContributionError(f"tensor {name!r} holds NaN or infinity; retrain the model")
         if name.endswith(_VARIANCE) and low < 0:
@@ -263,7 +263,7 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
 def check_variances(tensors: Mapping[str, Tensor]) -> None:
     """BatchNorm's running variances are at least 1.1e-13; smaller ones can be raised to it, unnoticed."""
     for name, tensor in sorted(tensors.items(), key=lambda item: item[0]):
-        if name.endswith(_VARIANCE) and (lowest := float(tensor.min())) < MIN_VARIANCE:
+        if name.endswith(_VARIANCE) and (lowest := float(tensor.detach().min())) < MIN_VARIANCE:
             raise ContributionError(
                 f"tensor {name!r} holds a variance of {lowest:g}, and {MIN_VARIANCE:g} is the least: raise "
                 "what is smaller, which changes no output (fedfree-client pack does)"
