@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedfree.accounting import run_epsilon
+from fedfree.accounting import FINER_MESH, run_epsilon
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution, sha256
 from fedfree.errors import ContributionError
@@ -135,7 +135,9 @@ def check_privacy_claim(contribution: Contribution, known: Known) -> Mapping[str
     if claim is None:
         return {}
     recomputed = run_epsilon(claim.run, claim.delta)
-    if claim.epsilon < recomputed - min(EPSILON_TOLERANCE, RELATIVE_TOLERANCE * recomputed):
+    if _is_below(claim.epsilon, recomputed):
+        recomputed = run_epsilon(claim.run, claim.delta, finest_mesh=FINER_MESH)
+    if _is_below(claim.epsilon, recomputed):
         raise ContributionError(
             f"claims epsilon {claim.epsilon:.3f} at delta {claim.delta:g}, but its noise multiplier, "
             f"sampling rate and steps give {recomputed:.3f}"
@@ -145,6 +147,10 @@ def check_privacy_claim(contribution: Contribution, known: Known) -> Mapping[str
         "epsilon_recomputed_from_the_claim": recomputed,
         "delta": claim.delta,
     }
+
+
+def _is_below(claimed: float, recomputed: float) -> bool:
+    return claimed < recomputed - min(EPSILON_TOLERANCE, RELATIVE_TOLERANCE * recomputed)
 
 
 RULES: list[Rule] = [

@@ -1,7 +1,7 @@
 """The kinds of test_hostile_bytes.py under a fuzzer that follows which lines of ours an input reaches.
 
-``make fuzz KIND=weights SECONDS=60``, or ``python tests/properties/guided.py KIND`` with libFuzzer's options. It
-ends with the input and its traceback where anything but a FedFreeError comes of it.
+``make fuzz KIND=weights SECONDS=60``, or ``python tests/properties/guided.py KIND`` with libFuzzer's options.
+It ends with the input and its traceback where anything but a FedFreeError comes of it.
 """
 
 import importlib.util

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedfree.accounting import run_epsilon
+from fedfree.accounting import FINER_MESH, run_epsilon
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.architectures.conv4 import Conv4
 from fedfree.codec import Contribution, decode_contribution, encode_contribution, encode_weights
@@ -200,11 +200,21 @@ def test_the_same_weights_under_another_statement_are_a_copy(store: Store) -> No
 @pytest.mark.parametrize("times", [0.97, 0.99])
 def test_a_small_epsilon_too_may_lie_below_its_own_noise_by_two_percent_at_most(times: float) -> None:
     run = DpSgd(200.0, 0.1, 200)
-    claim = dataclasses.replace(CLAIM, run=run, epsilon=times * run_epsilon(run, CLAIM.delta))
-    privacy = PrivacyStatement(PrivacyStatus.DP, claim)
-    contribution = Contribution(Architecture(norm="group"), 3, InputSpec(1, 16, 16), privacy, b"")
+    own = run_epsilon(run, CLAIM.delta, finest_mesh=FINER_MESH)
     with nullcontext() if times > 0.98 else pytest.raises(ContributionError, match="claims epsilon"):
-        check_privacy_claim(contribution, Known({}))
+        check_privacy_claim(claiming(run, times * own), Known({}))
+
+
+def test_the_accountant_of_the_client_is_believed_over_thousands_of_steps_with_little_noise_each() -> None:
+    run, by_opacus = DpSgd(20.0, 0.001, 50_000), 0.04096
+    assert by_opacus < run_epsilon(run, CLAIM.delta) - 0.02
+    check_privacy_claim(claiming(run, by_opacus), Known({}))
+
+
+def claiming(run: DpSgd, epsilon: float) -> Contribution:
+    claim = dataclasses.replace(CLAIM, run=run, epsilon=epsilon)
+    privacy = PrivacyStatement(PrivacyStatus.DP, claim)
+    return Contribution(Architecture(norm="group"), 3, InputSpec(1, 16, 16), privacy, b"")
 
 
 def test_a_fault_while_one_contribution_is_looked_at_refuses_it_alone_and_is_logged_where_it_is(
