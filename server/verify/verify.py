@@ -56,6 +56,8 @@ def _refusing(name: str, look: Callable[[], _Result]) -> _Result:
     except (StorageError, OSError, MemoryError):
         raise
     except Exception as error:
+        if "DefaultCPUAllocator" in str(error):  # which torch says with a RuntimeError
+            raise MemoryError(str(error)) from error
         log.exception("rule %s failed, and the contribution is refused", name)
         refusal = ContributionError(
             f"it could not be looked at ({type(error).__name__}): ask the coordinator"

@@ -207,7 +207,12 @@ def try_records(text: bytes) -> None:
     for name, value in said.items() if isinstance(said, dict) else ():
         try:
             records[name] = record(value)
-        except (TypeError, ValueError, OverflowError):
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ):  # of Flower, which the sender would meet
             continue
     refusals = 0
     for read in (

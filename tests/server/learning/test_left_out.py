@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from fedfree.architectures import Classifier
+from fedfree.architectures import Architecture, Classifier, InputSpec
 from fedfree.errors import FederationError
 from server.learning import invert as inversion
 from server.learning.invert import Recovery
@@ -14,6 +14,7 @@ from server.learning.moves import distil, invert, meta_learn
 from server.learning.outcome import conclude
 from server.learning.pool import Member, common_classes
 from server.learning.state import State
+from server.learning.teachers import affordable
 
 MakeState = Callable[..., State]
 
@@ -118,3 +119,16 @@ def test_a_teacher_with_more_classes_teaches_the_first_ones() -> None:
     torch.manual_seed(0)
     own, teacher = torch.randn(4, 5), torch.randn(4, 9)
     assert torch.equal(distillation_loss(own, teacher, 2.0), distillation_loss(own, teacher[:, :5], 2.0))
+
+
+def test_a_model_of_huge_images_or_features_is_not_asked_about_every_image() -> None:
+    def member(side: int, features: int) -> Member:
+        network = Classifier()
+        network.feature_size = features
+        return Member("", 0, Architecture(), network, InputSpec(1, side, side), 3, torch.device("cpu"))
+
+    small, mobile = [member(32, 128) for _ in range(4)], member(84, 1280)
+    wide, large = member(32, 32_768), member(512, 512)
+    assert affordable([*small, mobile, wide, large]) == [*small, mobile]
+    assert affordable([wide, wide, small[0]]) == [wide, wide, small[0]]
+    assert affordable([large, large, small[0]]) == [large, large, small[0]]

@@ -238,16 +238,28 @@ def test_a_fault_while_one_contribution_is_looked_at_refuses_it_alone_and_is_log
     assert "check_parity" in caplog.text and "a fault with /a/path" in caplog.text
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, StorageError("the disk is full")])
+NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+
+@pytest.mark.parametrize(
+    ("error", "met"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (MemoryError(), MemoryError),
+        (NO_MEMORY, MemoryError),
+        (StorageError("the disk is full"), StorageError),
+    ],
+    ids=["Ctrl-C", "memory", "torch's memory", "disk"],
+)
 def test_what_says_nothing_of_the_contribution_refuses_none(
-    store: Store, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | BaseException
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: BaseException, met: type[BaseException]
 ) -> None:
     def check_nothing(contribution: Contribution, known: Known) -> dict[str, float]:
         raise error
 
     identity = receive_network(store, lambda network: None)
     monkeypatch.setattr(verify, "RULES", [check_nothing])
-    with pytest.raises(error if isinstance(error, type) else type(error)):
+    with pytest.raises(met):
         verify_received(store, lambda _: None)
     assert store.ids(RECEIVED) == [identity]
 
