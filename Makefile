@@ -36,7 +36,7 @@ test-python:
 
 # make fuzz KIND=weights SECONDS=600: with a fuzzer that follows which lines an input reaches.
 fuzz: install
-	$(BIN)/pip install --quiet --disable-pip-version-check 'atheris==3.*'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,fuzz]'
 	$(BIN)/python -W ignore tests/properties/guided.py $(KIND) -max_total_time=$(SECONDS)
 
 coverage: install

@@ -31,6 +31,7 @@ OPTIONAL = {
     "client/doors/flower_app.py": "flower",
     "client/adapting/export.py": "onnx",
     "fedfree/host/public_weights.py": "lite0",
+    "tests/properties/guided.py": "fuzz",
 }
 """Files that need more than their room: what imports them works without, or says what to install."""
 NEVER_IMPORTED = {

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -205,26 +206,13 @@ def try_records(text: bytes) -> None:
         raise ContributionError("no records") from error
     records = RecordDict()
     for name, value in said.items() if isinstance(said, dict) else ():
-        try:
+        # Flower refuses what is no record, as its sender would see.
+        with suppress(AttributeError, TypeError, ValueError, OverflowError):
             records[name] = record(value)
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ):  # of Flower, which the sender would meet
-            continue
-    refusals = 0
-    for read in (
-        from_records,
-        accuracies_from_records,
-        start_named,
-        lambda each: check_release(each, "organisation"),
-    ):
-        try:
+    readers = (from_records, accuracies_from_records, start_named)
+    for read in (*readers, lambda each: check_release(each, "organisation")):
+        with suppress(FedFreeError):
             read(records)
-        except FedFreeError:
-            refusals += 1
 
 
 def record(value: Any) -> Any:
