@@ -4,8 +4,10 @@ BIN := $(VENV)/bin
 ENGINE ?= in-process
 START ?= public
 OUT ?= runs/demo-$(START)-$(ENGINE)
+KIND ?= manifest
+SECONDS ?= 60
 
-.PHONY: install demo test test-slow test-gpu test-python coverage check lint types rules check-wheel proto clean
+.PHONY: install demo test test-slow test-gpu test-python fuzz coverage check lint types rules check-wheel proto clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +33,11 @@ test-gpu: install
 # make test-python PYTHON=python3.13: the default tests, in an environment of that Python.
 test-python:
 	$(MAKE) test VENV=.venv-$(notdir $(PYTHON))
+
+# make fuzz KIND=weights SECONDS=600: with a fuzzer that follows which lines an input reaches.
+fuzz: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,fuzz]'
+	$(BIN)/python -W ignore tests/properties/guided.py $(KIND) -max_total_time=$(SECONDS)
 
 coverage: install
 	$(BIN)/pytest --cov

@@ -14,7 +14,7 @@ from fedfree.host.images.formats import Fit
 from fedfree.host.places import cache_folder, state_folder
 from fedfree.host.starts import describe_folder
 from fedfree.settings import Layer, Listed, Settings, Values, merge, nested, value_at
-from fedfree.statement import MAX_EPSILON
+from fedfree.statement import MAX_DELTA, MAX_EPSILON, MIN_EPSILON
 
 LEDGER = "ledger.sqlite"
 
@@ -104,9 +104,9 @@ class TrainingConfig(ComputeConfig):
 class PrivacyConfig(Settings):
     """Training under differential privacy (DP-SGD); noise and sampling ignore every seed."""
 
-    epsilon: Annotated[float, Field(gt=0)] = math.inf
+    epsilon: Annotated[float, Field(ge=MIN_EPSILON)] = math.inf
     """Spend at most this an image; ``inf``: no differential privacy."""
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[float, Field(gt=0, le=MAX_DELTA)] = 1e-5
     """Of differential privacy: below one over the number of images."""
     epsilon_budget: Annotated[float, Field(gt=0)] | None = None
     """Most that all contributions of an image may spend together; beyond it nothing is trained."""

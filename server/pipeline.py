@@ -56,10 +56,12 @@ def run(
     done = _resume(state, checkpoint)
     begun = {"models": len(pool), "of": config.iterations, "done": done}
     on_event(Event("learn", "started", {**begun, **_said(public_images)}))
+    known_left_out: frozenset[str] = frozenset()
     for iteration in range(done, config.iterations):
         recovered = invert(state, iteration, team)
         on_event(Event("learn", "recovered", {"images": state.images_recovered}))
         losses = meta_learn(state, recovered, iteration, team)
+        known_left_out = _tell_left_out(state, known_left_out, on_event)
         values = {"iteration": iteration + 1, "of": config.iterations, **losses, **_memory_used(pool.device)}
         on_event(Event("learn", "progress", values))
         _save(state, checkpoint, iteration + 1, team)
@@ -73,6 +75,14 @@ def _said(public_images: PublicImages | None) -> dict[str, int | float | str]:
     if public_images is None:
         return {}
     return {"public_images": len(public_images), "public_images_sha256": public_images.sha256}
+
+
+def _tell_left_out(state: State, known: frozenset[str], on_event: OnEvent) -> frozenset[str]:
+    """An event for each model of which something was left out for the first time."""
+    for identity in sorted(state.left_out - known):
+        reason = "what came of it is not finite, so nothing was learned from that"
+        on_event(Event("learn", "left out", {"contribution": identity, "reason": reason}))
+    return frozenset(state.left_out)
 
 
 def open_pool(store: Store, config: ServerConfig, ids: Sequence[str] | None = None) -> Pool:

@@ -14,15 +14,24 @@ from typing import Any, TypeVar
 import grpc
 
 from fedfree.codec import (
-    MAX_WEIGHTS_BYTES,
     Contribution,
     MetaLearner,
+    check_manifest_size,
+    check_weights_size,
     contribution_id,
     decode_meta_learner,
+    hash_from_wire,
     short,
 )
-from fedfree.errors import ConfigError, ContributionError, FederationError, FedFreeError, StartError
-from fedfree.grpc_status import error_of, printable
+from fedfree.errors import (
+    ConfigError,
+    ContributionError,
+    FederationError,
+    FedFreeError,
+    StartError,
+    printable,
+)
+from fedfree.grpc_status import MAX_DETAIL_CHARACTERS, error_of
 from fedfree.host.channel import AUTHORIZATION, BEARER, CLIENT_OPTIONS, RELEASE, Address, chunks
 from fedfree.host.files import move_into_place, named, open_stream, read_file, write_file
 from fedfree.host.proxy import Proxy
@@ -131,7 +140,7 @@ class Remote:
             )
             return answer
 
-        return _state_from_wire(self._insist(call).contribution)
+        return _state_from_wire(self._insist(call).contribution, contribution_id(manifest))
 
     def require_same_start(self, contribution: Contribution) -> None:
         """Refuse, before anything is sent, what the coordinator would; raises StartError."""
@@ -139,7 +148,8 @@ class Remote:
 
     def contribution(self, manifest: bytes) -> ContributionState:
         """What became of a contribution."""
-        return _state_from_wire(self._status(contribution_id(manifest)).contribution)
+        identity = contribution_id(manifest)
+        return _state_from_wire(self._status(identity).contribution, identity)
 
     def run(self) -> RunState:
         """How far the coordinator's run is."""
@@ -150,8 +160,8 @@ class Remote:
             quarantined=answer.quarantined,
             iteration=answer.progress.iteration,
             iterations=answer.progress.of,
-            meta_learner_sha256=answer.meta_learner_sha256.hex(),
-            start_sha256=answer.start_sha256.hex(),
+            meta_learner_sha256=_hash_or_none(answer.meta_learner_sha256),
+            start_sha256=_hash_or_none(answer.start_sha256),
         )
 
     def fetch(self, weights: Path, manifest: Path) -> MetaLearner:
@@ -232,7 +242,7 @@ class Remote:
             weights_sha256=bytes.fromhex(begun.suffixes[-2][1:]) if begun else b"",
         )
         answers = method(request, timeout=TRANSFER_SECONDS, metadata=self._metadata)
-        header = _header(answers)
+        header = _header(answers, request)
         try:
             look(header.manifest)
         except ContributionError:
@@ -263,7 +273,7 @@ class Remote:
             self._sleep(pause)
 
     def _error(self, failure: grpc.RpcError) -> FedFreeError:
-        details = printable(failure.details() or "")
+        details = printable(failure.details() or "", MAX_DETAIL_CHARACTERS)
         if self._blame and re.search(_NO_CONNECTION, details):
             return FederationError(self._blame(details))
         return error_of(failure)
@@ -294,8 +304,20 @@ def _upload(manifest: bytes, weights: bytes) -> Iterator[schema.ContributeReques
         yield schema.ContributeRequest(chunk=chunk)
 
 
-def _state_from_wire(message: schema.ContributionState) -> ContributionState:
-    return ContributionState(message.contribution_sha256.hex(), _PLACES[message.place], message.reason)
+def _state_from_wire(message: schema.ContributionState, asked: str) -> ContributionState:
+    """What the server says of the contribution that it was asked about; raises ContributionError."""
+    identity = message.contribution_sha256.hex()
+    if identity != asked or message.place not in _PLACES:
+        raise ContributionError(
+            f"the server was asked about the contribution {short(asked)}, and answers about "
+            f"{short(identity) or 'none'}, state {message.place}: install the same release of fedfree "
+            "on both sides, or ask the coordinator"
+        )
+    return ContributionState(identity, _PLACES[message.place], printable(message.reason))
+
+
+def _hash_or_none(value: bytes) -> str:
+    return hash_from_wire(value) if value else ""
 
 
 def _require_it(own: str, federation: str, folder: Path) -> None:
@@ -310,12 +332,19 @@ def _begun(target: Path) -> Path | None:
     return next(iter(sorted(target.parent.glob(pattern))), None)
 
 
-def _header(answers: Iterator[schema.FetchResponse]) -> schema.FetchHeader:
+def _header(answers: Iterator[schema.FetchResponse], request: schema.FetchRequest) -> schema.FetchHeader:
+    """What the server sends first, its numbers held against what was asked; raises ContributionError."""
     first = next(answers, None)
     if first is None or first.WhichOneof("part") != "header":
         raise ContributionError("the server's answer does not begin with a header")
-    if first.header.weights_bytes > MAX_WEIGHTS_BYTES:
+    header: schema.FetchHeader = first.header
+    check_manifest_size(len(header.manifest))
+    check_weights_size(header.weights_bytes)
+    hash_from_wire(header.weights_sha256)
+    goes_on = header.weights_sha256 == request.weights_sha256 and header.offset == request.offset
+    if header.offset > header.weights_bytes or not (goes_on or header.offset == 0):
         raise ContributionError(
-            f"weights of {first.header.weights_bytes} bytes exceed the limit of {MAX_WEIGHTS_BYTES}"
+            f"the server sends from byte {header.offset} of {header.weights_bytes} on, where "
+            f"{request.offset} were asked for: ask the coordinator"
         )
-    return first.header
+    return header

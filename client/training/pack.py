@@ -19,7 +19,7 @@ from torch import Tensor
 from client.data.image_set import to_input
 from client.data.loading import load_images
 from fedfree.architectures import Architecture, Classifier, InputSpec, TorchvisionClassifier, build
-from fedfree.codec import Contribution, encode_weights, fill_network, sha256
+from fedfree.codec import Contribution, encode_weights, fill_network, raise_variances, sha256
 from fedfree.errors import ContributionError, DataError, StorageError
 from fedfree.host.files import named
 from fedfree.statement import PrivacyStatement
@@ -192,6 +192,8 @@ def to_network(
     _check_names(found, expected, names, architecture)
     _check_shapes(found, expected, names, architecture)
     fill_network(network, found, str(architecture))
+    if raised := raise_variances(network):
+        notes.append(f"raised {raised} running variances of dead filters, which changes no output")
     return network, notes
 
 

@@ -35,6 +35,7 @@ from fedfree.codec import (
     describe_contribution,
     encode_tensors,
     encode_weights,
+    raise_variances,
     sha256,
 )
 from fedfree.errors import ContributionError
@@ -267,8 +268,10 @@ def _contribution(
     config: ClientConfig, images: ImageSet, trained: Untrained | Fitted, privacy: PrivacyStatement
 ) -> Contribution:
     network, start = trained.network, trained.start
-    tensors = network.state_dict()
-    if start:
+    if start is None:
+        raise_variances(network)
+        tensors = network.state_dict()
+    else:
         tensors = trained_tensors(network, start.body, trained.low_rank.factors)
     return Contribution(
         architecture=config.training.architecture,

@@ -5,6 +5,7 @@ its own :mod:`fedfree.architectures` and takes tensors only by the names, shapes
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from fedfree import PROTOCOL_VERSION
 from fedfree.adaptation import Recipe
-from fedfree.architectures import Architecture, Classifier, InputSpec, build
-from fedfree.errors import ContributionError
+from fedfree.architectures import Architecture, Classifier, InputSpec, blueprint, build
+from fedfree.errors import ContributionError, printable
 from fedfree.low_rank import changed_weights, expected_factors
+from fedfree.rule import rule
 from fedfree.statement import (
     Composition,
     DifferentialPrivacy,
@@ -27,13 +29,20 @@ from fedfree.statement import (
     PrivacyStatement,
     PrivacyStatus,
     batch_coupled_layers,
+    check_text,
 )
+from fedfree.tensors import MAX_HEADER_BYTES, Described, read_header
 from fedfree.v1 import contribution_pb2 as contribution_schema
 from fedfree.v1 import meta_learner_pb2 as meta_learner_schema
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 30
+MIN_VARIANCE = 2.0**-43
+"""1.1e-13. Of BatchNorm's running variances, where a contribution brings its own. The layer adds at least
+1e-5 to them, and a float32 of that size does not notice less than 4e-13: what is smaller, such as a dead
+filter's 0, may be raised to this, and no output changes."""
 
+_VARIANCE = "running_var"
 _STATUS_TO_WIRE = {
     PrivacyStatus.NONE: contribution_schema.PrivacyStatement.STATUS_NONE,
     PrivacyStatus.EMPIRICAL_ONLY: contribution_schema.PrivacyStatement.STATUS_EMPIRICAL_ONLY,
@@ -145,12 +154,40 @@ def load_network(
 
 def read_tensors(data: bytes, what: str) -> dict[str, Tensor]:
     """Tensors by name from safetensors bytes; raises ContributionError."""
-    if len(data) > MAX_WEIGHTS_BYTES:
-        raise ContributionError(f"{what} of {len(data)} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
+    check_weights_size(len(data), what)
     try:
         return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise ContributionError(f"{what} are not valid safetensors: {error}") from error
+
+
+@rule("weights-size")
+def check_weights_size(size: int, what: str = "the weights", network: torch.nn.Module | None = None) -> None:
+    """The weights are at most 1 GiB, and no more than the architecture holds."""
+    if size > MAX_WEIGHTS_BYTES:
+        raise ContributionError(f"{what} of {size} bytes exceed the limit of {MAX_WEIGHTS_BYTES}")
+    if network is None:
+        return
+    most = MAX_HEADER_BYTES + sum(tensor.nbytes for tensor in network.state_dict().values())
+    if size > most:
+        raise ContributionError(f"{what} of {size} bytes are more than the {most} that such a network takes")
+
+
+def read_received(weights: bytes, expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Tensors that another party sent: their names, shapes and types are compared before they are allocated.
+
+    Args:
+        expected: with the shapes and types that they must have, such as those of a blueprint.
+
+    Raises:
+        ContributionError: as :func:`fedfree.tensors.read_header` and :func:`check_tensors`.
+    """
+    header = read_header(weights, "the weights")
+    check_names(header, expected, what)
+    check_shapes(header, expected, what)
+    tensors = read_tensors(weights, "the weights")
+    check_values(tensors)
+    return tensors
 
 
 def fill_network(
@@ -186,22 +223,68 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         ContributionError: a missing or extra tensor, a wrong shape or type, NaN or infinity,
             or a negative running variance.
     """
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    check_names(tensors, expected, what)
+    check_shapes(tensors, expected, what)
+    check_values(tensors)
+
+
+@rule("tensor-names")
+def check_names(found: Mapping[str, Tensor | Described], expected: Mapping[str, Tensor], what: str) -> None:
+    """There is every tensor of the architecture, and no other."""
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise ContributionError(
-            f"{what} expects other tensors: missing {missing[:3] or 'none'}, "
-            f"unexpected {extra[:3] or 'none'} "
+            f"{what} expects other tensors: missing {_shown(missing)}, unexpected {_shown(extra)} "
             f"({len(missing)} and {len(extra)} in all)"
         )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+
+
+def _shown(names: list[str]) -> object:
+    return [printable(name, 100) for name in names[:3]] or "none"
+
+
+@rule("tensor-shapes")
+def check_shapes(found: Mapping[str, Tensor | Described], expected: Mapping[str, Tensor], what: str) -> None:
+    """Every tensor has the shape and the type that the architecture gives it."""
+    for name, tensor in sorted(found.items(), key=lambda item: item[0]):
+        if tuple(tensor.shape) != tuple(expected[name].shape) or tensor.dtype != expected[name].dtype:
             raise ContributionError(
                 f"tensor {name!r} of {what} must be {_describe(expected[name])}, got {_describe(tensor)}"
             )
-        if not tensor.isfinite().all():
+
+
+@rule("tensor-values")
+def check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Every number is finite, and no running variance negative."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[0]):
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = (float(end) for end in tensor.detach().aminmax())  # NaN where there is one
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise ContributionError(f"tensor {name!r} holds NaN or infinity; retrain the model")
-        if name.endswith("running_var") and (tensor < 0).any():
+        if name.endswith(_VARIANCE) and low < 0:
             raise ContributionError(f"tensor {name!r} holds a negative variance")
+
+
+@rule("variances")
+def check_variances(tensors: Mapping[str, Tensor]) -> None:
+    """BatchNorm's running variances are at least 1.1e-13; smaller ones can be raised to it, unnoticed."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[0]):
+        if name.endswith(_VARIANCE) and (lowest := float(tensor.detach().min())) < MIN_VARIANCE:
+            raise ContributionError(
+                f"tensor {name!r} holds a variance of {lowest:g}, and {MIN_VARIANCE:g} is the least: raise "
+                "what is smaller, which changes no output (fedfree-client pack does)"
+            )
+
+
+def raise_variances(network: torch.nn.Module) -> int:
+    """Bring running variances to what VERIFY takes, which changes no output; returns how many were raised."""
+    raised = 0
+    for name, buffer in network.named_buffers():
+        if name.endswith(_VARIANCE):
+            raised += int((buffer < MIN_VARIANCE).sum())
+            buffer.clamp_(min=MIN_VARIANCE)
+    return raised
 
 
 def is_body(name: str) -> bool:
@@ -215,17 +298,29 @@ def check_trained(tensors: Mapping[str, Tensor], network: torch.nn.Module, what:
     Raises:
         ContributionError: a tensor that is not the contribution's to change, or as :func:`check_tensors`.
     """
+    check_tensors(tensors, trained_of(network, tensors, what), what)
+
+
+@rule("trained")
+def trained_of(
+    network: torch.nn.Module, found: Mapping[str, Tensor | Described], what: str
+) -> dict[str, Tensor]:
+    """From a start comes the whole head, and parameters; running statistics stay the start's.
+
+    Returns:
+        What is expected to be among ``found``: of the network's own, or factors of it.
+    """
     parameters = dict(network.named_parameters())
-    if fixed := sorted(tensors.keys() & (network.state_dict().keys() - parameters.keys())):
+    if fixed := sorted(found.keys() & (network.state_dict().keys() - parameters.keys())):
         raise ContributionError(
             f"{what} takes {fixed[0]!r} from its start: running statistics stay frozen, and never travel"
         )
-    expected = {name: each for name, each in parameters.items() if name in tensors or not is_body(name)}
+    expected = {name: each for name, each in parameters.items() if name in found or not is_body(name)}
     body = {name: each for name, each in parameters.items() if is_body(name)}
-    check_tensors(tensors, expected | expected_factors(tensors, body, what), what)
+    return expected | expected_factors(found, body, what)
 
 
-def _describe(tensor: Tensor) -> str:
+def _describe(tensor: Tensor | Described) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
@@ -246,13 +341,17 @@ def contribution_id(manifest: bytes) -> str:
 
 def encode_contribution(contribution: Contribution) -> bytes:
     """The manifest of a contribution; its weights travel beside it."""
+    return _contribution_manifest(contribution, bytes.fromhex(sha256(contribution.weights)))
+
+
+def _contribution_manifest(contribution: Contribution, weights_sha256: bytes) -> bytes:
     return contribution_schema.Contribution(
         protocol_version=PROTOCOL_VERSION,
         architecture=architecture_to_wire(contribution.architecture),
         num_classes=contribution.num_classes,
         input=input_to_wire(contribution.input),
         privacy=_privacy_to_wire(contribution.privacy),
-        weights_sha256=bytes.fromhex(sha256(contribution.weights)),
+        weights_sha256=weights_sha256,
         start_sha256=bytes.fromhex(contribution.start),
     ).SerializeToString(deterministic=True)
 
@@ -267,25 +366,34 @@ def decode_contribution(manifest: bytes, weights: bytes) -> Contribution:
     Raises:
         ContributionError: anything that does not hold to the contract, with the reason.
     """
-    message = contribution_schema.Contribution()
-    parse_manifest(message, manifest)
-    check_envelope(message.protocol_version, message.weights_sha256, weights)
+    message = _parsed_contribution(manifest)
+    check_protocol(message.protocol_version)
     contribution = _contribution_from_wire(message, weights)
+    check_same(_contribution_manifest(contribution, message.weights_sha256), manifest)
+    network = blueprint(contribution.architecture, contribution.num_classes, contribution.input)
     what = str(contribution.architecture)
+    if not contribution.start and contribution.privacy.status is PrivacyStatus.DP:
+        check_parameters_only(network, what)
+    check_weights_size(len(weights), network=network)
+    check_sha256(sha256(weights), message.weights_sha256.hex())
     if contribution.start:
-        network = build(
-            contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
-        )
-        check_trained(read_tensors(weights, "the weights"), network, what)
+        expected = trained_of(network, read_header(weights, "the weights"), what)
     else:
-        network = contribution.network()
-        if contribution.privacy.status is PrivacyStatus.DP:
-            check_parameters_only(network, what)
+        expected = network.state_dict()
+    tensors = read_received(weights, expected, what)
+    check_variances(tensors)
     return contribution
 
 
+def _parsed_contribution(manifest: bytes) -> contribution_schema.Contribution:
+    message = contribution_schema.Contribution()
+    parse_manifest(message, manifest)
+    return message
+
+
+@rule("private-layers")
 def check_parameters_only(network: torch.nn.Module, what: str) -> None:
-    """Refuse a network that no claim of differential privacy can cover.
+    """Under differential privacy no layer couples the images of a batch or stores statistics of them.
 
     Raises:
         ContributionError: a layer that couples the images of a batch, or a buffer, by name.
@@ -300,15 +408,17 @@ def check_parameters_only(network: torch.nn.Module, what: str) -> None:
 
 def describe_contribution(manifest: bytes) -> Contribution:
     """What a manifest says, with empty weights: for contributions that were checked before."""
-    message = contribution_schema.Contribution()
-    parse_manifest(message, manifest)
-    return _contribution_from_wire(message, b"")
+    return _contribution_from_wire(_parsed_contribution(manifest), b"")
 
 
+@rule("weights-hash")
 def stated_weights_sha256(manifest: bytes) -> str:
-    """Hexadecimal hash that a contribution's manifest says its weights have; raises ContributionError."""
-    message = contribution_schema.Contribution()
-    parse_manifest(message, manifest)
+    """The weights have the SHA-256 that the manifest states.
+
+    Returns:
+        The latter, hexadecimal.
+    """
+    message = _parsed_contribution(manifest)
     if len(message.weights_sha256) != hashlib.sha256().digest_size:
         raise ContributionError("the manifest does not state the sha256 of its weights")
     return message.weights_sha256.hex()
@@ -325,10 +435,16 @@ def _contribution_from_wire(message: contribution_schema.Contribution, weights: 
     )
 
 
-def _identity_from_wire(identity: bytes, whose: str = "a start's") -> str:
-    if len(identity) not in (0, hashlib.sha256().digest_size):
-        raise ContributionError(f"{whose} sha256 has 32 bytes, the manifest states {len(identity)}")
-    return identity.hex()
+def _identity_from_wire(identity: bytes) -> str:
+    return hash_from_wire(identity) if identity else ""
+
+
+@rule("hashes")
+def hash_from_wire(value: bytes) -> str:
+    """Every hash that a manifest names is a SHA-256, 32 bytes."""
+    if len(value) != hashlib.sha256().digest_size:
+        raise ContributionError(f"a sha256 has 32 bytes, the manifest states {len(value)}")
+    return value.hex()
 
 
 def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
@@ -368,6 +484,7 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
     message = meta_learner_schema.MetaLearner()
     parse_manifest(message, manifest)
     check_envelope(message.protocol_version, message.weights_sha256, weights)
+    provenance = message.provenance
     meta_learner = MetaLearner(
         architecture=architecture_from_wire(message.architecture),
         num_classes=message.num_classes,
@@ -380,44 +497,75 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
             mirror=message.recipe.mirror,
         ),
         provenance=Provenance(
-            contributions=tuple(identity.hex() for identity in message.provenance.contribution_sha256),
-            config_sha256=message.provenance.config_sha256.hex(),
-            seed=message.provenance.seed,
-            software=message.provenance.software,
-            start=_identity_from_wire(message.provenance.start_sha256),
-            public_images=message.provenance.public_images,
-            public_images_sha256=_identity_from_wire(
-                message.provenance.public_images_sha256, "the public images'"
-            ),
+            contributions=tuple(map(hash_from_wire, provenance.contribution_sha256)),
+            config_sha256=hash_from_wire(provenance.config_sha256),
+            seed=provenance.seed,
+            software=check_text(provenance.software),
+            start=_identity_from_wire(provenance.start_sha256),
+            public_images=provenance.public_images,
+            public_images_sha256=_identity_from_wire(provenance.public_images_sha256),
         ),
         weights=weights,
     )
-    meta_learner.network()
+    check_same(encode_meta_learner(meta_learner), manifest)
+    network = blueprint(meta_learner.architecture, meta_learner.num_classes, meta_learner.input)
+    read_received(weights, network.state_dict(), str(meta_learner.architecture))
     return meta_learner
 
 
+@rule("manifest-size")
+def check_manifest_size(size: int) -> None:
+    """The manifest is at most 1 MiB."""
+    if size > MAX_MANIFEST_BYTES:
+        raise ContributionError(f"a manifest of {size} bytes exceeds {MAX_MANIFEST_BYTES}")
+
+
+@rule("manifest-form")
 def parse_manifest(message: Message, manifest: bytes) -> None:
-    """Fill a message from its bytes; raises ContributionError."""
-    if len(manifest) > MAX_MANIFEST_BYTES:
-        raise ContributionError(f"a manifest of {len(manifest)} bytes exceeds {MAX_MANIFEST_BYTES}")
+    """The manifest is the protobuf message that it should be, encoded as here: no field that is not known.
+
+    Raises:
+        ContributionError: it is not; the message is filled otherwise.
+    """
+    check_manifest_size(len(manifest))
     try:
         message.ParseFromString(manifest)
     except DecodeError as error:
         raise ContributionError(f"the manifest is not a valid {message.DESCRIPTOR.full_name}") from error
+    message.DiscardUnknownFields()
+    check_same(message.SerializeToString(deterministic=True), manifest)
+
+
+@rule("manifest-form")
+def check_same(encoded: bytes, manifest: bytes) -> None:
+    """The manifest is the protobuf message that it should be, encoded as here: no field that is not known."""
+    if encoded != manifest:
+        raise ContributionError(
+            "the manifest is not encoded as it would be here, so that something in it is not understood: "
+            "install the same release of fedfree on both sides"
+        )
 
 
 def check_envelope(protocol_version: int, expected_sha256: bytes, weights: bytes) -> None:
     """Refuse another protocol version, or weights of another hash; raises ContributionError."""
+    check_protocol(protocol_version)
+    check_weights_size(len(weights))
+    check_sha256(sha256(weights), expected_sha256.hex())
+
+
+@rule("protocol")
+def check_protocol(protocol_version: int) -> None:
+    """Both sides speak the same version of the protocol."""
     if protocol_version != PROTOCOL_VERSION:
         raise ContributionError(
             f"protocol version {protocol_version} is not understood here (version {PROTOCOL_VERSION}); "
             "install the same release of fedfree on both sides"
         )
-    check_sha256(sha256(weights), expected_sha256.hex())
 
 
+@rule("weights-hash")
 def check_sha256(actual: str, stated: str) -> None:
-    """Compare the weights' hash with what the manifest says, hexadecimal; raises ContributionError."""
+    """The weights have the SHA-256 that the manifest states."""
     if actual != stated:
         raise ContributionError(f"the weights' sha256 is {actual[:16]}…, the manifest says {stated[:16]}…")
 
@@ -429,8 +577,9 @@ def architecture_to_wire(architecture: Architecture) -> contribution_schema.Arch
     )
 
 
+@rule("architecture")
 def architecture_from_wire(message: contribution_schema.Architecture) -> Architecture:
-    """And back; raises ContributionError for one that is not known here."""
+    """The architecture is one of those that are built here, in a width and norm that it comes in."""
     return Architecture(id=message.id, width=message.width, norm=message.norm)
 
 
@@ -446,8 +595,9 @@ def input_to_wire(input: InputSpec) -> contribution_schema.InputSpec:
     )
 
 
+@rule("input")
 def input_from_wire(message: contribution_schema.InputSpec) -> InputSpec:
-    """And back; raises ContributionError."""
+    """Images have 1 or 3 channels, 16 to 512 pixels a side, and a normalisation in range."""
     return InputSpec(
         channels=message.channels,
         height=message.height,
@@ -468,7 +618,9 @@ def _privacy_to_wire(privacy: PrivacyStatement) -> contribution_schema.PrivacySt
     return message
 
 
+@rule("statement")
 def _privacy_from_wire(message: contribution_schema.PrivacyStatement) -> PrivacyStatement:
+    """The privacy statement is whole, consistent with itself, and its numbers are in range."""
     if message.status not in _STATUS_FROM_WIRE:
         raise ContributionError("the privacy statement is missing or its status is unknown")
     spent, initial = message.differential_privacy, message.initial_weights
@@ -478,7 +630,7 @@ def _privacy_from_wire(message: contribution_schema.PrivacyStatement) -> Privacy
             _differential_privacy_from_wire(spent) if message.HasField("differential_privacy") else None
         ),
         initial_weights=(
-            InitialWeights(initial.sha256.hex(), initial.public)
+            InitialWeights(hash_from_wire(initial.sha256), initial.public)
             if message.HasField("initial_weights")
             else None
         ),

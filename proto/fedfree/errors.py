@@ -4,6 +4,16 @@ Messages name the offending value and what to do. A command line prints them as 
 exits with status 2; the server quarantines a contribution with the message as its reason.
 """
 
+MAX_CHARACTERS = 1000
+"""Of what is said about something that another party sent."""
+
+
+def printable(text: str, at_most: int = MAX_CHARACTERS) -> str:
+    """Words that may be another party's as one short line: nothing in it moves a cursor or begins a line."""
+    line = " ".join(text[: 4 * at_most].split())
+    shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)
+    return shown if len(shown) <= at_most else f"{shown[: at_most - 1]}…"
+
 
 class FedFreeError(Exception):
     """Something a person or another party gave us cannot be used; the message says what to do."""
@@ -22,7 +32,21 @@ class DataError(FedFreeError):
 
 
 class ContributionError(FedFreeError):
-    """A contribution or meta-learner that breaks the contract."""
+    """A contribution or meta-learner that breaks the contract.
+
+    The message may repeat what another party sent, so it is made one short printable line here, for every
+    log, file and terminal that shows it.
+    """
+
+    rule = ""
+    """Name of the rule that was broken, see :mod:`fedfree.rule`; empty where it is none."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message} (rule {self.rule})" if self.rule else message
 
 
 class VersionError(ContributionError):

@@ -12,6 +12,7 @@ from fedfree.errors import (
     LimitError,
     NotReadyError,
     VersionError,
+    printable,
 )
 
 MAX_DETAIL_CHARACTERS = 500
@@ -48,15 +49,10 @@ def status_of(error: FedFreeError) -> grpc.StatusCode:
 
 def error_of(call: grpc.RpcError) -> FedFreeError:
     """The error behind a failed call, in words for whoever made it."""
-    details = printable(call.details() or "")
+    details = printable(call.details() or "", MAX_DETAIL_CHARACTERS)
     for pattern, words in _HANDSHAKES.items():
         if re.search(pattern, details):
             return AccessError(words)
     if call.code() in _ERRORS:
         return _ERRORS[call.code()](details)
     return FederationError(f"the server answered {call.code().name}: {details}")
-
-
-def printable(text: str) -> str:
-    """Words of others as one short line."""
-    return "".join(character for character in text[:MAX_DETAIL_CHARACTERS] if character.isprintable())

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from fedfree.errors import ContributionError
+from fedfree.tensors import Described
 
 DOWN, UP = ".down", ".up"
 
 
 def expected_factors(
-    tensors: Mapping[str, Tensor], body: Mapping[str, Tensor], what: str
+    found: Mapping[str, Tensor | Described], body: Mapping[str, Tensor], what: str
 ) -> dict[str, Tensor]:
-    """What the factors among ``tensors`` must be: by name, shape and type, with no memory behind them.
+    """What the factors among ``found`` must be: by name, shape and type, with no memory behind them.
 
     Args:
         body: the parameters that may be changed; factors of no matrix among them are not expected.
@@ -27,11 +28,11 @@ def expected_factors(
     """
     expected = {}
     for name, weight in body.items():
-        if weight.ndim != 2 or not {name + DOWN, name + UP} & tensors.keys():
+        if weight.ndim != 2 or not {name + DOWN, name + UP} & found.keys():
             continue
-        if name in tensors:
+        if name in found:
             raise ContributionError(f"{what} comes with {name!r} and with factors of it: send one of them")
-        rank = _stated_rank(tensors, name)
+        rank = _stated_rank(found, name)
         if not 1 <= rank <= min(weight.shape):
             raise ContributionError(
                 f"the factors of {name!r} in {what} have rank {rank}: a matrix {list(weight.shape)} takes "
@@ -43,10 +44,10 @@ def expected_factors(
     return expected
 
 
-def _stated_rank(tensors: Mapping[str, Tensor], name: str) -> int:
+def _stated_rank(found: Mapping[str, Tensor | Described], name: str) -> int:
     """By the first factor; 1 where there is none, or none with rows: then it is refused for that."""
-    down = tensors.get(name + DOWN)
-    return 1 if down is None or not down.ndim else len(down)
+    down = found.get(name + DOWN)
+    return 1 if down is None or not down.shape else down.shape[0]
 
 
 def changed_weights(weights: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:

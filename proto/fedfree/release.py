@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import fedfree
-from fedfree.errors import VersionError
+from fedfree.errors import VersionError, printable
 
 Side = Literal["coordinator", "organisation"]
 
@@ -36,7 +36,7 @@ def require_same_release(theirs: object, who: Side) -> None:
     if theirs == this_release():
         return
     said = theirs if isinstance(theirs, str) and theirs else "that does not say which"
-    shown = "".join(character for character in said[:_MAX_CHARACTERS] if character.isprintable())
+    shown = printable(said, _MAX_CHARACTERS)
     here = "coordinator" if who == "organisation" else "organisation"
     raise VersionError(
         f"the {here} has FedFREE {this_release()}, the {who} a FedFREE {shown}: "

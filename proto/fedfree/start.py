@@ -11,7 +11,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from fedfree import PROTOCOL_VERSION
-from fedfree.architectures import Architecture, Classifier, InputSpec, build
+from fedfree.architectures import Architecture, Classifier, InputSpec, blueprint
 from fedfree.codec import (
     Contribution,
     architecture_from_wire,
@@ -30,6 +30,7 @@ from fedfree.codec import (
 from fedfree.errors import ContributionError, StartError
 from fedfree.low_rank import DOWN
 from fedfree.statement import InitialWeights
+from fedfree.tensors import read_header
 from fedfree.v1 import start_pb2 as schema
 
 LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "BSD-2-Clause", "CC0-1.0", "CC-BY-4.0")
@@ -111,8 +112,9 @@ def decode_start(manifest: bytes, weights: bytes) -> Start:
     """
     start, stated = _described(manifest)
     check_envelope(stated.protocol_version, stated.weights_sha256, weights)
-    network = build(start.architecture, num_classes=2, input=start.input)
-    fill_body(network, read_body(weights), str(start.architecture))
+    read_header(weights, "the start's weights")
+    expected = blueprint(start.architecture, 2, start.input).state_dict()
+    check_tensors(read_body(weights), body_of(expected), str(start.architecture))
     return start
 
 

@@ -9,9 +9,13 @@ from enum import Enum
 
 from torch import nn
 
-from fedfree.errors import ContributionError
+from fedfree.errors import ContributionError, printable
 
-MAX_EPSILON = 50.0
+MIN_EPSILON, MAX_EPSILON = 0.001, 50.0
+"""That may be asked for: noise that gives less than the former leaves nothing of what was learned."""
+MAX_DELTA = 0.01
+"""The chance that the promise fails altogether: from there on it is none."""
+MAX_CHARACTERS = 200
 MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 0.1, 1e4
 MAX_STEPS = 100_000
 
@@ -61,6 +65,7 @@ class Composition:
     def __post_init__(self) -> None:
         _check_range("composed epsilon", self.epsilon, 0, 1e9)
         _check_range("number of composed contributions", self.contributions, 1, 1e9)
+        _check_range("number of contributions without it", self.without_differential_privacy, 0, 1e9)
         if self.epsilon_budget is not None:
             _check_range("epsilon budget", self.epsilon_budget, 0, 1e9)
 
@@ -84,10 +89,22 @@ class DifferentialPrivacy:
     composition: Composition
 
     def __post_init__(self) -> None:
-        _check_range("epsilon", self.epsilon, 1e-9, MAX_EPSILON)
-        _check_range("delta", self.delta, 1e-300, 1 - 1e-9)
+        _check_range("epsilon", self.epsilon, MIN_EPSILON / 2, MAX_EPSILON)  # a run spends less than asked
+        _check_range("delta", self.delta, 1e-300, MAX_DELTA)
         _check_range("gradient norm", self.max_grad_norm, 1e-9, 1e9)
         _check_range("rounding of the number of images", self.images_rounded_to, 1, 1e9)
+        _check_range("number of images", self.images, 0, 1e9)
+        if self.images % self.images_rounded_to:
+            raise ContributionError(
+                f"{self.images} images are no multiple of {self.images_rounded_to}, to which they are rounded"
+            )
+        if self.run.sampling_rate * (self.images + self.images_rounded_to) < 1:
+            raise ContributionError(
+                f"at a sampling rate of {self.run.sampling_rate:g} a batch of {self.images} images is empty: "
+                "nothing is learned from such batches"
+            )
+        check_text(self.accountant)
+        check_text(self.software)
         if self.images * self.delta >= 1:
             raise ContributionError(
                 f"delta {self.delta:g} is not below 1/{self.images}, one over the number of images"
@@ -137,6 +154,15 @@ def batch_coupled_layers(network: nn.Module) -> list[str]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         or getattr(module, "track_running_stats", False)
     ]
+
+
+def check_text(text: str) -> str:
+    """Words of a manifest for people, as they are; raises ContributionError unless one short line."""
+    if len(text) > MAX_CHARACTERS or not text.isprintable():
+        raise ContributionError(
+            f"expected one printable line of at most {MAX_CHARACTERS} characters, got {printable(text, 60)!r}"
+        )
+    return text
 
 
 def _check_range(what: str, value: float, low: float, high: float) -> None:

@@ -2,6 +2,7 @@
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from server.doors.status import LearningStatus, RunStatus
 from server.storage.store import ACCEPTED, PLACES, QUARANTINED, Store
@@ -19,11 +20,11 @@ def status_table(status: RunStatus) -> Table:
         table.add_row(place, str(status.contributions[place]))
     table.add_section()
     for name, value in _learning_rows(status.learning):
-        table.add_row(name, value)
+        table.add_row(Text(name), value)
     table.add_section()
     table.add_row("meta-learner", status.meta_learner_sha256.hex()[:_ID_DIGITS] or "not published yet")
     if status.failure:
-        table.add_row("failed", status.failure)
+        table.add_row("failed", Text(status.failure))
     return table
 
 
@@ -46,7 +47,8 @@ def contributions_table(store: Store) -> Table:
         table.add_column(column, overflow="fold")
     for place in PLACES:
         for identity in store.ids(place):
-            table.add_row(identity[:_ID_DIGITS], place, *_described(store, place, identity))
+            described = (Text(words) for words in _described(store, place, identity))
+            table.add_row(identity[:_ID_DIGITS], place, *described)
     return table
 
 

@@ -15,7 +15,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedfree.codec import MetaLearner
-from fedfree.errors import ConfigError, ContributionError
+from fedfree.errors import ConfigError, ContributionError, printable
 from fedfree.flower_records import (
     ADAPT,
     CONTRIBUTE,
@@ -263,7 +263,7 @@ def _content(reply: Message) -> RecordDict:
 def _reason(error: Error) -> str:
     """Words for an error reply; Flower's own hold whatever the exception said, so they are not repeated."""
     if error.code == ORGANISATION_FAILED and error.reason:
-        return "".join(character for character in error.reason[:200] if character.isprintable())
+        return printable(error.reason, 200)
     return _FLOWER_ERRORS.get(error.code, f"the organisation's Flower node sent error {error.code}")
 
 

@@ -8,7 +8,7 @@ are what the adapted generator draws, and θ moves against the sum of the gradie
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -33,7 +33,7 @@ class RecoveredTask:
     labels: Tensor
     """[images], int64: the class each image was asked to show."""
     loss: Tensor
-    """Scalar: L_G after the last step."""
+    """Scalar: L_G after the last step; NaN where anything that came of the model is not finite."""
     agreement: Tensor
     """Scalar: fraction of the images that the model assigns to the class asked for."""
 
@@ -84,12 +84,28 @@ def recover(
         optimizer: of the meta-generator's parameters (the outer step, rate β).
         recover_each: :func:`one_at_a_time` by default, or ``invert_together.together``.
         team: shares the models; every process returns all tasks.
+
+    Returns:
+        A task for each model. A loss that is not finite marks one of which nothing is to be used.
     """
     seeds = torch.randint(2**62, (len(members),), generator=rng).tolist()
     rngs = [torch.Generator().manual_seed(seed) for seed in team.share(seeds)]
     recoveries = (recover_each or one_at_a_time)(generator, team.share(members), objective, rngs)
+    recoveries = [each if _is_finite(each) else _spoiled(each) for each in recoveries]
     outer_step(generator, optimizer, recoveries, team)
     return _everyones([each.task for each in recoveries], members, team)
+
+
+def _is_finite(recovery: Recovery) -> bool:
+    values = (recovery.task.images, recovery.task.loss, *recovery.gradients)
+    return all(bool(each.isfinite().all()) for each in values)
+
+
+def _spoiled(recovery: Recovery) -> Recovery:
+    """What asks nothing of the meta-generator, and says by its loss that nothing may be learned from it."""
+    task = recovery.task
+    task = replace(task, images=torch.zeros_like(task.images), loss=torch.full_like(task.loss, torch.nan))
+    return Recovery(task, [torch.zeros_like(each) for each in recovery.gradients])
 
 
 def one_at_a_time(
@@ -216,9 +232,9 @@ def adversarial_loss(logits: Tensor, meta_learner_logits: Tensor) -> Tensor:
 
     Args:
         logits: [batch, classes].
-        meta_learner_logits: [batch, at least classes]; the first ``classes`` columns are taken.
+        meta_learner_logits: [batch, own classes]; of the two, the first classes that both have are compared.
     """
-    answers = meta_learner_logits[:, : logits.shape[1]]
+    answers, logits = meta_learner_logits[:, : logits.shape[1]], logits[:, : meta_learner_logits.shape[1]]
     agree = (answers.argmax(1) == logits.argmax(1)).to(logits.dtype)
     divergence: Tensor = kl_divergence(logits, answers) * agree
     return -divergence.mean()

@@ -102,12 +102,15 @@ class Memory:
     @property
     def models(self) -> Tensor:
         """[images]: the number of the model each was recovered from, on the CPU."""
-        return self.rows["models"].cpu()
+        return self._numbers("models")
 
     @property
     def classes(self) -> Tensor:
         """[images]: class of that model, on the CPU."""
-        return self.rows["classes"].cpu()
+        return self._numbers("classes")
+
+    def _numbers(self, name: str) -> Tensor:
+        return self.rows[name].cpu() if len(self) else torch.empty(0, dtype=torch.int64)
 
     def add(self, tasks: Sequence[RecoveredTask]) -> None:
         """Append tasks; the oldest images beyond the capacity are forgotten."""
@@ -127,6 +130,8 @@ class Memory:
 
     def gallery(self) -> dict[int, Tensor]:
         """For each model's number the newest image of each of its classes, uint8 [classes, c, size, size]."""
+        if not len(self):
+            return {}
         newest: dict[int, dict[int, int]] = {}
         models, classes = self.models.tolist(), self.classes.tolist()
         for row in self.rows.oldest_first().tolist():

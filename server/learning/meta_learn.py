@@ -54,10 +54,10 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     """L_KD = KL(softmax(teacher / T) ‖ softmax(meta-learner / T)) · T², mean over rows.
 
     Args:
-        logits: [batch, at least classes]; the first ``classes`` columns are taken.
-        teacher_logits: [batch, classes].
+        logits: [batch, own classes].
+        teacher_logits: [batch, classes]; of the two, the first classes that both have are compared.
     """
-    logits = logits[:, : teacher_logits.shape[1]]
+    logits, teacher_logits = logits[:, : teacher_logits.shape[1]], teacher_logits[:, : logits.shape[1]]
     divergence = kl_divergence(teacher_logits / temperature, logits / temperature)
     loss: Tensor = divergence.mean() * temperature**2
     return loss

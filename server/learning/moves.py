@@ -16,7 +16,13 @@ from server.learning.compose import compose, noise
 from server.learning.invert import Objective, RecoverEach, RecoveredTask, one_at_a_time, recover
 from server.learning.invert_together import together
 from server.learning.judge import part_held_out
-from server.learning.meta_learn import align, can_replay, recovered_tasks, replay_episodes
+from server.learning.meta_learn import (
+    DistillationTask,
+    align,
+    can_replay,
+    recovered_tasks,
+    replay_episodes,
+)
 from server.learning.precision import autocast
 from server.learning.state import State
 from server.learning.teachers import Teachers, relational_tasks
@@ -38,7 +44,7 @@ def invert(state: State, iteration: int, team: Team = ALONE) -> list[RecoveredTa
             recover_each=_way_to_recover(state),
             team=team,
         )
-    recovered = [_as_seen(state, task) for task in recovered]
+    recovered = [_as_seen(state, task) for task in _usable(state, recovered)]
     if warm and state.pool.start:
         parts = [part_held_out(task) for task in recovered]
         state.validation.add([judged for _, judged in parts])
@@ -46,6 +52,13 @@ def invert(state: State, iteration: int, team: Team = ALONE) -> list[RecoveredTa
     if warm:
         state.memory.add(recovered)
     return recovered
+
+
+def _usable(state: State, recovered: Sequence[RecoveredTask]) -> list[RecoveredTask]:
+    """Without what is not finite: one model may not spoil what is learned from the others."""
+    usable = [bool(task.loss.isfinite()) for task in recovered]
+    state.left_out.update(task.member.id for task, fine in zip(recovered, usable, strict=True) if not fine)
+    return [task for task, fine in zip(recovered, usable, strict=True) if fine]
 
 
 def objective(state: State, adversarial_weight: float) -> Objective:
@@ -57,17 +70,18 @@ def meta_learn(
     state: State, recovered: Sequence[RecoveredTask], iteration: int, team: Team = ALONE
 ) -> dict[str, float]:
     """BELL, after the warm-up: ask the teachers, distil along a path of tasks, replay; the mean losses."""
-    losses = {
-        "inversion_loss": float(torch.stack([task.loss for task in recovered]).mean()),
-        "inversion_agreement": float(torch.stack([task.agreement for task in recovered]).mean()),
-    }
+    losses: dict[str, float] = {}
+    if recovered:
+        losses["inversion_loss"] = float(torch.stack([task.loss for task in recovered]).mean())
+        losses["inversion_agreement"] = float(torch.stack([task.agreement for task in recovered]).mean())
     if not _is_warm(state, iteration):
         return losses
     schedule(state, iteration)
     if state.config.learn.relational_tasks:
         ask_teachers(state, recovered, team, iteration=iteration)
     if state.config.learn.relational_tasks or state.config.learn.own_tasks:
-        losses["distillation_loss"] = distil(state, recovered, team)
+        loss = distil(state, recovered, team)
+        losses |= {} if loss is None else {"distillation_loss": loss}
     if state.config.learn.replay_episodes and can_replay(state.memory, state.config.learn):
         losses["replay_loss"] = replay(state, team)
     return losses
@@ -93,15 +107,17 @@ def ask_teachers(
         images = _questions(state, images, rows, teachers) + _public_images(state, shape, iteration)
         if images:
             with autocast(state.config.precision, state.pool.device):
-                teachers.show(torch.cat(images), team=team)
+                state.left_out.update(teachers.show(torch.cat(images), team=team))
 
 
-def distil(state: State, recovered: Sequence[RecoveredTask], team: Team = ALONE) -> float:
-    """Take the meta-learner along the path of this iteration's tasks; the mean loss."""
+def distil(state: State, recovered: Sequence[RecoveredTask], team: Team = ALONE) -> float | None:
+    """Take the meta-learner along the path of this iteration's tasks; the mean loss, None without a task."""
     settings = state.config.learn
     tasks = relational_tasks(state.teachers, settings, rng=state.rng)
     if settings.own_tasks:
-        tasks += recovered_tasks(recovered, rng=state.rng)
+        tasks += _finite_tasks(state, recovered)
+    if not tasks:
+        return None
     with autocast(state.config.precision, state.pool.device):
         return align(
             state.meta_learner,
@@ -114,6 +130,17 @@ def distil(state: State, recovered: Sequence[RecoveredTask], team: Team = ALONE)
             compiled=state.config.compiled,
             team=team,
         )
+
+
+def _finite_tasks(state: State, recovered: Sequence[RecoveredTask]) -> list[DistillationTask]:
+    """Each model's own task, but where its outputs are not finite."""
+    tasks = []
+    for task in recovered_tasks(recovered, rng=state.rng):
+        if task.teacher_logits is None or bool(task.teacher_logits.isfinite().all()):
+            tasks.append(task)
+        else:
+            state.left_out.update(each.member.id for each in recovered if each.images is task.images)
+    return tasks
 
 
 def replay(state: State, team: Team = ALONE) -> float:

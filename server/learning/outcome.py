@@ -3,12 +3,18 @@
 import copy
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 import fedfree
+from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import MetaLearner, Provenance, encode_weights
+from fedfree.errors import FederationError
+from fedfree.seeding import make_generator
 from server.learning.judge import Judgement, choose
 from server.learning.state import State, architecture_of
+
+PROBE_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,30 @@ class Outcome:
         }
 
 
+@torch.no_grad()
+def require_finite(network: Classifier, input: InputSpec) -> None:
+    """Let nothing be published that is not finite, or makes of noise what is not; raises FederationError."""
+    spoiled = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
+    size = (PROBE_IMAGES, input.channels, input.height, input.width)
+    noise = torch.rand(size, generator=make_generator(0, "outcome")).to(next(network.parameters()))
+    if not spoiled and not network.features(input.normalise(noise)).isfinite().all():
+        spoiled = ["its features on noise"]
+    if spoiled:
+        raise FederationError(
+            f"what was learned is not finite ({spoiled[0]}), so nothing is published: learn anew in another "
+            "run directory, with smaller learning rates and without the models that the events call left out"
+        )
+
+
 def conclude(state: State) -> Outcome:
     """The meta-learner with its recipe and where it comes from, as hashes, and what the memory shows."""
+    if state.left_out and not len(state.memory):
+        raise FederationError(
+            f"no model gave back anything finite ({len(state.left_out)} left out), so nothing was learned: "
+            "look at what was contributed, and learn from other models"
+        )
     chosen, judgement = choose(state)
+    require_finite(chosen, state.input)
     public = state.public_images
     meta_learner = MetaLearner(
         architecture=architecture_of(state.pool, state.config),

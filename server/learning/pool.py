@@ -118,6 +118,18 @@ def common_input(inputs: Sequence[InputSpec]) -> InputSpec:
     return InputSpec(max(each.channels for each in inputs), side, side, horizontal_flip=flip)
 
 
+MOST_CLASSES = 4
+"""Of the middle model's classes: so many times as many count at most."""
+
+
+def common_classes(counts: Sequence[int]) -> int:
+    """Outputs of the meta-learner: as many as any model has, but one with very many decides for no other.
+
+    Of a model with more, the first so many are taken.
+    """
+    return min(max(counts), MOST_CLASSES * sorted(counts)[len(counts) // 2])
+
+
 def number_shapes(inputs: Sequence[InputSpec]) -> Tensor:
     """The number of each input's shape, [inputs], counted in the order of the shapes.
 

@@ -1,7 +1,7 @@
 """The state of learning: everything that its moves change and a checkpoint holds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from server.learning.generator import Generator
 from server.learning.memory import Memory, Ring
 from server.learning.merge import merge_into
 from server.learning.optimizer import make_adam, state_tensors
-from server.learning.pool import Pool, common_input, number_shapes
+from server.learning.pool import Pool, common_classes, common_input, number_shapes
 from server.learning.public_images import PublicImages
 from server.learning.teachers import Teachers, appoint, draw_alike
 from server.learning.team import ALONE, Team
@@ -37,7 +37,7 @@ class State:
     input: InputSpec
     """Of the meta-learner."""
     num_classes: int
-    """Of the meta-learner: as many as any model has, and enough for the replay."""
+    """Of the meta-learner: as many as :func:`common_classes`, and enough for the replay."""
     shapes: Tensor
     """The number of each model's shape of input, [models]."""
     generator: Generator
@@ -57,6 +57,8 @@ class State:
     """What a model of each shape takes."""
     public_images: PublicImages | None = None
     """Shown to the teachers beside recovered ones."""
+    left_out: set[str] = field(default_factory=set)
+    """Ids of models of which something was not finite, and not used."""
 
     @property
     def recipe(self) -> Recipe:
@@ -131,7 +133,7 @@ def begin(pool: Pool, config: ServerConfig, public_images: PublicImages | None =
     input, shapes = common_input(inputs), number_shapes(inputs)
     if pool.start:
         input = replace(pool.start.input, horizontal_flip=input.horizontal_flip)
-    num_classes = max(config.learn.replay_ways, *(classes for _, classes in said))
+    num_classes = max(config.learn.replay_ways, common_classes([classes for _, classes in said]))
     alike = draw_alike(pool, shapes, at_most=config.learn.max_teachers, seed=config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))

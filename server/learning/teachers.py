@@ -16,6 +16,8 @@ from server.learning.pool import Member, Pool
 from server.learning.precision import widen
 from server.learning.team import ALONE, Team
 
+MOST_FEATURES = 4096
+"""A model with more teaches only where it has at most four times as many as the middle one."""
 CPU_BATCH = 64
 """Images at once on a CPU: what fits its caches."""
 
@@ -31,19 +33,32 @@ class Teachers:
     noise_channels: int = 0
     """Of the noise composed with their images; 0, none, where models with BatchNorm gave these."""
 
-    def show(self, images: Tensor, *, team: Team = ALONE) -> None:
+    def show(self, images: Tensor, *, team: Team = ALONE) -> list[str]:
         """Ask every model about [batch, channels, size, size] images in [0, 1].
 
         Args:
             team: shares the images.
+
+        Returns:
+            Ids of models whose features cannot be remembered; of these images they say nothing.
         """
-        self.corpus.add(images, teacher_features(self.members, images, team=team))
+        features = teacher_features(self.members, images, team=team)
+        left_out = []
+        for member, block in zip(self.members, features.split(self._sizes, dim=1), strict=True):
+            if not block.half().isfinite().all():
+                block.zero_()
+                left_out.append(member.id)
+        self.corpus.add(images, features)
+        return left_out
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(member.network.feature_size for member in self.members)
 
     def lesson(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Lesson]:
         """At most ``count`` of the images that were shown, and what every model said of them."""
         images, features = self.corpus.sample(count, rng=rng)
-        sizes = tuple(member.network.feature_size for member in self.members)
-        return images, Lesson(features, sizes, self.projection)
+        return images, Lesson(features, self._sizes, self.projection)
 
 
 def draw_alike(pool: Pool, shapes: Tensor, *, at_most: int, seed: int) -> list[list[Member]]:
@@ -70,16 +85,32 @@ def appoint(alike: Sequence[Sequence[Member]], feature_size: int, config: MetaLe
         alike: models by shape, of :func:`draw_alike`.
         feature_size: of the meta-learner.
     """
-    everyone = list(itertools.chain(*alike))
+    everyone = affordable(list(itertools.chain(*alike)))
     capacity = max(1, config.memory_images // len(alike))
     appointed = []
     for models in alike:
-        members = models if len(models) >= config.min_alike else everyone
+        own = [model for model in models if model in everyone]
+        members = own if len(own) >= config.min_alike else everyone
         matched = any(batch_norms(model.network) for model in models)
         noise_channels = 0 if matched else models[0].input.channels
         projection = _projection(members, feature_size, config)
         appointed.append(Teachers(members, Corpus(capacity, models[0].device), projection, noise_channels))
     return appointed
+
+
+def affordable(members: Sequence[Member]) -> list[Member]:
+    """Those that may be asked about every image: one that costs many times what others do slows everybody."""
+    features = sorted(member.network.feature_size for member in members)[len(members) // 2]
+    side = sorted(_side(member) for member in members)[len(members) // 2]
+    return [
+        member
+        for member in members
+        if member.network.feature_size <= max(MOST_FEATURES, 4 * features) and _side(member) <= 8 * side
+    ] or list(members)
+
+
+def _side(member: Member) -> int:
+    return max(member.input.height, member.input.width)
 
 
 def _projection(members: Sequence[Member], feature_size: int, config: MetaLearnConfig) -> nn.Linear | None:

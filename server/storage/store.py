@@ -32,7 +32,7 @@ from fedfree.codec import (
     fill_network,
     stated_weights_sha256,
 )
-from fedfree.errors import StorageError
+from fedfree.errors import StorageError, printable
 from fedfree.host.files import named, open_stream, read_file, sync, write_file
 from fedfree.start import LoadedStart
 
@@ -142,8 +142,8 @@ class Store:
         self._move(identity, ACCEPTED)
 
     def quarantine(self, identity: str, reason: str) -> None:
-        """Set a received contribution aside, with the reason."""
-        write_file(self.path / RECEIVED / identity / REASON, reason.encode())
+        """Set a received contribution aside, with the reason as one short line."""
+        write_file(self.path / RECEIVED / identity / REASON, printable(reason).encode())
         self._move(identity, QUARANTINED)
 
     def _move(self, identity: str, place: str) -> None:
@@ -153,8 +153,8 @@ class Store:
                 sync(self.path / changed)
 
     def reason(self, identity: str) -> str:
-        """Why a contribution is in quarantine."""
-        return read_file(self.path / QUARANTINED / identity / REASON).decode(errors="replace")
+        """Why a contribution is in quarantine, printable."""
+        return printable(read_file(self.path / QUARANTINED / identity / REASON).decode(errors="replace"))
 
     def organisation(self, identity: str) -> str | None:
         """Who handed a contribution over, where the door knew."""

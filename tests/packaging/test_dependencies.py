@@ -32,6 +32,7 @@ OPTIONAL = {
     "client/adapting/export.py": "onnx",
     "client/training/low_rank.py": "adapters",
     "fedfree/host/public_weights.py": "lite0",
+    "tests/properties/guided.py": "fuzz",
 }
 """Files that need more than their room: what imports them works without, or says what to install."""
 NEVER_IMPORTED = {

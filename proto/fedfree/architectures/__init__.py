@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from threading import Lock
 from typing import Annotated
 
-import torch
 from pydantic import BeforeValidator, PlainSerializer
 
 from fedfree.architectures.base import (
@@ -17,11 +17,13 @@ from fedfree.architectures.base import (
     make_norm,
     use_channels_last,
 )
+from fedfree.architectures.blueprint import check_cost, draw
 from fedfree.architectures.conv4 import Conv4
 from fedfree.architectures.resnet import ResNet
 from fedfree.architectures.timm import FAMILIES, TimmClassifier, timm_names
 from fedfree.architectures.torchvision import TorchvisionClassifier, torchvision_names
-from fedfree.errors import ContributionError
+from fedfree.errors import ContributionError, printable
+from fedfree.rule import rule
 
 __all__ = [
     "ARCHITECTURES",
@@ -34,6 +36,7 @@ __all__ = [
     "InputSpec",
     "TimmClassifier",
     "TorchvisionClassifier",
+    "blueprint",
     "build",
     "freeze_statistics",
     "make_norm",
@@ -93,11 +96,51 @@ def build(architecture: Architecture, *, num_classes: int, input: InputSpec) -> 
     """A freshly initialised network in evaluation mode.
 
     Raises:
-        ContributionError: fewer than two classes, or a library's network that cannot take this input.
+        ContributionError: as :func:`blueprint`, before anything is allocated.
     """
+    blueprint(architecture, num_classes, input)
+    return _family(architecture.id).build(architecture, num_classes, input).eval()
+
+
+_one_at_a_time = Lock()
+"""torch counts multiplications by hooks on every module of the process."""
+
+
+@lru_cache(maxsize=16)
+def blueprint(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
+    """The network's layers and its tensors' names, shapes and types, on torch's ``meta`` device.
+
+    It is shared by all who ask: not to be changed.
+
+    Raises:
+        ContributionError: a number of classes out of range, a library's network that cannot take this input,
+            or one that costs more than the limits.
+    """
+    check_classes(num_classes)
+    family = _family(architecture.id)
+    try:
+        with _one_at_a_time:
+            network = draw(lambda: family.build(architecture, num_classes, input))
+            size = f"{input.height}x{input.width}"
+            check_cost(network, input, f"{architecture} with {num_classes} classes at {size}")
+    except ContributionError:
+        raise
+    except Exception as error:
+        if "/" not in architecture.id:
+            raise
+        # Whatever a library's code raises of a size that it was not made for.
+        raise ContributionError(
+            f"{architecture.id} cannot take {input.channels}x{input.height}x{input.width} images: "
+            f"{printable(str(error), 200)}"
+        ) from error
+    return network
+
+
+@rule("classes")
+def check_classes(num_classes: int) -> None:
+    """2 to 10,000 classes."""
     if not 2 <= num_classes <= 10_000:
         raise ContributionError(f"a classifier has 2 to 10000 classes, got {num_classes}")
-    return _family(architecture.id).build(architecture, num_classes, input).eval()
 
 
 @dataclass(frozen=True)
@@ -132,15 +175,7 @@ def _of_library(
     make: type[TorchvisionClassifier] | type[TimmClassifier],
 ) -> Classifier:
     name = architecture.id.partition("/")[2]
-    try:
-        network = make(name=name, num_classes=num_classes, input=input).eval()
-        with torch.no_grad():
-            network(torch.zeros(1, input.channels, input.height, input.width))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise ContributionError(
-            f"{architecture.id} cannot take {input.channels}x{input.height}x{input.width} images: {error}"
-        ) from error
-    return network
+    return make(name=name, num_classes=num_classes, input=input)
 
 
 ARCHITECTURES: dict[str, Family] = {
@@ -150,7 +185,7 @@ ARCHITECTURES: dict[str, Family] = {
     "torchvision/<name>": Family(
         partial(_of_library, make=TorchvisionClassifier),
         names=torchvision_names,
-        offers="any classification model of torchvision, such as mobilenet_v2",
+        offers="any classification model of torchvision up to 150 million parameters, such as mobilenet_v2",
     ),
     "timm/<name>": Family(
         partial(_of_library, make=TimmClassifier),

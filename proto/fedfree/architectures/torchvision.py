@@ -1,10 +1,13 @@
 """torchvision's classification models by name, built without weights."""
 
 import inspect
+from collections.abc import Collection
+from functools import cache
 
 from torch import Tensor, nn
 
 from fedfree.architectures.base import Classifier, InputSpec
+from fedfree.architectures.blueprint import MAX_PARAMETERS
 
 
 class TorchvisionClassifier(Classifier):
@@ -41,8 +44,16 @@ class TorchvisionClassifier(Classifier):
         return hidden.flatten(1)
 
 
-def torchvision_names() -> list[str]:
-    """Every classification model that torchvision builds; the import takes as long as torch itself."""
-    import torchvision
+@cache
+def torchvision_names() -> Collection[str]:
+    """Every classification model that may be contributed; the import takes as long as torch itself.
 
-    return list(torchvision.models.list_models(module=torchvision.models))
+    Those too large for that are known by what torchvision says of their weights.
+    """
+    from torchvision import models
+
+    return frozenset(
+        name
+        for name in models.list_models(module=models)
+        if models.get_model_weights(name).DEFAULT.meta["num_params"] <= MAX_PARAMETERS
+    )

@@ -110,6 +110,14 @@ def test_every_contribution_is_listed_with_the_reason_of_a_refusal(run: RunDirec
     assert identity[:12] in text and "quarantined" in text and "do not depend on" in text
 
 
+def test_words_of_others_in_a_reason_neither_break_the_table_nor_move_the_cursor(run: RunDirectory) -> None:
+    identity, store = receive(run), run.store()
+    store.quarantine(identity, "tensor [/x] [bold] \x1b[2J\nverify accepted" + "y" * 20_000)
+    assert len((store.path / "quarantined" / identity / "reason.txt").read_text()) <= 1000
+    text = printed(contributions_table(store))
+    assert "[/x] [bold]" in text and "\x1b" not in text
+
+
 def test_metrics_say_what_the_status_says(run: RunDirectory) -> None:
     run.store().accept(receive(run))
     record(run, *iteration(1, 7, at=60, gpu_bytes=123), *iteration(2, 7, at=120, gpu_bytes=456))

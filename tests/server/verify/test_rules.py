@@ -1,19 +1,27 @@
 """VERIFY recomputes what a privacy statement claims, and lets in who began where the federation does."""
 
 import dataclasses
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.accounting import FINER_MESH, run_epsilon
+from fedfree.architectures import Architecture, Classifier, InputSpec, build
+from fedfree.architectures.conv4 import Conv4
+from fedfree.codec import Contribution, decode_contribution, encode_contribution, encode_weights
+from fedfree.errors import ContributionError, StorageError
+from fedfree.rule import RULES, sentence_of
 from fedfree.start import LoadedStart, fill_body
 from fedfree.statement import Composition, DifferentialPrivacy, DpSgd, PrivacyStatement, PrivacyStatus
 from server.events import Event
-from server.storage.store import ACCEPTED, QUARANTINED, Store
+from server.storage.store import ACCEPTED, QUARANTINED, RECEIVED, Store
+from server.verify import rules, verify
+from server.verify.rules import Known, check_privacy_claim, name_of
 from server.verify.verify import verify_received
 
 CLAIM = DifferentialPrivacy(
@@ -118,3 +126,146 @@ def test_a_whole_model_that_began_from_random_weights_is_refused_where_there_is_
     verify_received(store, lambda _: None)
     (identity,) = store.ids(QUARANTINED)
     assert "begins from no public start, this federation from the start" in store.reason(identity)
+
+
+def receive_network(store: Store, change: Callable[[Classifier], object], seed: int = 0) -> str:
+    """A conv4 of which something was changed by hand."""
+    torch.manual_seed(seed)
+    spec = InputSpec(channels=1, height=16, width=16)
+    network = build(Architecture(), num_classes=3, input=spec).requires_grad_(False)
+    change(network)
+    contribution = Contribution(Architecture(), 3, spec, PrivacyStatement(), encode_weights(network))
+    return store.receive(encode_contribution(contribution), contribution.weights)
+
+
+def small_variances(network: Classifier) -> None:
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_var"):
+            buffer.fill_(1e-12)
+
+
+def shifted(by: float) -> Callable[[Classifier], object]:
+    """Features on an image of one colour are the bias of the last norm."""
+    return lambda network: network.get_parameter("blocks.3.1.bias").fill_(by)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "words"),
+    [
+        (small_variances, "activations", "the network's features on noise reach"),
+        (shifted(20_000), "activations", "reach 2e+04, above 10000"),
+        (lambda network: network.head.weight.zero_(), "outputs-differ", "do not depend on the image"),
+        (lambda network: network.get_parameter("blocks.0.1.weight").fill_(3e38), "activations", "not finite"),
+    ],
+    ids=["variances that 1e-5 hides", "features beyond half precision", "one answer", "infinite features"],
+)
+def test_a_network_that_would_spoil_the_pool_is_refused_by_the_rule_that_it_broke(
+    store: Store, change: Callable[[Classifier], object], rule: str, words: str
+) -> None:
+    identity = receive_network(store, change)
+    verify_received(store, lambda _: None)
+    assert store.ids(QUARANTINED) == [identity]
+    assert words in store.reason(identity)
+    assert store.reason(identity).endswith(f"(rule {rule})")
+
+
+def test_large_features_within_the_limit_are_accepted(store: Store) -> None:
+    identity = receive_network(store, shifted(5_000))
+    verify_received(store, lambda _: None)
+    assert store.ids(ACCEPTED) == [identity]
+
+
+def test_gradients_that_are_not_finite_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def root(self: Conv4, images: torch.Tensor) -> torch.Tensor:
+        return self.blocks(images).flatten(1) + (images.sum() * 0).sqrt()  # its slope at 0 is infinite
+
+    identity = receive_network(store, lambda network: None)
+    monkeypatch.setattr(Conv4, "features", root)
+    verify_received(store, lambda _: None)
+    assert store.reason(identity).endswith("is not finite (rule gradients)")
+
+
+def test_the_same_weights_under_another_statement_are_a_copy(store: Store) -> None:
+    first = receive_network(store, lambda network: None)
+    verify_received(store, lambda _: None)
+    manifest, weights = store.read(first)
+    sent = dataclasses.replace(
+        decode_contribution(manifest, weights), privacy=PrivacyStatement(PrivacyStatus.EMPIRICAL_ONLY)
+    )
+    second = store.receive(encode_contribution(sent), weights)
+    verify_received(store, lambda _: None)
+    assert store.reason(second) == f"the same weights as contribution {first[:12]}… (rule not-a-copy)"
+
+
+@pytest.mark.parametrize("times", [0.97, 0.99])
+def test_a_small_epsilon_too_may_lie_below_its_own_noise_by_two_percent_at_most(times: float) -> None:
+    run = DpSgd(200.0, 0.1, 200)
+    own = run_epsilon(run, CLAIM.delta, finest_mesh=FINER_MESH)
+    with nullcontext() if times > 0.98 else pytest.raises(ContributionError, match="claims epsilon"):
+        check_privacy_claim(claiming(run, times * own), Known({}))
+
+
+def test_the_accountant_of_the_client_is_believed_over_thousands_of_steps_with_little_noise_each() -> None:
+    run, by_opacus = DpSgd(20.0, 0.001, 50_000), 0.04096
+    assert by_opacus < run_epsilon(run, CLAIM.delta) - 0.02
+    check_privacy_claim(claiming(run, by_opacus), Known({}))
+
+
+def claiming(run: DpSgd, epsilon: float) -> Contribution:
+    claim = dataclasses.replace(CLAIM, run=run, epsilon=epsilon)
+    privacy = PrivacyStatement(PrivacyStatus.DP, claim)
+    return Contribution(Architecture(norm="group"), 3, InputSpec(1, 16, 16), privacy, b"")
+
+
+def test_a_fault_while_one_contribution_is_looked_at_refuses_it_alone_and_is_logged_where_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    identities = sorted(receive_network(store, lambda network: None, seed) for seed in range(3))
+
+    def check_parity(contribution: Contribution, known: Known) -> dict[str, float]:
+        if len(known.pool) == 1 and not store.ids(QUARANTINED):
+            raise TypeError("a fault with /a/path")
+        return {}
+
+    monkeypatch.setattr(rules, "RULES", [*rules.RULES, check_parity])
+    monkeypatch.setattr(verify, "RULES", rules.RULES)
+    verify_received(store, lambda _: None)
+    assert len(store.ids(ACCEPTED)) == 2 and not store.ids(RECEIVED)
+    (refused,) = store.ids(QUARANTINED)
+    assert refused in identities
+    assert "TypeError" in store.reason(refused) and store.reason(refused).endswith("(rule parity)")
+    assert "/a/path" not in store.reason(refused)
+    assert "check_parity" in caplog.text and "a fault with /a/path" in caplog.text
+
+
+NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+
+@pytest.mark.parametrize(
+    ("error", "met"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (MemoryError(), MemoryError),
+        (NO_MEMORY, MemoryError),
+        (StorageError("the disk is full"), StorageError),
+    ],
+    ids=["Ctrl-C", "memory", "torch's memory", "disk"],
+)
+def test_what_says_nothing_of_the_contribution_refuses_none(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: BaseException, met: type[BaseException]
+) -> None:
+    def check_nothing(contribution: Contribution, known: Known) -> dict[str, float]:
+        raise error
+
+    identity = receive_network(store, lambda network: None)
+    monkeypatch.setattr(verify, "RULES", [check_nothing])
+    with pytest.raises(met):
+        verify_received(store, lambda _: None)
+    assert store.ids(RECEIVED) == [identity]
+
+
+def test_the_documents_list_every_rule_with_its_own_words() -> None:
+    listed = dict(RULES) | {name_of(rule): sentence_of(rule) for rule in rules.RULES}
+    document = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", document, re.M))
+    assert rows == listed

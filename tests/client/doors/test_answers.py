@@ -1,0 +1,106 @@
+"""What a coordinator answers is looked at: no number, state, hash or word of it is believed unseen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.doors.grpc_remote import Remote
+from fedfree.codec import MetaLearner, contribution_id, encode_meta_learner, sha256
+from fedfree.errors import ContributionError
+from fedfree.v1 import service_pb2 as schema
+
+MANIFEST = b"a manifest"
+ASK = [lambda each: each.contribution(MANIFEST), lambda each: each.contribute(MANIFEST, b"x")]
+OWN = bytes.fromhex(contribution_id(MANIFEST))
+State = schema.ContributionState
+
+
+class Stub:
+    """A coordinator that says what it is told to."""
+
+    def __init__(self, *, state: Any = None, parts: list[Any] | None = None, **status: Any) -> None:
+        self._state, self._parts, self._status = state, parts or [], status
+
+    def GetStatus(self, request: Any, **options: Any) -> Any:  # noqa: N802
+        return schema.GetStatusResponse(contribution=self._state, **self._status)
+
+    def Contribute(self, requests: Any, **options: Any) -> Any:  # noqa: N802
+        return schema.ContributeResponse(contribution=self._state)
+
+    def FetchMetaLearner(self, request: Any, **options: Any) -> Any:  # noqa: N802
+        return iter(self._parts)
+
+
+def remote(**answers: Any) -> Remote:
+    made = Remote.__new__(Remote)
+    made._stub, made._metadata, made._blame = Stub(**answers), (), None  # type: ignore[assignment]
+    return made
+
+
+@pytest.mark.parametrize("ask", ASK, ids=["status", "contribute"])
+def test_the_state_of_ones_own_contribution_is_believed_and_shown_on_one_line(
+    ask: Callable[[Remote], Any],
+) -> None:
+    told = State(contribution_sha256=OWN, place=State.PLACE_QUARANTINED, reason="too\nlarge \x1b[2J[/x]")
+    state = ask(remote(state=told))
+    assert (state.identity, state.place) == (OWN.hex(), "quarantined")
+    assert state.reason == "too large \N{REPLACEMENT CHARACTER}[2J[/x]"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        State(contribution_sha256=bytes(32), place=State.PLACE_ACCEPTED),
+        State(place=State.PLACE_ACCEPTED),
+        State(contribution_sha256=OWN, place=77),  # type: ignore[arg-type]
+    ],
+    ids=["another contribution", "none", "a state that nobody knows"],
+)
+@pytest.mark.parametrize("ask", ASK, ids=["status", "contribute"])
+def test_an_answer_about_something_else_is_one_clear_error(ask: Callable[[Remote], Any], told: Any) -> None:
+    with pytest.raises(ContributionError, match="the server was asked about the contribution"):
+        ask(remote(state=told))
+
+
+def test_a_hash_of_another_length_is_refused() -> None:
+    assert remote(meta_learner_sha256=OWN).run().meta_learner_sha256 == OWN.hex()
+    with pytest.raises(ContributionError, match="a sha256 has 32 bytes"):
+        remote(meta_learner_sha256=b"x" * 1000).run()
+
+
+def header(meta_learner: MetaLearner, **changes: Any) -> schema.FetchResponse:
+    says = {
+        "manifest": encode_meta_learner(meta_learner),
+        "weights_bytes": len(meta_learner.weights),
+        "weights_sha256": bytes.fromhex(sha256(meta_learner.weights)),
+    }
+    return schema.FetchResponse(header=schema.FetchHeader(**(says | changes)))
+
+
+def test_what_is_sent_whole_is_fetched(tmp_path: Path, make_meta_learner: Callable[..., MetaLearner]) -> None:
+    sent = make_meta_learner()
+    parts = [header(sent), schema.FetchResponse(chunk=sent.weights)]
+    assert remote(parts=parts).fetch(tmp_path / "w", tmp_path / "m") == sent
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"offset": 6 << 30}, "sends from byte 6442450944"),
+        ({"offset": 1}, "sends from byte 1 of"),
+        ({"weights_bytes": 2 << 30}, "exceed the limit"),
+        ({"weights_sha256": b"../../x"}, "a sha256 has 32 bytes"),
+        ({"manifest": bytes(2 << 20)}, "a manifest of 2097152 bytes"),
+    ],
+    ids=["an offset of 6 GB", "an offset nobody asked for", "2 GB", "no hash", "a manifest of 2 MB"],
+)
+def test_numbers_that_were_not_asked_for_write_nothing(
+    tmp_path: Path, make_meta_learner: Callable[..., MetaLearner], changes: dict[str, Any], words: str
+) -> None:
+    sent = make_meta_learner()
+    parts = [header(sent, **changes), schema.FetchResponse(chunk=sent.weights)]
+    with pytest.raises(ContributionError, match=words):
+        remote(parts=parts).fetch(tmp_path / "w", tmp_path / "m")
+    assert not list(tmp_path.iterdir())
