@@ -148,7 +148,16 @@ def status(
         console.print(contributions_table(directory.store()))
 
 
-SERVE_FLAGS = {name: name for name in ServiceConfig.model_fields}
+SERVE_FLAGS = {
+    name: name
+    for name in (
+        "max_contributions",
+        "requests_per_minute",
+        "uploads_at_once",
+        "upload_seconds",
+        "grace_seconds",
+    )
+}
 
 
 @app.command()
