@@ -1,4 +1,4 @@
-"""A process that dies, or finds the disk full, at every step by which it changes the disk: old or new, never half.
+"""A process that dies, or finds the disk full, at every step that changes the disk: old or new, never half.
 
 A process of its own (this file, as a program) forks a child for each step: before the n-th write, rename,
 removal or sync of a file, or statement of SQLite, the child ends at once, at a sync with half of the file on
@@ -55,7 +55,7 @@ FULL, READ_ONLY = errno.ENOSPC, errno.EROFS
 
 
 class Steps:
-    """Counts what changes files below a folder, and does harm at the n-th step; 0 is a kill, else an errno."""
+    """Counts what changes files below a folder; harm at the n-th step: 0 is a kill, else an errno."""
 
     def __init__(self, folder: Path, at: int, harm: int) -> None:
         self._folder, self._left, self._harm = str(folder), at, harm
@@ -67,12 +67,13 @@ class Steps:
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
         is_change = event in ("os.rename", "os.remove", "os.link", "os.symlink", "os.mkdir", "os.rmdir")
-        if is_change or (event == "open" and arguments[2] & writes):
-            if any(self._folder in os.fsdecode(each) for each in arguments if isinstance(each, str | bytes)):
-                self._step()
+        paths = [os.fsdecode(each) for each in arguments if isinstance(each, str | bytes)]
+        is_change = is_change or bool(event == "open" and arguments[2] & writes)
+        if is_change and any(self._folder in each for each in paths):
+            self._step()
 
     def _sync(self, descriptor: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
         self._step(path if path.is_file() else None)
         self._fsync(descriptor)
 
