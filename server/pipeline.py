@@ -16,6 +16,7 @@ from server.learning.public_images import PublicImages
 from server.learning.state import State, begin
 from server.learning.team import ALONE, Team
 from server.storage.checkpoint import read_checkpoint, write_checkpoint
+from server.storage.damage import set_damaged_aside
 from server.storage.store import ACCEPTED, Store
 from server.verify.verify import verify_received
 
@@ -48,6 +49,7 @@ def run(
         config.require_use_of_public_images()
     use_cpu(config.threads)
     if team.leads:
+        set_damaged_aside(store, on_event)
         verify_received(store, on_event)
     team.wait()
     pool = open_pool(store, config)
@@ -106,7 +108,7 @@ def _save(state: State, checkpoint: Path | None, iterations: int, team: Team) ->
     if checkpoint and (iterations % config.checkpoint_iterations == 0 or iterations == config.iterations):
         tensors = state.tensors(team)
         if team.leads:
-            write_checkpoint(checkpoint, state.fingerprint(), iterations, tensors)
+            write_checkpoint(checkpoint, state.fingerprint(), iterations, tensors, state.pool.ids)
 
 
 def _memory_used(device: torch.device) -> dict[str, int]:

@@ -1,16 +1,18 @@
 """``fedfree-server``: the server's work without a federation around it."""
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from fedfree.codec import decode_meta_learner, sha256
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.cli import App, run_app
-from fedfree.host.files import read_file, write_file
+from fedfree.host.files import read_file, write_once
 from fedfree.host.logs import log_to_stderr
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer, value_at
@@ -24,6 +26,7 @@ from server.doors.metrics import served
 from server.doors.status import RunStatus
 from server.doors.tokens import Tokens
 from server.events import log_event
+from server.removal import remove
 from server.storage.run_directory import RunDirectory
 from server.storage.store import MANIFEST, WEIGHTS
 
@@ -40,6 +43,10 @@ app.add_typer(starting.app)
 Run = Annotated[Path, typer.Argument(help="Run directory.")]
 RunOption = Annotated[Path, typer.Option("--store", help="Run directory.")]
 Organisation = Annotated[str, typer.Argument(help="Name of an organisation.")]
+ExpiresDays = Annotated[
+    float | None,
+    typer.Option(min=0.001, max=3650, help="Refuse it after so many days (default: when it is revoked)."),
+]
 
 
 LEARN_FLAGS = {
@@ -89,6 +96,38 @@ def resume(run: Run, metrics: MetricsAddress = None, json_lines: JsonLines = Fal
         _learn(directory, metrics, json_lines)
 
 
+@app.command()
+def retrain(
+    run: Run,
+    without: Annotated[
+        list[str],
+        typer.Option(help="Id of a contribution, or how it begins, to leave out for good; several times."),
+    ],
+    why: Annotated[str, typer.Option(help="The reason, kept beside the contribution.")],
+    by: Annotated[str | None, typer.Option(help="Who removes it (default: this user).")] = None,
+    metrics: MetricsAddress = None,
+    json_lines: JsonLines = False,
+) -> None:
+    """Remove contributions, and learn again from a state that did not use them.
+
+    From now on nothing that was learned from them is handed out: the published meta-learner, recovered
+    images and checkpoint are deleted, and they lie in quarantine, never used again. As every model teaches
+    from the first iteration, learning nearly always begins anew. What comes out equals to the byte what a
+    run gives that never had them.
+    """
+    directory = RunDirectory(run)
+    with directory.held():
+        removed = remove(directory, without, why, directory.recorded(log_event), by=by)
+        _learn(directory, metrics, json_lines)
+    manifest = read_file(directory.manifest)
+    learned = decode_meta_learner(manifest, read_file(directory.weights))
+    typer.echo(f"meta-learner {sha256(manifest)}, learned from")
+    for identity in learned.provenance.contributions:
+        typer.echo(f"  {identity}")
+    for identity in removed:
+        typer.echo(f"without {identity}")
+
+
 def _learn(
     directory: RunDirectory, metrics: str | None, json_lines: bool, public_images: Path | None = None
 ) -> None:
@@ -114,7 +153,16 @@ def status(
         console.print(contributions_table(directory.store()))
 
 
-SERVE_FLAGS = {name: name for name in ServiceConfig.model_fields}
+SERVE_FLAGS = {
+    name: name
+    for name in (
+        "max_contributions",
+        "requests_per_minute",
+        "uploads_at_once",
+        "upload_seconds",
+        "grace_seconds",
+    )
+}
 
 
 @app.command()
@@ -145,25 +193,26 @@ def serve(
     address = Address.parse(listen)
     tls = None if insecure else door.credentials(certificate, key, client_ca)
     run = _prepared(store)
-    if start:
-        run.adopt_start(start)
-    run.require_preset()
-    run.store().discard_leftovers()
-    if not Tokens(run.tokens).organisations():
-        typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
-    log_to_stderr(json_lines=json_lines, run=run.id)
-    if public_images:
-        run.adopt_public_images(public_images)
-    service = Service(run, chosen.settings, on_event=run.recorded(log_event))
-    listening = door.serve(
-        service,
-        address,
-        tls,
-        grace_seconds=chosen.settings.grace_seconds,
-        on_ready=lambda at: typer.echo(f"listening on {at}"),
-    )
-    with served(run, metrics):
-        asyncio.run(listening)
+    with run.door_held():
+        if start:
+            run.adopt_start(start)
+        run.require_preset()
+        run.store().discard_leftovers()
+        if not Tokens(run.tokens).organisations():
+            typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
+        log_to_stderr(json_lines=json_lines, run=run.id)
+        if public_images:
+            run.adopt_public_images(public_images)
+        service = Service(run, chosen.settings, on_event=run.recorded(log_event))
+        listening = door.serve(
+            service,
+            address,
+            tls,
+            grace_seconds=chosen.settings.grace_seconds,
+            on_ready=lambda at: typer.echo(f"listening on {at}"),
+        )
+        with served(run, metrics):
+            asyncio.run(listening)
 
 
 def _prepared(path: Path, chosen: Chosen[ServerConfig] | None = None) -> RunDirectory:
@@ -175,7 +224,7 @@ def _prepared(path: Path, chosen: Chosen[ServerConfig] | None = None) -> RunDire
     file = path / "server.toml"
     if not file.exists():
         settings = chosen.settings if chosen else ServerConfig()
-        write_file(file, settings.to_commented_toml().encode())
+        write_once(file, settings.to_commented_toml().encode())
     directory = RunDirectory(path)
     if chosen is not None:
         _require_alike(directory, chosen)
@@ -195,16 +244,24 @@ def _require_alike(directory: RunDirectory, chosen: Chosen[ServerConfig]) -> Non
 
 
 @token_app.command(name="add")
-def token_add(organisation: Organisation, store: RunOption) -> None:
+def token_add(organisation: Organisation, store: RunOption, expires_days: ExpiresDays = None) -> None:
     """Make an organisation's token and print it, this once."""
-    typer.echo(Tokens(_prepared(store).tokens).add(organisation))
+    typer.echo(Tokens(_prepared(store).tokens).add(organisation, expires_days=expires_days))
+
+
+@token_app.command(name="rotate")
+def token_rotate(organisation: Organisation, store: RunOption, expires_days: ExpiresDays = None) -> None:
+    """Print a new token in the place of an organisation's old one, which is refused from now on."""
+    typer.echo(Tokens(RunDirectory(store).tokens).rotate(organisation, expires_days=expires_days))
 
 
 @token_app.command(name="list")
 def token_list(store: RunOption) -> None:
-    """Name every organisation that has a token."""
-    for organisation in Tokens(RunDirectory(store).tokens).organisations():
-        typer.echo(organisation)
+    """Name every organisation that has a token, and when it expires."""
+    now = datetime.now(UTC)
+    for organisation, expires in Tokens(RunDirectory(store).tokens).expiries().items():
+        word = "" if expires is None else f"  {'expired' if expires <= now else 'expires'} {expires:%Y-%m-%d}"
+        typer.echo(organisation + word)
 
 
 @token_app.command(name="revoke")

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.files import read_file, write_file, write_new
+from fedfree.host.lock import changing
 from fedfree.host.starts import load_start
 from fedfree.settings import Settings
 from server.config import CollectConfig, ServerConfig
@@ -97,13 +98,14 @@ class Deployment:
         """Admit an organisation; raises ConfigError for a name or a key that cannot be taken."""
         require_name(name)
         key = read_public_key(public_key, read_file(public_key))
-        for other, path in self.enrolled().items():
-            if other == name:
-                raise ConfigError(f"{name} is enrolled: choose another name")
-            if path.read_bytes().strip() == key:
-                raise ConfigError(f"{public_key} is the key of {other}: every organisation needs its own")
-        (self.path / "enrolled").mkdir(exist_ok=True)
-        write_file(self.path / "enrolled" / f"{name}.pub", key + b"\n")
+        folder = self.path / "enrolled"
+        with changing(folder):
+            for other, path in self.enrolled().items():
+                if other == name:
+                    raise ConfigError(f"{name} is enrolled: choose another name")
+                if read_file(path).strip() == key:
+                    raise ConfigError(f"{public_key} is the key of {other}: every organisation needs its own")
+            write_file(folder / f"{name}.pub", key + b"\n")
 
 
 def init(

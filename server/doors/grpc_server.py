@@ -15,11 +15,22 @@ from fedfree.host.channel import SERVER_OPTIONS, Address
 from fedfree.host.tls import read_authority, read_certificate
 from fedfree.v1 import service_pb2
 from fedfree.v1.service_pb2_grpc import add_FedFREEServicer_to_server
+from server.doors.gate import Gate
 from server.doors.grpc_service import Service
 
 SERVICE_NAME = service_pb2.DESCRIPTOR.services_by_name["FedFREE"].full_name
 MAX_CALLS_AT_ONCE = 1000
-"""Of everyone, those without a token included; more are refused before they are looked at."""
+"""Of everyone; more are refused before they are looked at."""
+_OPTIONS = (
+    *SERVER_OPTIONS,
+    # A connection that says nothing, or only half of its greeting, is closed after this.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_allowed_incoming_connections", 1000),
+    ("grpc.max_concurrent_streams", 64),
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.absolute_max_metadata_size", 16 << 10),
+)
 
 
 def credentials(certificate: Path | None, key: Path | None, client_ca: Path | None = None) -> Any:
@@ -42,7 +53,9 @@ class Door:
     """A server that answers from :meth:`open` to :meth:`close`."""
 
     def __init__(self, service: Service) -> None:
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS_AT_ONCE)
+        self._server = grpc.aio.server(
+            options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS_AT_ONCE, interceptors=[Gate(service)]
+        )
         self._health = health.aio.HealthServicer()
         add_FedFREEServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -8,9 +8,10 @@ waits at the sender, held back by HTTP/2's flow control.
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, closing, suppress
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -20,6 +21,7 @@ from fedfree.codec import (
     MAX_WEIGHTS_BYTES,
     check_sha256,
     contribution_id,
+    sha256,
     stated_weights_sha256,
 )
 from fedfree.errors import AccessError, ContributionError, StorageError
@@ -28,7 +30,7 @@ from fedfree.host.channel import AUTHORIZATION, BEARER, CHUNK_BYTES, RELEASE
 from fedfree.release import require_same_release
 from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEServicer
-from server.doors.limits import Quota, RateLimit, ServiceConfig
+from server.doors.limits import Open, Quota, RateLimit, ServiceConfig, Turns, address_of
 from server.doors.status import RunStatus
 from server.doors.tokens import Tokens
 from server.events import Event, OnEvent
@@ -44,6 +46,10 @@ _PLACES = {
     ACCEPTED: schema.ContributionState.PLACE_ACCEPTED,
     QUARANTINED: schema.ContributionState.PLACE_QUARANTINED,
 }
+_CALLER: ContextVar[str] = ContextVar("organisation")
+"""Who calls, from the moment that the gate has let it in."""
+_RIGHT_LATELY = 1000
+"""Pairs of address and token's hash that are remembered to have been right."""
 _Result = TypeVar("_Result")
 _Requests = AsyncIterator[schema.ContributeRequest]
 
@@ -53,33 +59,33 @@ class Service(FedFREEServicer):
 
     def __init__(self, run: RunDirectory, config: ServiceConfig, *, on_event: OnEvent) -> None:
         self._run = run
-        self._config = config
+        self.config = config
         self._on_event = on_event
         self._store = run.store()
         self._tokens = Tokens(run.tokens)
         self._rate_limit = RateLimit(config.requests_per_minute)
         self._quota = Quota(config.max_contributions, _handed_over(self._store))
-        self._turns = asyncio.Semaphore(config.uploads_at_once)
+        self._turns = Turns(config.uploads_at_once, config.uploads_of_one)
+        self._open = Open(config.calls_of_one)
+        self._wrong_tokens = RateLimit(config.wrong_tokens_per_minute, "wrong tokens")
+        self._right_lately: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def Contribute(self, requests: _Requests, context: Any) -> schema.ContributeResponse:  # noqa: N802
         """Store a contribution, or say what became of one that is already here."""
-        async with self._caller(context) as organisation:
-            header = await _header(requests)
-            identity = contribution_id(header.manifest)
-            if self._store.place_of(identity) is None:
-                await self._receive(header, requests, organisation)
-                who: dict[str, int | float | str] = {"contribution": identity, "organisation": organisation}
-                self._on_event(Event("collect", "received", who))
-            return schema.ContributeResponse(contribution=self._state(identity))
+        organisation = _CALLER.get()
+        header = await within(self.config.request_seconds, _header(requests), "the upload's header")
+        identity = contribution_id(header.manifest)
+        if self._store.place_of(identity) is None:
+            await self._receive(header, requests, organisation)
+            who: dict[str, int | float | str] = {"contribution": identity, "organisation": organisation}
+            self._on_event(Event("collect", "received", who))
+        return schema.ContributeResponse(contribution=self._state(identity))
 
     async def FetchMetaLearner(  # noqa: N802
         self, request: schema.FetchRequest, context: Any
     ) -> AsyncIterator[schema.FetchResponse]:
         """Hand out the meta-learner, from where the caller's copy of the same weights ends."""
-        async with (
-            self._caller(context),
-            aclosing(_hand_out(Broadcast.meta_learner, self._run, request)) as parts,
-        ):
+        async with aclosing(_hand_out(Broadcast.meta_learner, self._run, request)) as parts:
             async for part in parts:
                 yield part
 
@@ -87,10 +93,7 @@ class Service(FedFREEServicer):
         self, request: schema.FetchRequest, context: Any
     ) -> AsyncIterator[schema.FetchResponse]:
         """Hand out the start likewise."""
-        async with (
-            self._caller(context),
-            aclosing(_hand_out(Broadcast.start, self._run, request)) as parts,
-        ):
+        async with aclosing(_hand_out(Broadcast.start, self._run, request)) as parts:
             async for part in parts:
                 yield part
 
@@ -98,21 +101,26 @@ class Service(FedFREEServicer):
         self, request: schema.GetStatusRequest, context: Any
     ) -> schema.GetStatusResponse:
         """How far the run is, and what became of one contribution."""
-        async with self._caller(context):
-            return await _in_thread(self._status, request.contribution_sha256.hex())
+        return await _in_thread(self._status, request.contribution_sha256.hex(), _CALLER.get())
 
-    def _status(self, identity: str) -> schema.GetStatusResponse:
+    def _status(self, identity: str, organisation: str) -> schema.GetStatusResponse:
         status = RunStatus.read(self._run)
         progress = None
         if (learning := status.learning) is not None:
             progress = schema.LearningProgress(iteration=learning.iteration, of=learning.of)
         return schema.GetStatusResponse(
             **status.contributions,
-            contribution=self._state(identity) if identity else None,
+            contribution=self._told(identity, organisation) if identity else None,
             progress=progress,
             meta_learner_sha256=status.meta_learner_sha256,
             start_sha256=bytes.fromhex(status.start_sha256),
         )
+
+    def _told(self, identity: str, organisation: str) -> schema.ContributionState:
+        """What became of a contribution; of one that another organisation handed over here, nothing."""
+        if self._store.organisation(identity) in (None, organisation):
+            return self._state(identity)
+        return schema.ContributionState(contribution_sha256=bytes.fromhex(identity))
 
     def _state(self, identity: str) -> schema.ContributionState:
         """The reason of a refusal goes to whoever presents the contribution's id."""
@@ -128,34 +136,68 @@ class Service(FedFREEServicer):
     ) -> None:
         stated = _check_header(header)
         with self._quota.one_more(organisation):
-            async with asyncio.timeout(self._config.upload_seconds), self._turns:
+            async with asyncio.timeout(self.config.upload_seconds), self._turns.turn(organisation):
                 upload = self._store.upload(header.manifest, organisation=organisation)
                 try:
-                    await _write(upload, requests, header.weights_bytes)
+                    await _write(upload, requests, header.weights_bytes, self.config.progress_seconds)
                     check_sha256(upload.sha256(), stated)
                     await _in_thread(upload.commit)
                 finally:
                     await _in_thread(upload.close)
 
     @asynccontextmanager
-    async def _caller(self, context: Any) -> AsyncIterator[str]:
-        """The organisation that calls; whatever goes wrong while it is served becomes a status."""
+    async def caller(self, context: Any) -> AsyncIterator[None]:
+        """Let an organisation in before anything of its call is read, or refuse it.
+
+        Whatever goes wrong while it is served becomes a status.
+        """
         try:
             metadata = dict(context.invocation_metadata())
-            organisation = self._tokens.organisation_of(_token(metadata))
+            organisation = self._organisation_of(_token(metadata), address_of(context.peer()))
             self._rate_limit.take(organisation)
             if RELEASE in metadata:  # a program that is no FedFREE may call too
                 require_same_release(metadata[RELEASE], "organisation")
-            yield organisation
+            with self._open.one_more(organisation):
+                _CALLER.set(organisation)
+                yield
         except TOLD as error:
             await context.abort(status_of(error), str(error)[:MAX_DETAIL_CHARACTERS])
-        except TimeoutError:
-            limit = f"the upload took longer than {self._config.upload_seconds:g} s"
+        except TimeoutError as error:
+            limit = str(error) or f"the upload took longer than {self.config.upload_seconds:g} s"
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, limit)
         except (OSError, StorageError) as error:
             await _fail(context, grpc.StatusCode.UNAVAILABLE, "the server cannot use its disk", error)
         except Exception as error:
             await _fail(context, grpc.StatusCode.INTERNAL, "the server failed", error)
+
+    def _organisation_of(self, token: str, address: str) -> str:
+        """Whose token this is, looked at only so often from an address that has shown wrong ones.
+
+        A token that was right from there is looked at all the same: whoever guesses beside an organisation,
+        behind one address, does not shut it out.
+        """
+        shown = address, sha256(token.encode())
+        if shown not in self._right_lately and self._wrong_tokens.is_empty(address):
+            self._wrong_tokens.take(address)
+        try:
+            organisation = self._tokens.organisation_of(token)
+        except AccessError:
+            self._right_lately.pop(shown, None)
+            self._wrong_tokens.take(address)
+            raise
+        self._right_lately[shown] = None
+        if len(self._right_lately) > _RIGHT_LATELY:
+            self._right_lately.popitem(last=False)
+        return organisation
+
+
+async def within(seconds: float, awaited: Awaitable[_Result], what: str) -> _Result:
+    """What comes in time; raises TimeoutError in words otherwise."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await awaited
+    except TimeoutError as error:
+        raise TimeoutError(f"{what} did not arrive within {seconds:g} s") from error
 
 
 async def _hand_out(
@@ -215,9 +257,14 @@ def _check_header(header: schema.ContributionHeader) -> str:
     return stated_weights_sha256(header.manifest)
 
 
-async def _write(upload: Upload, requests: _Requests, size: int) -> None:
-    """Bring chunks to disk as they arrive; raises ContributionError unless they are ``size`` bytes."""
-    async for request in requests:
+async def _write(upload: Upload, requests: _Requests, size: int, progress_seconds: float) -> None:
+    """Bring chunks to disk as they arrive; raises ContributionError unless they are ``size`` bytes.
+
+    Raises:
+        TimeoutError: the next one does not come.
+    """
+    arriving = aiter(requests)
+    while request := await within(progress_seconds, anext(arriving, None), "the next piece of the upload"):
         if request.WhichOneof("part") != "chunk":
             raise ContributionError("after its header an upload must hold chunks of weights only")
         if upload.size + len(request.chunk) > size:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from google.protobuf.message import DecodeError
+
+from fedfree.errors import StorageError
 from fedfree.host.files import read_file
 from fedfree.v1.meta_learner_pb2 import MetaLearner
 from server.events import Event
@@ -71,7 +74,12 @@ class RunStatus:
 def _broadcast_sha256(run: RunDirectory) -> bytes:
     if not run.manifest.is_file():
         return b""
-    return MetaLearner.FromString(read_file(run.manifest)).weights_sha256
+    try:
+        return MetaLearner.FromString(read_file(run.manifest)).weights_sha256
+    except DecodeError as error:
+        raise StorageError(
+            f"{run.manifest} is damaged: learn again (`fedfree-server resume {run.path}`)"
+        ) from error
 
 
 def read_learning(run: RunDirectory) -> LearningStatus | None:

@@ -2,15 +2,22 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Self
 
+from google.protobuf.message import DecodeError
+
+from fedfree.codec import sha256
 from fedfree.errors import FederationError, NotReadyError
 from fedfree.host.starts import MANIFEST, WEIGHTS
 from fedfree.v1.meta_learner_pb2 import MetaLearner
 from fedfree.v1.start_pb2 import Start
 from server.storage.run_directory import RunDirectory
+
+_ATTEMPTS = 3
+"""Of opening what may be replaced, and removed, between the look at where it is and the opening."""
 
 
 class Broadcast:
@@ -28,10 +35,16 @@ class Broadcast:
 
         Raises:
             NotReadyError: there is none yet.
-            FederationError: it is just being replaced; ask again.
+            FederationError: it is just being replaced, or is damaged.
         """
         absent = "there is no meta-learner yet: ask again later"
-        return cls._open(MetaLearner, run.manifest, run.weights, absent, "meta-learner")
+        for _ in range(_ATTEMPTS):
+            folder = run.published  # the two are read from one folder, whatever is published meanwhile
+            identity = folder.name if folder != run.path.resolve() else ""
+            with suppress(NotReadyError):
+                files = folder / run.manifest.name, folder / run.weights.name
+                return cls._open(MetaLearner, *files, identity, absent, "meta-learner")
+        raise NotReadyError(absent)
 
     @classmethod
     def start(cls, run: RunDirectory) -> Self:
@@ -39,23 +52,42 @@ class Broadcast:
 
         Raises:
             NotReadyError: it has none.
-            FederationError: it is just being written; ask again.
+            FederationError: it is just being written, or is damaged.
         """
         folder, absent = run.start_folder, "this federation has no public start: train without one"
-        return cls._open(Start, folder / MANIFEST, folder / WEIGHTS, absent, "start")
+        files = folder / MANIFEST, folder / WEIGHTS
+        return cls._open(Start, *files, run.start_sha256(), absent, "start")
 
     @classmethod
     def _open(
-        cls, schema: type[MetaLearner] | type[Start], manifest: Path, weights: Path, absent: str, what: str
+        cls,
+        schema: type[MetaLearner] | type[Start],
+        manifest: Path,
+        weights: Path,
+        identity: str,
+        absent: str,
+        what: str,
     ) -> Self:
         try:
             opened = cls(manifest.read_bytes(), weights.open("rb"))
         except FileNotFoundError as error:
             raise NotReadyError(absent) from error
-        if opened.sha256 != schema.FromString(opened.manifest).weights_sha256:
+        if not opened._is_whole(schema, identity):
             opened.close()
-            raise FederationError(f"the {what} is just being replaced: ask again")
+            raise FederationError(
+                f"the {what} is just being replaced, or is damaged on the server's disk: ask again, or "
+                "where that does not help, ask the coordinator to publish it again"
+            )
         return opened
+
+    def _is_whole(self, schema: type[MetaLearner] | type[Start], identity: str) -> bool:
+        """Whether both are what was written, by their hashes; ``identity`` is the manifest's, where known."""
+        if identity and sha256(self.manifest) != identity:
+            return False
+        try:
+            return self.sha256 == schema.FromString(self.manifest).weights_sha256
+        except DecodeError:
+            return False
 
     def offset(self, sha256: bytes, size: int) -> int:
         """Where someone goes on who has ``size`` bytes of weights with this hash; others begin anew."""

@@ -5,10 +5,13 @@
     server.toml                   what the server is configured with
     organisations/<index>.toml    what each virtual organisation is configured with (simulations only)
     start/                        the public start of the run, where it has one; never another
+    start.sha256                  its identity, against which it is held whenever it is read
     public_images.safetensors     images that the coordinator named as public, where any were; never others
     store/                        contributions, see server.storage.store
     checkpoint.safetensors        the state of learning, until the run is over
-    meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it
+    meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it: links into published/
+    published/<hash>/             the two, by the hash of the manifest
+    published/current             leads there: one rename replaces both
     recovered.safetensors         one recovered image a model and class, by contribution id
     id                            a random name, by which logs tell runs apart
     events.jsonl                  one line an event, with its time
@@ -30,9 +33,9 @@ import safetensors.torch
 from torch import Tensor
 
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256, short
-from fedfree.errors import ConfigError, FedFreeError
-from fedfree.host.files import append_line, read_file, write_file
-from fedfree.host.lock import exclusive
+from fedfree.errors import ConfigError, ContributionError, FedFreeError, StorageError
+from fedfree.host.files import append_line, discard, point, read_file, write_file, write_once
+from fedfree.host.lock import changing, exclusive
 from fedfree.host.starts import MANIFEST as START_MANIFEST
 from fedfree.host.starts import has_start, keep_start, load_start
 from fedfree.start import LoadedStart
@@ -66,12 +69,8 @@ class RunDirectory:
         """A random name, made when somebody first asks for it."""
         file = self.path / "id"
         if not file.exists():
-            drawn = self.path / f".id-{uuid.uuid4().hex}"
-            write_file(drawn, drawn.name.removeprefix(".id-")[:12].encode())
-            with contextlib.suppress(FileExistsError):  # another process was first
-                file.hardlink_to(drawn)
-            drawn.unlink()
-        return file.read_text()
+            write_once(file, uuid.uuid4().hex[:12].encode())
+        return read_file(file).decode()
 
     @property
     def server_toml(self) -> Path:
@@ -117,6 +116,10 @@ class RunDirectory:
         """Learn here alone: raises ConfigError, naming the other, where another process learns here."""
         return exclusive(self.path)
 
+    def door_held(self) -> contextlib.AbstractContextManager[None]:
+        """Receive here alone, or two doors would each give every organisation its share; as :meth:`held`."""
+        return exclusive(self.path / ".door")
+
     def store(self) -> Store:
         """The store, created where there is none."""
         return Store(self.path / "store", self.start)
@@ -131,12 +134,32 @@ class RunDirectory:
         Raises:
             StorageError, ContributionError: it is there and cannot be used.
         """
-        return load_start(self.start_folder) if has_start(self.start_folder) else None
+        if not has_start(self.start_folder):
+            return None
+        try:
+            begun = load_start(self.start_folder)
+        except ContributionError as error:
+            raise self._damaged_start(str(error)) from error
+        if begun.start.sha256 != self.start_sha256():
+            raise self._damaged_start(f"its manifest hashes to {short(begun.start.sha256)}")
+        return begun
+
+    def _damaged_start(self, why: str) -> StorageError:
+        return StorageError(
+            f"the start {short(self.start_sha256())} in {self.start_folder} is damaged ({why}): "
+            "give the command again with --start FOLDER, and it is written anew"
+        )
+
+    @property
+    def start_identity(self) -> Path:
+        return self.path / "start.sha256"
 
     def start_sha256(self) -> str:
-        """The start's identity, hexadecimal; empty without one."""
+        """The start's identity, hexadecimal, as it was adopted; empty without one."""
         if not has_start(self.start_folder):
             return ""
+        if self.start_identity.is_file():
+            return read_file(self.start_identity).decode(errors="replace")
         return sha256(read_file(self.start_folder / START_MANIFEST))
 
     def adopt_start(self, folder: Path) -> None:
@@ -147,27 +170,39 @@ class RunDirectory:
                 configuration of somebody's own that is not for a start.
             StorageError, ContributionError: a folder that cannot be used.
         """
-        given, own = load_start(folder), self.start_sha256()
-        if own == given.start.sha256:
-            return
-        if own:
+        given = load_start(folder)
+        with changing(self.start_folder):
+            self._require_adoptable(given.start.sha256, folder)
+            config = self.config()
+            is_own = config != ServerConfig(collect=config.collect)
+            if is_own:
+                config.require_preset_for(has_start=True)
+            if not self._has_sound_start():
+                keep_start(self.start_folder, given.start, given.weights)
+            write_file(self.start_identity, given.start.sha256.encode())
+            if not is_own:  # nobody changed more than whom to wait for
+                from_start = ServerConfig.checked({"preset": "start", "collect": config.collect.plain()})
+                write_file(self.server_toml, from_start.to_commented_toml().encode())
+
+    def _require_adoptable(self, given: str, folder: Path) -> None:
+        """Refuse another start than the run's, and one that accepted contributions did not begin from."""
+        own = self.start_sha256()
+        if own and own != given:
             raise ConfigError(
-                f"{folder} holds the start {short(given.start.sha256)}, and {self.path} began from "
+                f"{folder} holds the start {short(given)}, and {self.path} began from "
                 f"{short(own)}: a run keeps its start, so choose another run directory"
             )
-        if self.store().ids(ACCEPTED):
+        if not own and self.store().ids(ACCEPTED):
             raise ConfigError(
                 f"{self.path} has accepted contributions that began from no public start: choose another run "
-                f"directory for the start {short(given.start.sha256)}"
+                f"directory for the start {short(given)}"
             )
-        config = self.config()
-        is_own = config != ServerConfig(collect=config.collect)
-        if is_own:
-            config.require_preset_for(has_start=True)
-        keep_start(self.start_folder, given.start, given.weights)
-        if not is_own:  # nobody changed more than whom to wait for
-            from_start = ServerConfig.checked({"preset": "start", "collect": config.collect.plain()})
-            write_file(self.server_toml, from_start.to_commented_toml().encode())
+
+    def _has_sound_start(self) -> bool:
+        try:
+            return self.start() is not None
+        except FedFreeError:  # damaged: it is written again
+            return False
 
     @property
     def _kept_public_images(self) -> Path:
@@ -197,19 +232,20 @@ class RunDirectory:
         side = start.start.input.height if start else size or PUBLIC_IMAGE_SIZE
         channels = start.start.input.channels if start else 3
         given = read_public_images(folder, size=side, channels=channels, seed=config.seed)
-        own = self.public_images()
-        if own is not None and own.sha256 != given.sha256:
-            raise ConfigError(
-                f"{folder} holds the public images {short(given.sha256)}, and {self.path} has "
-                f"{short(own.sha256)}: a run keeps its public images, so choose another run directory"
-            )
-        if own is None and self.checkpoint.exists():
-            raise ConfigError(
-                f"{self.path} has begun to learn without public images: go on without --public-images, or "
-                "choose another run directory"
-            )
-        if own is None:
-            write_kept(self._kept_public_images, given)
+        with changing(self._kept_public_images):
+            own = self.public_images()
+            if own is not None and own.sha256 != given.sha256:
+                raise ConfigError(
+                    f"{folder} holds the public images {short(given.sha256)}, and {self.path} has "
+                    f"{short(own.sha256)}: a run keeps its public images, so choose another run directory"
+                )
+            if own is None and self.checkpoint.exists():
+                raise ConfigError(
+                    f"{self.path} has begun to learn without public images: go on without "
+                    "--public-images, or choose another run directory"
+                )
+            if own is None:
+                write_kept(self._kept_public_images, given)
         log.info("%d public images, sha256 %s, beside recovered images", len(given), given.sha256)
 
     def require_preset(self) -> None:
@@ -217,11 +253,37 @@ class RunDirectory:
         self.config().require_preset_for(has_start=bool(self.start_sha256()))
 
     def write_meta_learner(self, meta_learner: MetaLearner) -> bytes:
-        """Write the result, weights first so that a manifest never stands alone, and return the manifest."""
+        """Publish the result in the place of the one before, which is removed, and return the manifest.
+
+        Whoever reads meanwhile, or after a kill, finds the one or the other, never weights of one with the
+        manifest of the other.
+        """
         manifest = encode_meta_learner(meta_learner)
-        write_file(self.weights, meta_learner.weights)
-        write_file(self.manifest, manifest)
+        identity, current = sha256(manifest), self._published / "current"
+        write_file(self._published / identity / self.weights.name, meta_learner.weights)
+        write_file(self._published / identity / self.manifest.name, manifest)
+        point(current, identity)
+        for each in (self.weights, self.manifest):
+            point(each, f"{self._published.name}/{current.name}/{each.name}")
+        for other in self._published.iterdir():
+            if other.name not in (identity, current.name):
+                discard(other)
         return manifest
+
+    def withdraw_meta_learner(self) -> None:
+        """Hand out no meta-learner, nor what was recovered for it, until another is published."""
+        for link in (self._published / "current", self.manifest, self.weights, self.recovered):
+            link.unlink(missing_ok=True)
+        discard(self._published)
+
+    @property
+    def _published(self) -> Path:
+        return self.path / "published"
+
+    @property
+    def published(self) -> Path:
+        """The folder of the meta-learner that is handed out now; another one once another is published."""
+        return self.manifest.resolve().parent
 
     def write_recovered(self, gallery: Mapping[str, Tensor]) -> None:
         """Write what was recovered, uint8 [classes, channels, size, size] for each contribution id."""

@@ -4,7 +4,8 @@ One folder a contribution, named by its id (the hash of its manifest), in one of
 
     received/<id>/     arrived, not yet looked at
     accepted/<id>/     verified; the pool
-    quarantined/<id>/  refused; reason.txt says why
+    quarantined/<id>/  refused, or removed from the pool; reason.txt says why
+    damaged/<id>/      no longer what arrived, by its hashes; it may be handed over again
 
 Every step is a rename on one file system, so a process that dies loses nothing and leaves no half.
 What is still arriving lies in ``.staging-*``, locked by the process that writes it: the kernel lets go of
@@ -30,6 +31,7 @@ from fedfree.codec import (
     decode_contribution,
     describe_contribution,
     fill_network,
+    sha256,
     stated_weights_sha256,
 )
 from fedfree.errors import StorageError, printable
@@ -38,6 +40,7 @@ from fedfree.start import LoadedStart
 
 PLACES = RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
+DAMAGED = "damaged"
 ORGANISATION = "organisation.txt"
 """Who handed it over; only where the door knows."""
 
@@ -116,19 +119,35 @@ class Store:
 
     def describe(self, identity: str) -> Contribution:
         """What an accepted contribution says of itself; its weights are left on disk."""
-        return describe_contribution(read_file(self.path / ACCEPTED / identity / MANIFEST))
+        return describe_contribution(self._accepted_manifest(identity))
 
     def weights_hash(self, identity: str) -> str:
         """SHA-256 of an accepted contribution's weights, hexadecimal; they are left on disk."""
-        return stated_weights_sha256(read_file(self.path / ACCEPTED / identity / MANIFEST))
+        return stated_weights_sha256(self._accepted_manifest(identity))
+
+    def _accepted_manifest(self, identity: str) -> bytes:
+        manifest = read_file(self.path / ACCEPTED / identity / MANIFEST)
+        if contribution_id(manifest) != identity:
+            raise _damaged(self.path / ACCEPTED / identity, MANIFEST)
+        return manifest
+
+    def _accepted_weights(self, identity: str) -> bytes:
+        weights = read_file(self.path / ACCEPTED / identity / WEIGHTS)
+        if sha256(weights) != self.weights_hash(identity):
+            raise _damaged(self.path / ACCEPTED / identity, WEIGHTS)
+        return weights
 
     def network(self, identity: str) -> tuple[Contribution, Classifier]:
-        """An accepted contribution's description and network, its weights mapped from disk."""
+        """An accepted contribution's description and network.
+
+        Raises:
+            StorageError: it is no longer what was accepted.
+        """
         contribution = self.describe(identity)
         network = build(
             contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
         )
-        tensors = safetensors.torch.load_file(self.path / ACCEPTED / identity / WEIGHTS)
+        tensors = safetensors.torch.load(self._accepted_weights(identity))
         body = self.start.body if contribution.start and self.start else None
         fill_network(network, tensors, f"contribution {identity[:12]}…", body)
         return contribution, network
@@ -146,10 +165,41 @@ class Store:
         write_file(self.path / RECEIVED / identity / REASON, printable(reason).encode())
         self._move(identity, QUARANTINED)
 
-    def _move(self, identity: str, place: str) -> None:
+    def remove(self, identity: str, reason: str) -> None:
+        """Take a contribution out of the pool for good, with the reason; the same bytes never come back."""
+        place = str(self.place_of(identity))
+        write_file(self.path / place / identity / REASON, reason.encode())
+        if place != QUARANTINED:
+            self._move(identity, QUARANTINED, source=place)
+
+    def damage(self, identity: str, place: str) -> str:
+        """Which file of a contribution is no longer what arrived, by its hashes; empty where it is whole.
+
+        Of one that was only received the manifest alone can tell: VERIFY looks at its weights.
+        """
+        folder = self.path / place / identity
+        try:
+            manifest = read_file(folder / MANIFEST)
+            if contribution_id(manifest) != identity:
+                return MANIFEST
+            if place == ACCEPTED and sha256(read_file(folder / WEIGHTS)) != stated_weights_sha256(manifest):
+                return WEIGHTS
+        except StorageError as error:
+            return str(error)
+        return ""
+
+    def set_aside_damaged(self, identity: str, place: str, reason: str) -> None:
+        """Keep a damaged contribution where nobody uses it, so that the same can be handed over again."""
+        write_file(self.path / place / identity / REASON, reason.encode())
         with named(f"cannot write {self.path}"):
-            (self.path / RECEIVED / identity).rename(self.path / place / identity)
-            for changed in (place, RECEIVED):
+            (self.path / DAMAGED).mkdir(exist_ok=True)
+            shutil.rmtree(self.path / DAMAGED / identity, ignore_errors=True)  # of an earlier time
+        self._move(identity, DAMAGED, source=place)
+
+    def _move(self, identity: str, place: str, *, source: str = RECEIVED) -> None:
+        with named(f"cannot write {self.path}"):
+            (self.path / source / identity).rename(self.path / place / identity)
+            for changed in (place, source):
                 sync(self.path / changed)
 
     def reason(self, identity: str) -> str:
@@ -212,6 +262,13 @@ class Upload:
             self._weights.close()
         finally:
             _discard(self._staging, self._lock)
+
+
+def _damaged(folder: Path, name: str) -> StorageError:
+    return StorageError(
+        f"{folder / name} is damaged: it is no longer what was accepted. Give the command again: the "
+        "contribution is set aside, learning goes on without it, and it may be handed over again"
+    )
 
 
 def _lock(folder: Path, *, wait: bool = True) -> int:

@@ -190,6 +190,11 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
     walk.walked.add(("server", "serve"))
     assert "accepted" in walk("server", "status", "run", "--contributions")
     assert "wrote" in walk("server", "resume", "run")
+    refused = next(iter((folder / "run" / "store" / "accepted").iterdir())).name
+    (folder / "run" / "server.toml").write_text(server_toml().replace("[", "collect.quorum = 1\n[", 1))
+    removing = ("run", "--without", refused[:10], "--why", "they asked")
+    assert f"without {refused}" in walk("server", "retrain", *removing)
+    walk("server", "token rotate", "org-1", "--store", "run", "--expires-days", 30)
     walk("server", "token revoke", "org-1", "--store", "run")
 
     new = write_images(folder / "new", classes=5, images=20, seed=1)

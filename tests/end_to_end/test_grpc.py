@@ -512,6 +512,19 @@ def test_weights_whose_manifest_is_still_the_one_before_are_not_handed_out(
     assert "just being replaced" in failure.value.details()
 
 
+@pytest.mark.parametrize("name", ["meta_learner.safetensors", "meta_learner.manifest.pb"])
+def test_a_flipped_bit_in_what_was_published_is_not_handed_out(
+    run: RunDirectory, token: str, name: str
+) -> None:
+    run.write_meta_learner(meta_learner(0))
+    content = bytearray((run.path / name).read_bytes())
+    content[-1] ^= 1
+    (run.path / name).write_bytes(content)
+    with serving(run) as address, stub(address, token) as call, pytest.raises(grpc.RpcError) as failure:
+        list(call("FetchMetaLearner", service_pb2.FetchRequest()))
+    assert "is damaged on the server's disk" in failure.value.details()
+
+
 MakeStart = Callable[..., LoadedStart]
 
 

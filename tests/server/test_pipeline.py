@@ -21,7 +21,7 @@ from fedfree.statement import PrivacyStatement
 from server import pipeline
 from server.config import CollectConfig, ServerConfig
 from server.events import Event
-from server.storage.store import Store
+from server.storage.store import ACCEPTED, WEIGHTS, Store
 
 POOL = (
     ("conv4", 3, InputSpec(channels=1, height=16, width=16, horizontal_flip=False)),
@@ -205,3 +205,21 @@ def test_an_unknown_preset_is_refused() -> None:
 def test_a_gpu_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no GPU here: use auto or cpu"):
         pipeline.run(make_store(tmp_path), tiny("default", device="cuda"))
+
+
+def test_a_flipped_bit_in_a_model_gives_the_meta_learner_of_those_without_it(tmp_path: Path) -> None:
+    store, events = make_store(tmp_path / "damaged"), list[Event]()
+    config = tiny("default", iterations=1)
+    pipeline.run(store, config)
+    damaged = store.ids(ACCEPTED)[0]
+    weights = store.path / ACCEPTED / damaged / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    outcome = pipeline.run(store, config, on_event=events.append)
+    assert [event.values["contribution"] for event in events if event.kind == "damaged"] == [damaged]
+    assert damaged not in outcome.meta_learner.provenance.contributions
+    others = Store(tmp_path / "others")
+    for identity in store.ids(ACCEPTED):
+        others.receive(*store.read(identity))
+    assert pipeline.run(others, config).meta_learner == outcome.meta_learner

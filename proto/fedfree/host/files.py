@@ -5,7 +5,9 @@ that names the path and what the system said.
 """
 
 import contextlib
+import fcntl
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +56,59 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
             partial.unlink()
 
 
+def write_once(path: Path, data: bytes, *, mode: int = 0o666) -> bool:
+    """Write a file that must not be there yet; of several processes at once the first does.
+
+    Returns:
+        Whether it was this one: nothing is ever overwritten.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    with named(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex[:8]}.once")
+        try:
+            write_file(partial, data, mode=mode)
+            path.hardlink_to(partial)
+        except FileExistsError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        sync(path.parent)
+    return True
+
+
+def point(link: Path, target: str) -> None:
+    """Let a symbolic link lead to ``target``, relative to its folder: before, or from now on, never between.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    partial = link.with_name(f".{link.name[:64]}.{uuid.uuid4().hex[:8]}.partial")
+    with named(f"cannot write {link}"):
+        try:
+            partial.symlink_to(target)
+            partial.replace(link)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync(link.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder with all it holds, or a file; what is not there need not be removed.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with named(f"cannot remove {path}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def move_into_place(partial: Path, path: Path) -> None:
     """Let a finished file take the place of ``path`` beside it, on disk; raises StorageError."""
     with named(f"cannot write {path}"):
@@ -85,6 +140,7 @@ def append_line(path: Path, line: str) -> None:
         StorageError: the disk is full, or the file cannot be written; of the new line nothing may be there.
     """
     with named(f"cannot write {path}"), path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # or another's line, not yet whole, would be taken for a torn one
         torn = file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
         file.write(b"\n" * bool(torn) + line.encode())
 
@@ -96,10 +152,13 @@ def write_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str
         ConfigError: one of them is there; nothing is overwritten.
         StorageError: the folder cannot be written.
     """
-    if there := [name for name in files if (folder / name).exists()]:
-        raise ConfigError(f"{folder} has a {there[0]}: choose another folder, nothing is overwritten")
+    there = [name for name in files if (folder / name).exists()]
     for name, content in files.items():
-        write_file(folder / name, content, mode=PRIVATE if name in private else 0o644)
+        mode = PRIVATE if name in private else 0o644
+        if there or not write_once(folder / name, content, mode=mode):
+            raise ConfigError(
+                f"{folder} has a {(there or [name])[0]}: choose another folder, nothing is overwritten"
+            )
 
 
 def sync(path: Path) -> None:

@@ -6,8 +6,9 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,11 +17,17 @@ from fedfree.host.files import named
 
 _FILE = ".lock"
 _MAX_BYTES = 1000
+_POLL_SECONDS = 0.01
+WAIT_SECONDS = 30.0
+"""How long :func:`changing` waits for others, who read, change and write and are done."""
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold a folder for this process alone, until the block or the process ends in whatever way.
+
+    Args:
+        wait_seconds: for how long it is tried to get it.
 
     Raises:
         ConfigError: another holds it; the message names that process.
@@ -32,10 +39,20 @@ def exclusive(folder: Path) -> Iterator[None]:
         # Never replaced nor removed: a lock on a file that has lost its name would keep nobody out.
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _take(descriptor, folder)
+        _take(descriptor, folder, time.monotonic() + wait_seconds)
         yield
     finally:
         os.close(descriptor)
+
+
+def changing(file: Path) -> AbstractContextManager[None]:
+    """Read, change and write a file while no other process does.
+
+    Raises:
+        ConfigError: another held it for WAIT_SECONDS.
+        StorageError: the folder cannot be written.
+    """
+    return exclusive(file.parent / f".{file.name}", wait_seconds=WAIT_SECONDS)
 
 
 def require_free(folder: Path) -> None:
@@ -45,9 +62,9 @@ def require_free(folder: Path) -> None:
             pass
 
 
-def _take(descriptor: int, folder: Path) -> None:
+def _take(descriptor: int, folder: Path, until: float) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(descriptor, until)
     except BlockingIOError as error:
         holder = os.pread(descriptor, _MAX_BYTES, 0).decode(errors="replace").strip()
         shown = folder.parent if folder.name.startswith(".") else folder
@@ -57,6 +74,16 @@ def _take(descriptor: int, folder: Path) -> None:
     with named(f"cannot write {folder / _FILE}"):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, _this_process().encode()[:_MAX_BYTES], 0)
+
+
+def _flock(descriptor: int, until: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def _this_process() -> str:

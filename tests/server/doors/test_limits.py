@@ -3,7 +3,8 @@
 import pytest
 
 from fedfree.errors import LimitError
-from server.doors.limits import Quota, RateLimit
+from server.doors import limits
+from server.doors.limits import Open, Quota, RateLimit, address_of
 
 
 class Clock:
@@ -83,3 +84,52 @@ def test_what_fails_is_not_counted() -> None:
             raise KeyError
     with quota.one_more("org-1"):
         pass
+
+
+def test_who_was_silent_for_a_minute_is_forgotten_and_then_who_was_silent_longest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_BUCKETS", 100)
+    clock = Clock()
+    limit = RateLimit(2, clock=clock)
+    for number in range(10_000):
+        taken(limit, f"address-{number}", 2)
+        assert len(limit._buckets) <= 100
+    assert taken(limit, "address-9999", 1) == 0
+    clock.seconds = 60
+    taken(limit, "another", 1)
+    assert list(limit._buckets) == ["another"]
+
+
+def test_a_clock_that_goes_backwards_takes_nothing_from_anybody() -> None:
+    clock = Clock()
+    clock.seconds = 1000
+    limit = RateLimit(30, clock=clock)
+    taken(limit, "org-1", 10)
+    clock.seconds = 0
+    assert taken(limit, "org-1", 100) == 20
+
+
+def test_so_many_calls_are_open_of_one_and_of_all() -> None:
+    calls = Open(2, 3)
+    with calls.one_more("a"), calls.one_more("a"), calls.one_more("b"):
+        for caller, words in (("a", "2 calls of yours are open"), ("b", "too many calls are open")):
+            with pytest.raises(LimitError, match=words), calls.one_more(caller):
+                pass
+    with calls.one_more("b"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:192.0.2.7:51234", "192.0.2.7"),
+        ("ipv6:[2001:db8:1:2:3:4:5:6]:51234", "2001:db8:1:2::/64"),
+        ("ipv6:%5B2001:db8:1:2::9%5D:51234", "2001:db8:1:2::/64"),
+        ("ipv6:[::ffff:192.0.2.7]:51234", "192.0.2.7"),
+        ("ipv6:[fe80::1%25eth0]:51234", "fe80::/64"),
+        ("unix:", "unix"),
+    ],
+)
+def test_an_address_is_who_calls_and_of_ipv6_the_network(peer: str, address: str) -> None:
+    assert address_of(peer) == address

@@ -1,6 +1,7 @@
 """Tokens: shown once, kept as hashes, known until they are revoked."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,43 @@ def test_a_damaged_file_is_named(tokens: Tokens, text: str, words: str) -> None:
     tokens.path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         tokens.organisations()
+
+
+def test_the_file_is_for_its_owners_eyes_also_where_it_was_not(tokens: Tokens) -> None:
+    tokens.add("org-1")
+    assert tokens.path.stat().st_mode & 0o777 == 0o600
+    tokens.path.chmod(0o644)
+    tokens.revoke("org-1")
+    assert tokens.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_token_is_refused_from_the_moment_it_expires_and_only_its_holder_is_told(tmp_path: Path) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    tokens = Tokens(tmp_path / "tokens.json", clock=lambda: now)
+    token = tokens.add("org-1", expires_days=2)
+    now += timedelta(days=2, seconds=-1)
+    assert tokens.organisation_of(token) == "org-1"
+    now += timedelta(seconds=1)
+    with pytest.raises(AccessError, match="the token expired on 2026-01-03: ask the coordinator"):
+        tokens.organisation_of(token)
+    with pytest.raises(AccessError, match="wrong or was revoked"):
+        tokens.organisation_of(token + "x")
+    assert tokens.expiries() == {"org-1": datetime(2026, 1, 3, tzinfo=UTC)}
+
+
+def test_a_rotated_token_is_another_and_the_old_one_is_nobodys(tokens: Tokens) -> None:
+    before = tokens.add("org-1")
+    after = tokens.rotate("org-1", expires_days=1)
+    assert tokens.organisation_of(after) == "org-1"
+    with pytest.raises(AccessError, match="wrong or was revoked"):
+        tokens.organisation_of(before)
+    with pytest.raises(ConfigError, match="org-2 has no token here: org-1 has"):
+        tokens.rotate("org-2")
+
+
+def test_tokens_of_before_they_could_expire_are_still_good(tokens: Tokens) -> None:
+    token = tokens.add("org-1")
+    values = json.loads(tokens.path.read_text())
+    del values["org-1"]["expires"]
+    tokens.path.write_text(json.dumps(values))
+    assert tokens.organisation_of(token) == "org-1"

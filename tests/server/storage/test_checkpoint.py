@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedfree.errors import StorageError
-from server.storage.checkpoint import read_checkpoint, write_checkpoint
+from server.storage.checkpoint import learned_from, read_checkpoint, write_checkpoint
 
 TENSORS = {"weights": torch.randn(3, 4), "rng": torch.Generator().get_state(), "count": torch.tensor(7)}
 
@@ -75,3 +75,21 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
         write_checkpoint(path, "run", 30, TENSORS)
     assert path.read_bytes() == before
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_flipped_bit_anywhere_is_passed_over_in_words(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        assert read_checkpoint(path, "run") is None, place
+        assert f"passed over the checkpoint {path}" in caplog.text
+        caplog.clear()
+
+
+def test_a_checkpoint_knows_what_it_was_learned_from(path: Path) -> None:
+    write_checkpoint(path, "run", 30, TENSORS, ["a", "b"])
+    assert learned_from(path) == ["a", "b"]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert learned_from(path) is None

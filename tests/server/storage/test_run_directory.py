@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedfree.errors import ConfigError, ContributionError
-from fedfree.host.starts import WEIGHTS, write_start
+from fedfree.errors import ConfigError, ContributionError, StorageError
+from fedfree.host.starts import MANIFEST, WEIGHTS, write_start
 from fedfree.start import LoadedStart
 from server.config import ServerConfig
 from server.events import ignore
@@ -106,3 +106,18 @@ def test_a_preset_that_cannot_end_the_run_is_told_before_anybody_trains(
     run.server_toml.write_text(f'preset = "{preset}"\n')
     with pytest.raises(ConfigError, match=f"configured with preset {preset}: use "):
         run.require_preset()
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+def test_a_flipped_bit_in_the_start_is_named_and_giving_the_start_again_mends_it(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart], name: str
+) -> None:
+    run.adopt_start(written(tmp_path / "start", make_start()))
+    kept = bytearray((run.start_folder / name).read_bytes())
+    kept[-2] ^= 1
+    (run.start_folder / name).write_bytes(kept)
+    identity = make_start().start.sha256
+    with pytest.raises(StorageError, match=f"the start {identity[:12]}….* is damaged .*: give .* --start"):
+        run.start()
+    run.adopt_start(tmp_path / "start")
+    assert run.start() == make_start()

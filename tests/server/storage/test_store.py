@@ -8,9 +8,11 @@ import torch
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, contribution_id, encode_contribution, encode_weights, sha256
+from fedfree.errors import StorageError
 from fedfree.statement import PrivacyStatement
-from server.events import Event
-from server.storage.store import ACCEPTED, QUARANTINED, RECEIVED, Store
+from server.events import Event, ignore
+from server.storage.damage import set_damaged_aside
+from server.storage.store import ACCEPTED, MANIFEST, QUARANTINED, RECEIVED, WEIGHTS, Store
 from server.verify.verify import verify_received
 
 INPUT = InputSpec(channels=1, height=16, width=16)
@@ -141,3 +143,43 @@ def test_of_two_uploads_of_one_contribution_the_first_stays(store: Store) -> Non
     assert store.place_of(contribution_id(manifest)) == ACCEPTED
     assert store.ids(RECEIVED) == []
     assert list(store.path.glob(".*")) == []
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+def test_a_flipped_bit_in_what_was_accepted_is_named_when_it_is_read(store: Store, name: str) -> None:
+    identity = store.receive(*make_message())
+    verify(store)
+    flip(store.path / ACCEPTED / identity / name)
+    with pytest.raises(StorageError, match=f"{identity}/{name} is damaged: .*handed over again"):
+        store.network(identity)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+def test_what_the_disk_changed_is_set_aside_by_name_and_may_come_again(store: Store, name: str) -> None:
+    damaged, whole = store.receive(*make_message()), store.receive(*make_message(1))
+    verify(store)
+    for turn in range(2):
+        flip(store.path / ACCEPTED / damaged / name)
+        events: list[Event] = []
+        set_damaged_aside(store, events.append)
+        (event,) = events
+        assert (event.kind, event.values["contribution"]) == ("damaged", damaged)
+        assert f"{name} is no longer what arrived" in str(event.values["reason"])
+        assert store.ids(ACCEPTED) == [whole], turn
+        store.receive(*make_message())
+        verify(store)
+        assert store.network(damaged) and store.ids(ACCEPTED) == sorted((damaged, whole))
+
+
+def test_a_file_that_went_missing_is_damage_too(store: Store) -> None:
+    identity = store.receive(*make_message())
+    verify(store)
+    (store.path / ACCEPTED / identity / WEIGHTS).unlink()
+    set_damaged_aside(store, ignore)
+    assert store.place_of(identity) is None
