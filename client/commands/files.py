@@ -6,6 +6,8 @@ from fedfree.codec import MetaLearner, decode_meta_learner
 from fedfree.errors import ConfigError
 from fedfree.host.files import read_file
 
+META_LEARNER = Path("meta_learner.safetensors")
+
 
 def manifest_beside(meta_learner: Path) -> Path:
     """Where the manifest of a meta-learner's weights lies."""
@@ -13,7 +15,13 @@ def manifest_beside(meta_learner: Path) -> Path:
 
 
 def read_meta_learner(weights: Path) -> MetaLearner:
-    """A meta-learner from its weights and the manifest beside them; raises ConfigError where they are not."""
+    """A meta-learner from its weights and the manifest beside them; raises ConfigError where they are not.
+
+    Args:
+        weights: their file, or the folder of the run that wrote it.
+    """
+    if weights.is_dir():
+        weights /= META_LEARNER
     if not weights.is_file():
         raise ConfigError(
             f"no meta-learner at {weights}: get it with fedfree-client fetch, or name it with --meta-learner"
