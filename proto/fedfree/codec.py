@@ -86,7 +86,7 @@ class Provenance:
     software: str
     """For instance ``fedfree 0.1.0``."""
     start: str = ""
-    """Identity of the start that every contribution began from, hexadecimal; empty where there was none."""
+    """Identity of the start that the meta-learner began from, hexadecimal; empty where there was none."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, closing, suppress
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -86,10 +87,11 @@ class Service(FedFREEServicer):
     async def FetchStart(  # noqa: N802
         self, request: schema.FetchRequest, context: Any
     ) -> AsyncIterator[schema.FetchResponse]:
-        """Hand out the start likewise."""
+        """Hand out a start likewise."""
+        wanted = partial(Broadcast.start, sha256=request.start_sha256.hex())
         async with (
             self._caller(context),
-            aclosing(_hand_out(Broadcast.start, self._run, request)) as parts,
+            aclosing(_hand_out(wanted, self._run, request)) as parts,
         ):
             async for part in parts:
                 yield part
@@ -112,6 +114,7 @@ class Service(FedFREEServicer):
             progress=progress,
             meta_learner_sha256=status.meta_learner_sha256,
             start_sha256=bytes.fromhex(status.start_sha256),
+            further_start_sha256=[bytes.fromhex(each) for each in status.further_starts],
         )
 
     def _state(self, identity: str) -> schema.ContributionState:

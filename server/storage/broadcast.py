@@ -8,6 +8,7 @@ from typing import Self
 
 from fedfree.errors import FederationError, NotReadyError
 from fedfree.host.starts import MANIFEST, WEIGHTS
+from fedfree.start import require_same_start
 from fedfree.v1.meta_learner_pb2 import MetaLearner
 from fedfree.v1.start_pb2 import Start
 from server.storage.run_directory import RunDirectory
@@ -34,14 +35,22 @@ class Broadcast:
         return cls._open(MetaLearner, run.manifest, run.weights, absent, "meta-learner")
 
     @classmethod
-    def start(cls, run: RunDirectory) -> Self:
-        """Open the start of the run.
+    def start(cls, run: RunDirectory, sha256: str = "") -> Self:
+        """Open a start of the run.
+
+        Args:
+            sha256: which one, by its identity; empty for the first.
 
         Raises:
             NotReadyError: it has none.
+            StartError: it has others.
             FederationError: it is just being written; ask again.
         """
-        folder, absent = run.start_folder, "this federation has no public start: train without one"
+        absent = "this federation has no public start: train without one"
+        folders = run.start_folders()
+        if folders and sha256:
+            require_same_start(sha256, *folders)
+        folder = folders.get(sha256, run.start_folder)
         return cls._open(Start, folder / MANIFEST, folder / WEIGHTS, absent, "start")
 
     @classmethod

@@ -5,6 +5,7 @@
     server.toml                   what the server is configured with
     organisations/<index>.toml    what each virtual organisation is configured with (simulations only)
     start/                        the public start of the run, where it has one; never another
+    further_starts/<sha256>/      others that organisations may begin from instead, where it has several
     store/                        contributions, see server.storage.store
     checkpoint.safetensors        the state of learning, until the run is over
     meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it
@@ -18,6 +19,7 @@
 
 import contextlib
 import json
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +112,7 @@ class RunDirectory:
 
     def store(self) -> Store:
         """The store, created where there is none."""
-        return Store(self.path / "store", self.start)
+        return Store(self.path / "store", self.start, self.further_starts)
 
     @property
     def start_folder(self) -> Path:
@@ -130,8 +132,26 @@ class RunDirectory:
             return ""
         return sha256(read_file(self.start_folder / START_MANIFEST))
 
-    def adopt_start(self, folder: Path) -> None:
+    @property
+    def further_folder(self) -> Path:
+        return self.path / "further_starts"
+
+    def start_folders(self) -> dict[str, Path]:
+        """Identity of every start of the run to its folder, that of the meta-learner first."""
+        if not (own := self.start_sha256()):
+            return {}
+        further = sorted(each for each in self.further_folder.glob("*") if has_start(each))
+        return {own: self.start_folder, **{each.name: each for each in further}}
+
+    def further_starts(self) -> list[LoadedStart]:
+        """The starts that organisations may begin from instead, checked; raises as :meth:`start`."""
+        return [load_start(folder) for folder in list(self.start_folders().values())[1:]]
+
+    def adopt_start(self, folder: Path, *further: Path) -> None:
         """Let the run begin from a start, for good; the same start again changes nothing.
+
+        Args:
+            further: starts that organisations may begin from instead. The meta-learner begins from the first.
 
         Raises:
             ConfigError: the run has another start, or accepted contributions that began from none, or a
@@ -139,13 +159,10 @@ class RunDirectory:
             StorageError, ContributionError: a folder that cannot be used.
         """
         given, own = load_start(folder), self.start_sha256()
-        if own == given.start.sha256:
-            return
+        others = [load_start(each) for each in further]
         if own:
-            raise ConfigError(
-                f"{folder} holds the start {short(given.start.sha256)}, and {self.path} began from "
-                f"{short(own)}: a run keeps its start, so choose another run directory"
-            )
+            self._require_own([folder, *further], [given, *others])
+            return
         if self.store().ids(ACCEPTED):
             raise ConfigError(
                 f"{self.path} has accepted contributions that began from no public start: choose another run "
@@ -155,10 +172,25 @@ class RunDirectory:
         is_own = config != ServerConfig(collect=config.collect)
         if is_own:
             config.require_preset_for(has_start=True)
+        # The first comes last: with it the run has its starts.
+        shutil.rmtree(self.further_folder, ignore_errors=True)
+        for each in others:
+            if each.start != given.start:
+                keep_start(self.further_folder / each.start.sha256, each.start, each.weights)
         keep_start(self.start_folder, given.start, given.weights)
         if not is_own:  # nobody changed more than whom to wait for
             from_start = ServerConfig.checked({"preset": "start", "collect": config.collect.plain()})
             write_file(self.server_toml, from_start.to_commented_toml().encode())
+
+    def _require_own(self, folders: Sequence[Path], starts: Sequence[LoadedStart]) -> None:
+        """Raise ConfigError unless these are starts of the run, the first of them its first."""
+        own = list(self.start_folders())
+        for position, (folder, each) in enumerate(zip(folders, starts, strict=True)):
+            if each.start.sha256 not in (own if position else own[:1]):
+                raise ConfigError(
+                    f"{folder} holds the start {short(each.start.sha256)}, and {self.path} began from "
+                    f"{', '.join(map(short, own))}: a run keeps its start, so choose another run directory"
+                )
 
     def require_preset(self) -> None:
         """Raise ConfigError where the preset is not for where the models begin: ask before anybody trains."""

@@ -1,6 +1,6 @@
 """What is looked at before a contribution joins the pool: one function a rule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from fedfree.accounting import run_epsilon
 from fedfree.codec import Contribution, sha256
 from fedfree.errors import ContributionError
 from fedfree.seeding import make_generator
-from fedfree.start import LoadedStart, require_start
+from fedfree.start import LoadedStart, body_for, require_start
 
 PROBE_IMAGES = 16
 EPSILON_TOLERANCE = 0.02
@@ -24,6 +24,13 @@ class Known:
     """The pool so far: SHA-256 of weights to contribution id."""
     start: LoadedStart | None = None
     """Where the federation begins; None for random weights."""
+    further: Sequence[LoadedStart] = ()
+    """Other starts that are as good."""
+
+    @property
+    def starts(self) -> Sequence[LoadedStart]:
+        """All of them."""
+        return (self.start, *self.further) if self.start else ()
 
 
 Rule = Callable[[Contribution, Known], Mapping[str, float]]
@@ -34,8 +41,9 @@ Raises ContributionError with the reason, to quarantine it.
 
 
 def check_start(contribution: Contribution, known: Known) -> Mapping[str, float]:
-    """Refuse a contribution that did not begin where the federation does; first, as others need its start."""
-    require_start(contribution, known.start.start if known.start else None)
+    """Refuse a contribution that began at no start of the federation; first, as others need its start."""
+    start = known.start.start if known.start else None
+    require_start(contribution, start, *(each.start for each in known.further))
     return {}
 
 
@@ -54,7 +62,7 @@ def check_behaviour(contribution: Contribution, known: Known) -> Mapping[str, fl
     noise = torch.rand(
         PROBE_IMAGES, spec.channels, spec.height, spec.width, generator=make_generator(0, "verify")
     )
-    network = contribution.network(known.start.body if known.start else None)
+    network = contribution.network(body_for(contribution, known.starts))
     logits = network(spec.normalise(noise))
     if not logits.isfinite().all():
         raise ContributionError("the network's outputs on noise are not finite")

@@ -15,7 +15,7 @@ def verify_received(store: Store, on_event: OnEvent) -> None:
     for identity in received:
         try:
             contribution = store.contribution(identity)
-            recorded = [rule(contribution, Known(pool, store.start)) for rule in RULES]
+            recorded = [rule(contribution, Known(pool, store.start, store.further_starts)) for rule in RULES]
         except ContributionError as error:
             store.quarantine(identity, str(error))
             on_event(Event("verify", "quarantined", {"contribution": identity, "reason": str(error)}))

@@ -106,3 +106,30 @@ def test_a_preset_that_cannot_end_the_run_is_told_before_anybody_trains(
     run.server_toml.write_text(f'preset = "{preset}"\n')
     with pytest.raises(ConfigError, match=f"configured with preset {preset}: use "):
         run.require_preset()
+
+
+def test_of_several_starts_the_first_is_the_runs_and_the_others_stand_beside_it(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    starts = [make_start(seed) for seed in range(3)]
+    folders = [written(tmp_path / str(seed), begun) for seed, begun in enumerate(starts)]
+    run.adopt_start(*folders)
+    assert run.start() == run.store().start == starts[0]
+    others = {each.start.sha256: each for each in starts[1:]}
+    assert {each.start.sha256: each for each in run.further_starts()} == others
+    assert list(run.start_folders()) == [starts[0].start.sha256, *sorted(others)]
+    run.adopt_start(*folders)
+    run.adopt_start(folders[0], folders[2])
+    for given in ((folders[1],), (folders[0], written(tmp_path / "new", make_start(3)))):
+        with pytest.raises(ConfigError, match=f"{given[-1]} holds the start .*: a run keeps its start"):
+            run.adopt_start(*given)
+
+
+def test_what_a_killed_process_left_of_several_starts_is_none_of_those_adopted_later(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    starts = [make_start(seed) for seed in range(3)]
+    left = written(run.further_folder / starts[2].start.sha256, starts[2])
+    assert (run.start_folders(), run.further_starts()) == ({}, [])
+    run.adopt_start(*(written(tmp_path / str(seed), starts[seed]) for seed in range(2)))
+    assert run.further_starts() == [starts[1]] and not left.exists()
