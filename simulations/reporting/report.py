@@ -128,6 +128,7 @@ def _context(run: Path) -> dict[str, Any]:
         "gaps": any(score is None for row in rows for score in row.scores if row.absent == ABSENT),
         "headline": headline(result),
         "start": start_words(result["start"]) if result.get("start") else "",
+        "further_starts": [start_words(each) for each in result.get("further_starts", ())],
         "best": best_baselines(rows),
         "charts": bar_charts(result, rows),
         "queries": _find(tomllib.loads(config), "n_query"),
