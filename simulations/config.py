@@ -36,9 +36,9 @@ class SimulationConfig(Settings):
     start: Annotated[str | None, Repeatable()] = None
     """Public weights to begin from, such as efficientnet-lite0.
 
-    Several, separated by commas, are dealt to the organisations in turn; the first is the meta-learner's.
-    Or timm/MODEL, torchvision/MODEL, or the folder of a start. Brings its architecture and image size (which
-    training.image_size changes, but for a folder), and the server's preset ``start``. Random weights by
+    Or timm/MODEL, torchvision/MODEL, or the folder of a start; several, separated by commas, are dealt to the
+    organisations in turn, and the meta-learner begins from the first. Brings its architecture and image size
+    (which training.image_size changes, but for a folder), and the server's preset ``start``. Random weights by
     default.
     """
     architectures: Annotated[tuple[ArchitectureId, ...], Listed] = ()
