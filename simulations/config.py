@@ -38,8 +38,8 @@ class SimulationConfig(Settings):
 
     Or timm/MODEL, torchvision/MODEL, or the folder of a start; several, separated by commas, are dealt to the
     organisations in turn, and the meta-learner begins from the first. Brings its architecture and image size
-    (which training.image_size changes, but for a folder), and the server's preset ``start``. Random weights by
-    default.
+    (which training.image_size changes, but for a folder), and the server's preset ``start``. Random weights
+    by default.
     """
     architectures: Annotated[tuple[ArchitectureId, ...], Listed] = ()
     """Of the models, dealt out in turn, e.g. conv4,resnet10.

@@ -209,8 +209,8 @@ class Remote:
         found = [each for each in starts if each.startswith(wanted.lower())]
         if len(found) != 1:
             raise StartError(
-                f"{wanted} begins {len(found)} of the federation's starts, which are "
-                f"{', '.join(map(short, starts)) or 'none'}: name one of these"
+                f"{len(found)} of the federation's starts begin with {wanted}: name one of "
+                f"{', '.join(map(short, starts)) or 'none'}"
             )
         return found[0]
 

@@ -213,8 +213,8 @@ def make_several(
     contribute_from: Callable[..., tuple[bytes, bytes]],
     counts: tuple[int, int],
 ) -> Store:
-    """Contributions from a first and a further start of another architecture, so many of each."""
-    starts = make_start(0), make_start(1, architecture="conv4-64-group")
+    """Contributions from a first and a further start of another architecture, in colour, so many of each."""
+    starts = make_start(0), make_start(1, architecture="conv4-64-group", channels=3)
     store = Store(path, lambda: starts[0], lambda: starts[1:])
     for begun, count in zip(starts, counts, strict=True):
         for seed in range(count):
