@@ -250,6 +250,9 @@ class ClientConfig(Settings):
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    start_sha256: Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")] | None = None
+    """Which start to train from, by its first digits, where a federation over Flower has several; by default
+    the first. A copy of your own is named as ``training.start`` instead."""
     evaluate: EvaluateConfig | None = None
     """Without it the organisation receives the meta-learner and reports nothing."""
     share_metrics: bool = False
@@ -272,6 +275,8 @@ class ClientConfig(Settings):
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
         check_training(self.training, self.privacy)
+        if self.start_sha256 and self.training.start:
+            raise ConfigError("start_sha256 has no effect where training.start names a folder: leave it out")
         return self
 
     @property

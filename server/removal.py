@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from fedfree.codec import short
-from fedfree.errors import ConfigError, FederationError
+from fedfree.errors import ConfigError, FederationError, StorageError
 from server.events import Event, OnEvent
 from server.storage.checkpoint import learned_from
 from server.storage.run_directory import RunDirectory
@@ -49,7 +49,8 @@ def remove(
 
     Raises:
         ConfigError: a prefix that names none, or several; nothing has changed.
-        FederationError: too few would be left to learn from; nothing has changed.
+        FederationError: too few would be left to learn from, or none from the first start of several;
+            nothing has changed.
     """
     store = run.store()
     ids = find(store, prefixes)
@@ -59,6 +60,7 @@ def remove(
             f"{len(left)} contributions would be left, the quorum is {run.config().collect.quorum}: wait for "
             "more organisations or lower collect.quorum; nothing was removed"
         )
+    _require_first_start(run, store, left)
     for identity in ids:
         if not _is_removed(store, identity):
             when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -70,6 +72,24 @@ def remove(
         run.checkpoint.unlink(missing_ok=True)
     run.withdraw_meta_learner()
     return ids
+
+
+def _require_first_start(run: RunDirectory, store: Store, left: Sequence[str]) -> None:
+    """Refuse to leave none, of several starts, that began where the meta-learner does."""
+    first, *further = run.start_folders() or [""]
+    if further and not any(_may_begin_from(first, store, each) for each in left):
+        raise FederationError(
+            f"no contribution would be left that began from {short(first)}, the first start of this run, "
+            "where the meta-learner begins: wait for another; nothing was removed"
+        )
+
+
+def _may_begin_from(start: str, store: Store, identity: str) -> bool:
+    """Whether a contribution began from a start, or waits to be looked at; a damaged one is set aside."""
+    try:
+        return store.place_of(identity) == RECEIVED or store.describe(identity).start == start
+    except StorageError:
+        return False
 
 
 def _is_removed(store: Store, identity: str) -> bool:

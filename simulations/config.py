@@ -11,7 +11,7 @@ from fedfree.errors import ConfigError
 from fedfree.host.places import cache_folder
 from fedfree.host.public_weights import find_public, is_public_name
 from fedfree.host.starts import describe_folder
-from fedfree.settings import Layer, Listed, Settings, Values, merge
+from fedfree.settings import Layer, Listed, Repeatable, Settings, Values, merge
 from server.config import ServerConfig
 
 ImageSize = Annotated[int, Field(ge=16, le=512)]
@@ -33,12 +33,13 @@ class SimulationConfig(Settings):
     """Private images of each class, at most."""
     partition: Literal["disjoint", "overlapping", "domain"] = "overlapping"
     """How the meta_train classes are dealt out."""
-    start: str | None = None
+    start: Annotated[str | None, Repeatable()] = None
     """Public weights to begin from, such as efficientnet-lite0.
 
-    Or timm/MODEL, torchvision/MODEL, or the folder of a start. Brings its architecture and image size (which
-    training.image_size changes, but for a folder), and the server's preset ``start``. Random weights by
-    default.
+    Or timm/MODEL, torchvision/MODEL, or the folder of a start; several, separated by commas, are dealt to the
+    organisations in turn, and the meta-learner begins from the first. Brings its architecture and image size
+    (which training.image_size changes, but for a folder), and the server's preset ``start``. Random weights
+    by default.
     """
     public_images: Path | None = None
     """Folder of public photos shown to the models.
@@ -80,14 +81,20 @@ class SimulationConfig(Settings):
     def implied(cls, given: Values) -> Layer:
         """A start brings its network and the server's preset, differential privacy what it can train."""
         if start := given.get("start"):
-            layer = training_from(str(start), *describe(str(start)), given)
+            first, *_ = _listed(str(start))
+            layer = training_from(first, *describe(first), given)
             return Layer(layer.origin, merge(layer.values, {"server": {"preset": "start"}}))
         return implied_training(given)
 
     @property
     def datasets(self) -> dict[str, str]:
         """What ``dataset`` lists: a short name for each to the name or path given."""
-        return {Path(each).name.removesuffix(".zip"): each for each in self._listed()}
+        return {Path(each).name.removesuffix(".zip"): each for each in _listed(self.dataset)}
+
+    @property
+    def starts(self) -> list[str]:
+        """What ``start`` lists, that of the meta-learner first; none for random weights."""
+        return [] if self.start is None else _listed(self.start)
 
     @property
     def dealt_architectures(self) -> tuple[Architecture, ...]:
@@ -104,12 +111,9 @@ class SimulationConfig(Settings):
         """Whether one network is trained on everybody's images."""
         return bool(self.start) if self.pooled is None else self.pooled
 
-    def _listed(self) -> list[str]:
-        return [each.strip() for each in self.dataset.split(",")]
-
     @model_validator(mode="after")
     def _agree_on_the_datasets(self) -> Self:
-        listed = self._listed()
+        listed = _listed(self.dataset)
         if not all(listed):
             raise ConfigError(f"expected data sets separated by commas, got {self.dataset!r}")
         if len(self.datasets) < len(listed):
@@ -130,14 +134,14 @@ class SimulationConfig(Settings):
             self.server.require_use_of_public_images()
         if self.start is None:
             return self
-        architecture, size = describe(self.start)
+        (start, architecture, size), *_ = [(each, *describe(each)) for each in self.starts]
         for name, values in (
             ("training.architecture", [self.training.architecture]),
             ("architectures", list(self.architectures)),
         ):
             if others := [str(each) for each in values if each != architecture]:
                 raise ConfigError(f"{name} is {others[0]}, and the start's is {architecture}: leave it out")
-        size = self.training.image_size if is_public_name(self.start) else size
+        size = self.training.image_size if is_public_name(start) else size
         for name, sizes in (
             ("training.image_size", [self.training.image_size]),
             ("image_sizes", list(self.image_sizes)),
@@ -160,13 +164,19 @@ class SimulationConfig(Settings):
         return self
 
 
+def _listed(text: str) -> list[str]:
+    return [each.strip() for each in text.split(",")]
+
+
 def describe(start: str) -> tuple[Architecture, int]:
     """Architecture and own image size of public weights, or of the start in a folder.
 
     Raises:
-        ConfigError: there are no such weights here.
+        ConfigError: there are no such weights here, or nothing between two commas.
         StorageError, ContributionError: a folder without a start.
     """
+    if not start:
+        raise ConfigError("start names nothing beside a comma, or at all: name a start or leave it out")
     if is_public_name(start):
         found = find_public(start)
         return found.architecture, found.image_size

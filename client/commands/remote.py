@@ -67,7 +67,7 @@ def status(
         f"{run.received} received, {run.accepted} accepted, {run.quarantined} quarantined; "
         f"learning: iteration {run.iteration} of {run.iterations or 'none yet'}; "
         f"meta-learner: {run.meta_learner_sha256 or 'none yet'}"
-        + (f"; start: {run.start_sha256}" if run.start_sha256 else "")
+        + (f"; start: {' or '.join(run.starts)}" if run.starts else "")
     )
 
 

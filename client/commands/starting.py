@@ -29,6 +29,9 @@ def fetch(
     accept_licence: Annotated[
         list[str] | None, typer.Option(help="A licence you have read and take responsibility for.")
     ] = None,
+    sha256: Annotated[
+        str, typer.Option(help="First digits of the start to fetch, where the federation has several.")
+    ] = "",
     ca: CA = None,
     token_file: TokenFile = None,
     cert: Certificate = None,
@@ -37,5 +40,7 @@ def fetch(
 ) -> None:
     """Fetch the federation's start, going on where an attempt was cut off; one that is there is compared."""
     with connected(from_, ca, token_file, cert, key, insecure) as remote:
-        start = remote.fetch_start(out, accepted=accept_licence or ())
-    typer.echo(f"{out} holds the federation's start {short(start.sha256)} ({start.architecture})")
+        start = remote.fetch_start(out, sha256, accepted=accept_licence or ())
+        others = [each[:12] for each in remote.run().starts if each != start.sha256]
+    also = f"; it has others, which --sha256 names: {', '.join(others)}" if others else ""
+    typer.echo(f"{out} holds the federation's start {short(start.sha256)} ({start.architecture}){also}")

@@ -1,6 +1,7 @@
 """Where training begins, as coordinator and organisation agree on it over Flower; knows nothing of Flower."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from client.config import ClientConfig
@@ -16,30 +17,42 @@ THE_STARTS = {"architecture", "image_size"}
 """What of the training a start decides."""
 
 
-def begin(config: ClientConfig, federation: str, sent: tuple[bytes, bytes] | None) -> ClientConfig | None:
-    """The configuration, beginning where the federation does; None where its start must be sent first.
+def begin(
+    config: ClientConfig, starts: Sequence[str], sent: tuple[bytes, bytes] | None
+) -> ClientConfig | str:
+    """The configuration, beginning where the federation does, or the identity of a start to be sent first.
 
     An organisation that names a start of its own only compares hashes. One that names none keeps the
-    federation's beside its trained models.
+    federation's beside its trained models: of several that which ``start_sha256`` begins, or the first.
 
     Args:
-        federation: identity of the federation's start, hexadecimal; empty without one.
-        sent: manifest and weights of that start, where they came with the question.
+        starts: identities of the federation's starts, hexadecimal; a single empty one without any.
+        sent: manifest and weights of the start, where they came with the question.
 
     Raises:
         StartError: the two begin from different starts, or the start's licence is not one of the usual.
         StorageError, ContributionError: a start that cannot be read, kept, or used.
     """
     own = config.training.start
-    if own is not None or not federation:
-        require_same_start(read_start(own)[0].sha256 if own else "", federation)
+    chosen = _chosen(starts, config.start_sha256 or "")
+    if own is not None or not chosen:
+        require_same_start(read_start(own)[0].sha256 if own else "", *starts)
         return config
-    folder = config.cache.parent / "starts" / federation
+    folder = config.cache.parent / "starts" / chosen
     if not has_start(folder):
         if sent is None:
-            return None
-        _keep(folder, federation, *sent)
+            return chosen
+        _keep(folder, chosen, *sent)
     return _begun_at(config, folder)
+
+
+def _chosen(starts: Sequence[str], digits: str) -> str:
+    """The first of the starts that begins so; raises StartError."""
+    found = [each for each in starts if each.startswith(digits)]
+    if not found:
+        named = ", ".join(short(each) for each in starts if each) or "none"
+        raise StartError(f"start_sha256 is {digits}, the federation's starts are {named}: name one of them")
+    return found[0]
 
 
 def _keep(folder: Path, federation: str, manifest: bytes, weights: bytes) -> None:
@@ -55,6 +68,9 @@ def _keep(folder: Path, federation: str, manifest: bytes, weights: bytes) -> Non
 def _begun_at(config: ClientConfig, folder: Path) -> ClientConfig:
     """The same with a start; what was left at its default may be another from there."""
     given = config.model_dump(
-        mode="json", exclude_unset=True, exclude_defaults=True, exclude={"training": THE_STARTS}
+        mode="json",
+        exclude_unset=True,
+        exclude_defaults=True,
+        exclude={"training": THE_STARTS, "start_sha256": True},
     )
     return ClientConfig.checked(merge(given, {"training": {"start": folder}}))

@@ -24,6 +24,7 @@ from fedfree.flower_records import (
     brings_start,
     check_release,
     from_records,
+    further_named,
     start_named,
     start_wanted,
     to_records,
@@ -64,10 +65,11 @@ app = ClientApp()
 def contribute(message: Message, context: Context) -> Message:
     """Train, or take the model trained before, and send it; where the start is missing, ask for that."""
     sent = from_records(message.content) if brings_start(message.content) else None
-    config = begin(read_config(context), start_named(message.content), sent)
-    if config is None:
-        return Message(start_wanted(), reply_to=message)
-    manifest, weights = pretrain(config)
+    starts = start_named(message.content), *further_named(message.content)
+    begun = begin(read_config(context), starts, sent)
+    if isinstance(begun, str):
+        return Message(start_wanted(begun), reply_to=message)
+    manifest, weights = pretrain(begun)
     return Message(to_records(manifest, weights), reply_to=message)
 
 

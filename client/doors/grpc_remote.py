@@ -21,6 +21,7 @@ from fedfree.codec import (
     contribution_id,
     decode_meta_learner,
     hash_from_wire,
+    sha256,
     short,
 )
 from fedfree.errors import (
@@ -90,6 +91,13 @@ class RunState:
     """Of what can be fetched; empty where there is nothing yet."""
     start_sha256: str
     """Of the start that training begins from; empty for random weights."""
+    further_starts: tuple[str, ...] = ()
+    """Of those that it may begin from instead."""
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Of all of them; none for random weights."""
+        return (self.start_sha256, *self.further_starts) if self.start_sha256 else ()
 
 
 def credentials(ca: Path | None, certificate: Path | None = None, key: Path | None = None) -> Any:
@@ -144,7 +152,8 @@ class Remote:
 
     def require_same_start(self, contribution: Contribution) -> None:
         """Refuse, before anything is sent, what the coordinator would; raises StartError."""
-        require_same_start(contribution.start, self.run().start_sha256)
+        run = self.run()
+        require_same_start(contribution.start, run.start_sha256, *run.further_starts)
 
     def contribution(self, manifest: bytes) -> ContributionState:
         """What became of a contribution."""
@@ -162,6 +171,7 @@ class Remote:
             iterations=answer.progress.of,
             meta_learner_sha256=_hash_or_none(answer.meta_learner_sha256),
             start_sha256=_hash_or_none(answer.start_sha256),
+            further_starts=tuple(map(hash_from_wire, answer.further_start_sha256)),
         )
 
     def fetch(self, weights: Path, manifest: Path) -> MetaLearner:
@@ -174,32 +184,51 @@ class Remote:
         """
         return self._fetch(self._stub.FetchMetaLearner, weights, manifest, decode_meta_learner)
 
-    def fetch_start(self, folder: Path, *, accepted: Sequence[str] = ()) -> Start:
-        """Bring the start into a folder, going on where an earlier attempt ended.
+    def fetch_start(self, folder: Path, wanted: str = "", *, accepted: Sequence[str] = ()) -> Start:
+        """Bring a start into a folder, going on where an earlier attempt ended.
 
         A folder that holds a start is compared with the coordinator's, and left as it is.
 
         Args:
+            wanted: first digits of the identity of one of several; by default the first is brought.
             accepted: licences besides the usual ones, see :func:`fedfree.start.check_licence`.
 
         Raises:
             NotReadyError: the federation has no start.
-            StartError: the folder holds another start, or the licence is not accepted; nothing was fetched.
+            StartError: the folder holds another start, the licence is not accepted, or none or several begin
+                with these digits; nothing was fetched.
             ConfigError: the folder holds weights of something else.
             ContributionError, StorageError: as :meth:`fetch`.
         """
+        start = self._only(wanted) if wanted else ""
         if has_start(folder):
             own = read_start(folder)[0]
-            _require_it(own.sha256, self.run().start_sha256, folder)
+            _require_it(own.sha256, [start] if start else self.run().starts, folder)
             return own
         if (folder / WEIGHTS).exists():
             raise ConfigError(f"{folder} holds weights and no start: choose another folder")
 
         def look(manifest: bytes) -> None:
+            if start not in ("", sha256(manifest)):
+                raise ContributionError(
+                    f"the server was asked for the start {short(start)}, and sends "
+                    f"{short(sha256(manifest))}: ask the coordinator"
+                )
             check_licence(describe_start(manifest).licence, accepted=accepted)
 
         target, manifest = folder / WEIGHTS, folder / MANIFEST
-        return self._fetch(self._stub.FetchStart, target, manifest, decode_start, look)
+        return self._fetch(self._stub.FetchStart, target, manifest, decode_start, look, start=start)
+
+    def _only(self, wanted: str) -> str:
+        """That start of the federation whose identity begins so; raises StartError."""
+        starts = self.run().starts
+        found = [each for each in starts if each.startswith(wanted.lower())]
+        if len(found) != 1:
+            raise StartError(
+                f"{len(found)} of the federation's starts begin with {wanted}: name one of "
+                f"{', '.join(map(short, starts)) or 'none'}"
+            )
+        return found[0]
 
     def _fetch(
         self,
@@ -208,10 +237,12 @@ class Remote:
         manifest: Path,
         decode: Callable[[bytes, bytes], _Result],
         look: Callable[[bytes], None] = lambda manifest: None,
+        *,
+        start: str = "",
     ) -> _Result:
         """Bring what a method hands out into two files; ``look`` may refuse it by its manifest alone."""
         with named(f"cannot write {weights}"):
-            partial, manifest_bytes = self._insist(lambda: self._download(method, weights, look))
+            partial, manifest_bytes = self._insist(lambda: self._download(method, weights, look, start))
             try:
                 fetched = decode(manifest_bytes, read_file(partial))
             except ContributionError:
@@ -233,13 +264,16 @@ class Remote:
 
         return self._insist(call)
 
-    def _download(self, method: Any, target: Path, look: Callable[[bytes], None]) -> tuple[Path, bytes]:
+    def _download(
+        self, method: Any, target: Path, look: Callable[[bytes], None], start: str
+    ) -> tuple[Path, bytes]:
         """Bring the weights into a file beside ``target`` that is named by their hash; also the manifest."""
         target.parent.mkdir(parents=True, exist_ok=True)
         begun = _begun(target)
         request = schema.FetchRequest(
             offset=begun.stat().st_size if begun else 0,
             weights_sha256=bytes.fromhex(begun.suffixes[-2][1:]) if begun else b"",
+            start_sha256=bytes.fromhex(start),
         )
         answers = method(request, timeout=TRANSFER_SECONDS, metadata=self._metadata)
         header = _header(answers, request)
@@ -320,9 +354,10 @@ def _hash_or_none(value: bytes) -> str:
     return hash_from_wire(value) if value else ""
 
 
-def _require_it(own: str, federation: str, folder: Path) -> None:
-    if own != federation:
-        theirs = f"the federation's is {short(federation)}" if federation else "the federation has none"
+def _require_it(own: str, starts: Sequence[str], folder: Path) -> None:
+    if own not in starts:
+        named = " or ".join(map(short, starts))
+        theirs = f"the federation's is {named}" if starts else "the federation has none"
         raise StartError(f"{folder} holds the start {short(own)}, and {theirs}: choose another folder")
 
 

@@ -96,7 +96,7 @@ class Provenance:
     software: str
     """For instance ``fedfree 0.1.0``."""
     start: str = ""
-    """Identity of the start that every contribution began from, hexadecimal; empty where there was none."""
+    """Identity of the start that the meta-learner began from, hexadecimal; empty where there was none."""
     public_images: int = 0
     """How many images the server had that its coordinator named as public; it never has others."""
     public_images_sha256: str = ""

@@ -26,7 +26,7 @@ ORGANISATION_FAILED = 1000
 """Code of an error reply whose text the organisation chose itself, so that it may be shown."""
 
 _WEIGHTS, _MANIFEST, _RELEASE, _START = "weights", "manifest", "release", "start"
-_WANTED = "wanted"
+_WANTED, _FURTHER = "wanted", "further"
 _SAFETENSORS, _PROTOBUF = "safetensors", "protobuf"
 _MAX_RESULTS = 16
 
@@ -43,15 +43,17 @@ def to_records(manifest: bytes, weights: bytes) -> RecordDict:
     )
 
 
-def question(start: str = "") -> RecordDict:
+def question(start: str = "", *further: str) -> RecordDict:
     """The content of a message that asks for something: who is asking, and where training begins.
 
     Args:
         start: identity of the federation's start, hexadecimal; empty without one.
+        further: of those that the organisation may begin from instead.
     """
     records = RecordDict({_RELEASE: _release()})
     if start:
-        records[_START] = ConfigRecord({_START: start})
+        others = {_FURTHER: list(further)} if further else {}
+        records[_START] = ConfigRecord({_START: start, **others})
     return records
 
 
@@ -69,15 +71,25 @@ def start_named(records: RecordDict) -> str:
         ContributionError: it is no hash.
     """
     record = records.get(_START)
-    named = record.get(_START) if isinstance(record, ConfigRecord) else ""
+    return _identity(record.get(_START, "") if isinstance(record, ConfigRecord) else "")
+
+
+def further_named(records: RecordDict) -> list[str]:
+    """Identities of the starts that a question names besides; raises as :func:`start_named`."""
+    record = records.get(_START)
+    named = record.get(_FURTHER, []) if isinstance(record, ConfigRecord) else []
+    return [_identity(each) for each in (named if isinstance(named, list) else [named])]
+
+
+def _identity(named: object) -> str:
     if not isinstance(named, str) or not re.fullmatch("([0-9a-f]{64})?", named):
         raise ContributionError(f"expected the sha256 of a start, got {_short(named)}")
     return named
 
 
-def start_wanted() -> RecordDict:
-    """The reply of an organisation that lacks the start."""
-    return RecordDict({_RELEASE: _release(), _START: ConfigRecord({_WANTED: True})})
+def start_wanted(start: str = "") -> RecordDict:
+    """The reply of an organisation that lacks the start, or that one of several."""
+    return RecordDict({_RELEASE: _release(), _START: ConfigRecord({_WANTED: True, _START: start})})
 
 
 def wants_start(records: RecordDict) -> bool:

@@ -59,6 +59,11 @@ class Leaf:
         """The types a value may have."""
         return frozenset(_types_in(self.annotation))
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it is marked as :class:`Repeatable`."""
+        return any(isinstance(each, Repeatable) for each in typing.get_args(self.annotation)[1:])
+
 
 REQUIRED = PydanticUndefined
 
@@ -215,6 +220,10 @@ def as_list(value: object) -> object:
 
 Listed = BeforeValidator(as_list)
 """Lets a field that holds several values be written with commas between them."""
+
+
+class Repeatable:
+    """Marks a text that may list several, with commas between them; its flag may be given several times."""
 
 
 def _tables(settings: type, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ Only the body of a network belongs to it; its head is each organisation's own, s
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -210,19 +210,27 @@ def trained_tensors(
     return {**whole, **factors}
 
 
-def require_start(contribution: Contribution, start: Start | None) -> None:
-    """Refuse a contribution that did not begin where the federation does.
+def body_for(contribution: Contribution, starts: Iterable[LoadedStart]) -> Mapping[str, Tensor] | None:
+    """The body of that start which a contribution names; None where it names none of these."""
+    return next((each.body for each in starts if each.start.sha256 == contribution.start), None)
+
+
+def require_start(contribution: Contribution, start: Start | None, *further: Start) -> None:
+    """Refuse a contribution that began at none of the federation's starts.
 
     Args:
         start: the federation's; None where it has none.
+        further: others that it may have begun from.
 
     Raises:
-        StartError: it began elsewhere; both are named.
+        StartError: it began elsewhere; all are named.
         ContributionError: what of the contribution is not as its start has it.
     """
-    require_same_start(contribution.start, start.sha256 if start else "")
-    if start is None:
+    starts = {each.sha256: each for each in (start, *further) if each}
+    require_same_start(contribution.start, *(starts or [""]))
+    if not starts:
         return
+    start = starts[contribution.start]
     if contribution.architecture != start.architecture:
         raise ContributionError(
             f"the contribution is a {contribution.architecture}, its start a {start.architecture}"
@@ -239,20 +247,23 @@ def require_start(contribution: Contribution, start: Start | None) -> None:
         )
 
 
-def require_same_start(began: str, federation: str) -> None:
+def require_same_start(began: str, federation: str, *further: str) -> None:
     """Refuse one start in the place of another; each by its identity, empty for none.
 
     Args:
         began: where the organisation begins, or its contribution began.
         federation: where the federation does.
+        further: other starts of the federation, as good.
 
     Raises:
-        StartError: they differ; both are named.
+        StartError: it is none of the federation's; all are named.
     """
-    if began == federation:
+    if began in (federation, *further):
         return
-    own, theirs = (f"the start {short(each)}" if each else "no public start" for each in (began, federation))
-    remedy = "train without one"
+    own = f"the start {short(began)}" if began else "no public start"
+    theirs, remedy = "no public start", "train without one"
     if federation:
-        remedy = "bring that one with fedfree-client start fetch, and train from it"
+        theirs = f"the start {' or '.join(map(short, (federation, *further)))}"
+        which = "one of them" if further else "that one"
+        remedy = f"bring {which} with fedfree-client start fetch, and train from it"
     raise StartError(f"the organisation begins from {own}, this federation from {theirs}: {remedy}")

@@ -9,7 +9,7 @@ from fedfree.host.cli import App
 from fedfree.host.logs import log_to_stderr
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer
-from server.commands.options import JsonLines, MetricsAddress, PublicImagesFolder, StartFolder
+from server.commands.options import JsonLines, MetricsAddress, PublicImagesFolder, StartFolders
 from server.config import CollectConfig
 from server.doors.deployment import Deployment, DeploymentConfig
 from server.doors.deployment import init as init_deployment
@@ -31,11 +31,11 @@ def init(
     directory: Directory,
     name: Annotated[list[str], typer.Option(help="Host name or IP address of this server; several times.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")] = DeploymentConfig().listen,
-    start: StartFolder = None,
+    start: StartFolders = None,
 ) -> None:
     """Make a certificate authority, a server certificate and commented configurations."""
     config = DeploymentConfig.parse({"listen": listen}, origin="--listen")
-    deployment = init_deployment(directory, name, config, chosen.settings, start=start)
+    deployment = init_deployment(directory, name, config, chosen.settings, starts=start or ())
     typer.echo(f"wrote {directory}; give {deployment.authority} to every organisation")
 
 
@@ -53,7 +53,7 @@ def enroll(
 @app.command()
 def up(
     directory: Directory,
-    start: StartFolder = None,
+    start: StartFolders = None,
     public_images: PublicImagesFolder = None,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
@@ -63,7 +63,7 @@ def up(
 
     deployment = Deployment(directory)
     if start:
-        deployment.run.adopt_start(start)
+        deployment.run.adopt_start(*start)
     log_to_stderr(json_lines=json_lines, run=deployment.run.id)
     if public_images:
         deployment.run.adopt_public_images(public_images)

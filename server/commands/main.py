@@ -18,7 +18,7 @@ from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer, value_at
 from server import run as runs
 from server.commands import deploying, starting
-from server.commands.options import JsonLines, MetricsAddress, PublicImagesFolder, StartFolder
+from server.commands.options import JsonLines, MetricsAddress, PublicImagesFolder, StartFolders
 from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
 from server.doors.limits import ServiceConfig
@@ -67,7 +67,7 @@ def learn(
         list[Path] | None,
         typer.Option(help="Folder with manifest.pb and weights.safetensors; may be given several times."),
     ] = None,
-    start: StartFolder = None,
+    start: StartFolders = None,
     public_images: PublicImagesFolder = None,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
@@ -81,7 +81,7 @@ def learn(
     directory = _prepared(run, chosen)
     with directory.held():
         if start:
-            directory.adopt_start(start)
+            directory.adopt_start(*start)
         store = directory.store()
         for folder in contribution or []:
             store.receive(read_file(folder / MANIFEST), read_file(folder / WEIGHTS))
@@ -179,7 +179,7 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Without TLS; on addresses of this machine only.")
     ] = False,
-    start: StartFolder = None,
+    start: StartFolders = None,
     public_images: PublicImagesFolder = None,
     metrics: MetricsAddress = None,
     json_lines: JsonLines = False,
@@ -195,7 +195,7 @@ def serve(
     run = _prepared(store)
     with run.door_held():
         if start:
-            run.adopt_start(start)
+            run.adopt_start(*start)
         run.require_preset()
         run.store().discard_leftovers()
         if not Tokens(run.tokens).organisations():

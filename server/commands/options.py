@@ -6,9 +6,13 @@ from typing import Annotated
 import typer
 
 JsonLines = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
-StartFolder = Annotated[
-    Path | None,
-    typer.Option("--start", help="Public start that the run begins from, for good: a folder of start make."),
+StartFolders = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--start",
+        help="Public start that the run begins from, for good: a folder of start make. Several times: "
+        "organisations choose, and the meta-learner begins from the first.",
+    ),
 ]
 PublicImagesFolder = Annotated[
     Path | None,

@@ -16,6 +16,8 @@ def status_table(status: RunStatus) -> Table:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     if status.start_sha256:
         table.add_row("start", status.start_sha256[:_ID_DIGITS])
+    for further in status.further_starts:
+        table.add_row("further start", further[:_ID_DIGITS])
     for place in PLACES:
         table.add_row(place, str(status.contributions[place]))
     table.add_section()

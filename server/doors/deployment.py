@@ -114,18 +114,18 @@ def init(
     config: DeploymentConfig,
     collect: CollectConfig,
     *,
-    start: Path | None = None,
+    starts: Sequence[Path] = (),
 ) -> Deployment:
     """Make a coordinator's directory with an authority, a certificate and commented configurations.
 
     Args:
-        start: folder of the public start that the run begins from.
+        starts: folders of the public starts that the run begins from, that of the meta-learner first.
 
     Raises:
         ConfigError: a name that is none, or files that would be overwritten.
         StorageError, ContributionError: a start that cannot be used.
     """
-    if start:
+    for start in starts:
         load_start(start)
     authority, authority_key = make_authority()
     certificate, key = make_server_certificate(authority, authority_key, names)
@@ -139,6 +139,6 @@ def init(
     }
     write_new(path, files, private=("ca.key", "server.key"))
     deployment = Deployment(path)
-    if start:
-        deployment.run.adopt_start(start)
+    if starts:
+        deployment.run.adopt_start(*starts)
     return deployment

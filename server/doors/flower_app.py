@@ -8,7 +8,7 @@ continues a run that was cut short.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -25,10 +25,12 @@ from fedfree.flower_records import (
     from_records,
     question,
     question_with_start,
+    start_named,
     to_records,
     wants_start,
 )
 from fedfree.release import this_release
+from fedfree.start import LoadedStart, require_same_start
 from server.config import CollectConfig
 from server.events import Event, OnEvent, ignore
 from server.run import learn_held
@@ -165,8 +167,7 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
     whether that is enough is the pipeline's decision.
     """
     known, answered, failed = set(store.all_ids()), set[int](), set[int]()
-    start = store.start
-    content = question(start.start.sha256 if start else "")
+    content = question(*(each.start.sha256 for each in store.starts))
     conversation = Conversation(grid, CONTRIBUTE, content, ttl_seconds=config.timeout_seconds)
     deadline = time.monotonic() + config.timeout_seconds
     on_event(Event("collect", "started", {"done": len(known), "of": config.organisations}))
@@ -186,8 +187,8 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
             try:
                 content = _content(reply)
                 check_release(content, "organisation")
-                if start and wants_start(content):
-                    conversation.ask_with(node, question_with_start(start))
+                if store.starts and wants_start(content):
+                    conversation.ask_with(node, question_with_start(_wanted(store.starts, content)))
                     continue
                 identity = store.receive(*from_records(content))
             except ContributionError as error:
@@ -203,6 +204,14 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
     missing = max(0, config.organisations - len(known) - len(failed))
     summary = {"done": len(known), "failed": len(failed), "missing": missing, "of": config.organisations}
     on_event(Event("collect", "finished", summary))
+
+
+def _wanted(starts: Sequence[LoadedStart], content: RecordDict) -> LoadedStart:
+    """The start that an organisation lacks; raises ContributionError where it is none of these."""
+    known = {each.start.sha256: each for each in starts}
+    named = start_named(content) or next(iter(known))
+    require_same_start(named, *known)
+    return known[named]
 
 
 def adapt(grid: Grid, content: RecordDict, on_event: OnEvent) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, closing, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -92,8 +93,9 @@ class Service(FedFREEServicer):
     async def FetchStart(  # noqa: N802
         self, request: schema.FetchRequest, context: Any
     ) -> AsyncIterator[schema.FetchResponse]:
-        """Hand out the start likewise."""
-        async with aclosing(_hand_out(Broadcast.start, self._run, request)) as parts:
+        """Hand out a start likewise."""
+        wanted = partial(Broadcast.start, sha256=request.start_sha256.hex())
+        async with aclosing(_hand_out(wanted, self._run, request)) as parts:
             async for part in parts:
                 yield part
 
@@ -114,6 +116,7 @@ class Service(FedFREEServicer):
             progress=progress,
             meta_learner_sha256=status.meta_learner_sha256,
             start_sha256=bytes.fromhex(status.start_sha256),
+            further_start_sha256=[bytes.fromhex(each) for each in status.further_starts],
         )
 
     def _told(self, identity: str, organisation: str) -> schema.ContributionState:

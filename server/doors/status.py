@@ -1,6 +1,6 @@
 """How far a run is, read from its directory: what `status`, the metrics and the gRPC door tell alike."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -57,17 +57,20 @@ class RunStatus:
     """Why the run failed, one line; empty otherwise."""
     start_sha256: str = ""
     """Of the public start, hexadecimal; empty without one."""
+    further_starts: Sequence[str] = ()
+    """Of those that organisations may begin from instead."""
 
     @classmethod
     def read(cls, run: RunDirectory) -> Self:
         """Look at the store, the end of the events, and what is handed out."""
-        store = run.store()
+        store, starts = run.store(), list(run.start_folders())
         return cls(
             contributions={place: len(store.ids(place)) for place in PLACES},
             learning=read_learning(run),
             meta_learner_sha256=_broadcast_sha256(run),
             failure=run.failure(),
-            start_sha256=run.start_sha256(),
+            start_sha256=starts[0] if starts else "",
+            further_starts=tuple(starts[1:]),
         )
 
 

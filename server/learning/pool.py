@@ -21,7 +21,11 @@ class Models(Protocol):
 
     @property
     def start(self) -> LoadedStart | None:
-        """What all of them began from; None where they began from random weights."""
+        """What they began from; None where they began from random weights."""
+
+    @property
+    def further_starts(self) -> Sequence[LoadedStart]:
+        """What some of them began from instead."""
 
     def describe(self, identity: str) -> Contribution:
         """What a model says of itself, without its weights."""
@@ -66,8 +70,18 @@ class Pool:
 
     @property
     def start(self) -> Start | None:
-        """What all models began from; None where they began from random weights."""
+        """What the models and the meta-learner begin from; None for random weights."""
         return self._models.start.start if self._models.start else None
+
+    @property
+    def further_starts(self) -> list[Start]:
+        """What models of other architectures began from."""
+        return [each.start for each in self._models.further_starts]
+
+    def began_from(self, start: Start | None) -> list[int]:
+        """Numbers of the members that began from a start, or from random weights."""
+        named = start.sha256 if start else ""
+        return [number for number, each in enumerate(self.descriptions()) if each.start == named]
 
     def descriptions(self) -> Iterator[Contribution]:
         """What each member says of itself, without its weights."""

@@ -14,7 +14,7 @@ from fedfree.seeding import derive_seed, make_generator
 from server.config import ServerConfig
 from server.learning.generator import Generator
 from server.learning.memory import Memory, Ring
-from server.learning.merge import merge_into
+from server.learning.merge import further_means, merge_into
 from server.learning.optimizer import make_adam, state_tensors
 from server.learning.pool import Pool, common_classes, common_input, number_shapes
 from server.learning.public_images import PublicImages
@@ -126,7 +126,11 @@ class State:
 def begin(pool: Pool, config: ServerConfig, public_images: PublicImages | None = None) -> State:
     """Networks, an empty memory and optimizers at rest; the configuration's seed decides all of it.
 
-    Where the models began from one start, the meta-learner is their mean; else it is random.
+    Where the models began from one start, the meta-learner is their mean; else it is random. Of several
+    starts it is the mean of the first one's models, and the means of the others teach it besides.
+
+    Raises:
+        FederationError: no model began from the first start.
     """
     said = [(each.input, each.num_classes) for each in pool.descriptions()]
     inputs = [input for input, _ in said]
@@ -140,7 +144,7 @@ def begin(pool: Pool, config: ServerConfig, public_images: PublicImages | None =
         generator = _build_generator(pool, config, input)
         meta_learner = build(architecture_of(pool, config), num_classes=num_classes, input=input)
         use_channels_last(meta_learner.to(pool.device, pool.dtype))
-        teachers = appoint(alike, meta_learner.feature_size, config.learn)
+        teachers = appoint(alike, meta_learner.feature_size, config.learn, everywhere=further_means(pool))
     if pool.start:
         merge_into(meta_learner, pool)
     rates = config.invert.outer_learning_rate, config.learn.inner_learning_rate

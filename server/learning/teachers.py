@@ -78,19 +78,27 @@ def draw_alike(pool: Pool, shapes: Tensor, *, at_most: int, seed: int) -> list[l
     return drawn
 
 
-def appoint(alike: Sequence[Sequence[Member]], feature_size: int, config: MetaLearnConfig) -> list[Teachers]:
+def appoint(
+    alike: Sequence[Sequence[Member]],
+    feature_size: int,
+    config: MetaLearnConfig,
+    *,
+    everywhere: Sequence[Member] = (),
+) -> list[Teachers]:
     """Teachers for each shape: the models that take it or, where these are too few, those of every shape.
 
     Args:
         alike: models by shape, of :func:`draw_alike`.
         feature_size: of the meta-learner.
+        everywhere: further teachers, on images of every shape.
     """
     everyone = affordable(list(itertools.chain(*alike)))
+    further = [each for each in everywhere if each in affordable([*everyone, each])]
     capacity = max(1, config.memory_images // len(alike))
     appointed = []
     for models in alike:
         own = [model for model in models if model in everyone]
-        members = own if len(own) >= config.min_alike else everyone
+        members = [*(own if len(own) >= config.min_alike else everyone), *further]
         matched = any(batch_norms(model.network) for model in models)
         noise_channels = 0 if matched else models[0].input.channels
         projection = _projection(members, feature_size, config)

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from fedfree.codec import sha256
 from fedfree.errors import FederationError, NotReadyError
 from fedfree.host.starts import MANIFEST, WEIGHTS
+from fedfree.start import require_same_start
 from fedfree.v1.meta_learner_pb2 import MetaLearner
 from fedfree.v1.start_pb2 import Start
 from server.storage.run_directory import RunDirectory
@@ -47,16 +48,24 @@ class Broadcast:
         raise NotReadyError(absent)
 
     @classmethod
-    def start(cls, run: RunDirectory) -> Self:
-        """Open the start of the run.
+    def start(cls, run: RunDirectory, sha256: str = "") -> Self:
+        """Open a start of the run.
+
+        Args:
+            sha256: which one, by its identity; empty for the first.
 
         Raises:
             NotReadyError: it has none.
+            StartError: it has others.
             FederationError: it is just being written, or is damaged.
         """
-        folder, absent = run.start_folder, "this federation has no public start: train without one"
-        files = folder / MANIFEST, folder / WEIGHTS
-        return cls._open(Start, *files, run.start_sha256(), absent, "start")
+        absent = "this federation has no public start: train without one"
+        folders = run.start_folders()
+        if folders and sha256:
+            require_same_start(sha256, *folders)
+        identity = sha256 or next(iter(folders), "")
+        folder = folders.get(identity, run.start_folder)
+        return cls._open(Start, folder / MANIFEST, folder / WEIGHTS, identity, absent, "start")
 
     @classmethod
     def _open(

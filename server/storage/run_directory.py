@@ -6,6 +6,7 @@
     organisations/<index>.toml    what each virtual organisation is configured with (simulations only)
     start/                        the public start of the run, where it has one; never another
     start.sha256                  its identity, against which it is held whenever it is read
+    further_starts/<sha256>/      others that organisations may begin from instead, where it has several
     public_images.safetensors     images that the coordinator named as public, where any were; never others
     store/                        contributions, see server.storage.store
     checkpoint.safetensors        the state of learning, until the run is over
@@ -23,6 +24,7 @@
 import contextlib
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from torch import Tensor
 
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256, short
 from fedfree.errors import ConfigError, ContributionError, FedFreeError, StorageError
-from fedfree.host.files import append_line, discard, point, read_file, write_file, write_once
+from fedfree.host.files import append_line, discard, named, point, read_file, sync, write_file, write_once
 from fedfree.host.lock import changing, exclusive
 from fedfree.host.starts import MANIFEST as START_MANIFEST
 from fedfree.host.starts import has_start, keep_start, load_start
@@ -47,6 +49,7 @@ from server.storage.store import ACCEPTED, Store
 
 log = logging.getLogger(__name__)
 
+_IDENTITY = re.compile("[0-9a-f]{64}")
 PUBLIC_IMAGE_SIZE = 128
 """Pixels a side that public images are kept at without a start; learning brings them to its own size."""
 
@@ -122,7 +125,7 @@ class RunDirectory:
 
     def store(self) -> Store:
         """The store, created where there is none."""
-        return Store(self.path / "store", self.start)
+        return Store(self.path / "store", self.start, self.further_starts)
 
     @property
     def start_folder(self) -> Path:
@@ -132,23 +135,10 @@ class RunDirectory:
         """The public start of the run, checked; None where organisations begin from random weights.
 
         Raises:
-            StorageError, ContributionError: it is there and cannot be used.
+            StorageError: it is there and cannot be used.
         """
-        if not has_start(self.start_folder):
-            return None
-        try:
-            begun = load_start(self.start_folder)
-        except ContributionError as error:
-            raise self._damaged_start(str(error)) from error
-        if begun.start.sha256 != self.start_sha256():
-            raise self._damaged_start(f"its manifest hashes to {short(begun.start.sha256)}")
-        return begun
-
-    def _damaged_start(self, why: str) -> StorageError:
-        return StorageError(
-            f"the start {short(self.start_sha256())} in {self.start_folder} is damaged ({why}): "
-            "give the command again with --start FOLDER, and it is written anew"
-        )
+        identity = self.start_sha256()
+        return _read_adopted(identity, self.start_folder) if identity else None
 
     @property
     def start_identity(self) -> Path:
@@ -156,53 +146,82 @@ class RunDirectory:
 
     def start_sha256(self) -> str:
         """The start's identity, hexadecimal, as it was adopted; empty without one."""
-        if not has_start(self.start_folder):
-            return ""
         if self.start_identity.is_file():
             return read_file(self.start_identity).decode(errors="replace")
-        return sha256(read_file(self.start_folder / START_MANIFEST))
+        return sha256(read_file(self.start_folder / START_MANIFEST)) if has_start(self.start_folder) else ""
 
-    def adopt_start(self, folder: Path) -> None:
-        """Let the run begin from a start, for good; the same start again changes nothing.
+    @property
+    def further_folder(self) -> Path:
+        return self.path / "further_starts"
+
+    def start_folders(self) -> dict[str, Path]:
+        """Identity of every start of the run to its folder, that of the meta-learner first."""
+        if not (own := self.start_sha256()):
+            return {}
+        further = (each for each in self.further_folder.glob("*") if _IDENTITY.fullmatch(each.name))
+        return {own: self.start_folder, **{each.name: each for each in sorted(further)}}
+
+    def further_starts(self) -> list[LoadedStart]:
+        """The starts that organisations may begin from instead, checked; raises as :meth:`start`."""
+        return [_read_adopted(*each) for each in list(self.start_folders().items())[1:]]
+
+    def adopt_start(self, folder: Path, *further: Path) -> None:
+        """Let the run begin from a start, for good; the same start again changes nothing, or mends it.
+
+        Args:
+            further: starts that organisations may begin from instead. The meta-learner begins from the first.
 
         Raises:
             ConfigError: the run has another start, or accepted contributions that began from none, or a
                 configuration of somebody's own that is not for a start.
             StorageError, ContributionError: a folder that cannot be used.
         """
-        given = load_start(folder)
+        given = [load_start(each) for each in (folder, *further)]
         with changing(self.start_folder):
-            self._require_adoptable(given.start.sha256, folder)
+            self._require_adoptable([folder, *further], [each.start.sha256 for each in given])
             config = self.config()
             is_own = config != ServerConfig(collect=config.collect)
             if is_own:
                 config.require_preset_for(has_start=True)
-            if not self._has_sound_start():
-                keep_start(self.start_folder, given.start, given.weights)
-            write_file(self.start_identity, given.start.sha256.encode())
+            self._keep_starts(*given)
             if not is_own:  # nobody changed more than whom to wait for
                 from_start = ServerConfig.checked({"preset": "start", "collect": config.collect.plain()})
                 write_file(self.server_toml, from_start.to_commented_toml().encode())
 
-    def _require_adoptable(self, given: str, folder: Path) -> None:
-        """Refuse another start than the run's, and one that accepted contributions did not begin from."""
-        own = self.start_sha256()
-        if own and own != given:
-            raise ConfigError(
-                f"{folder} holds the start {short(given)}, and {self.path} began from "
-                f"{short(own)}: a run keeps its start, so choose another run directory"
-            )
+    def _keep_starts(self, first: LoadedStart, *further: LoadedStart) -> None:
+        """Write what is not there, whole; the first comes last, since with it the run has its starts."""
+        if not self.start_sha256():
+            discard(self.further_folder)  # of a process that was killed
+        for each in further:
+            if each.start != first.start and not self._is_sound(each.start.sha256):
+                keep_start(self.further_folder / each.start.sha256, each.start, each.weights)
+                with named(f"cannot write {self.further_folder}"):
+                    sync(self.further_folder)
+        if not self._is_sound(first.start.sha256):
+            keep_start(self.start_folder, first.start, first.weights)
+        write_file(self.start_identity, first.start.sha256.encode())
+
+    def _is_sound(self, identity: str) -> bool:
+        """Whether the run has a start, undamaged."""
+        try:
+            return bool(_read_adopted(identity, self.start_folders()[identity]))
+        except (KeyError, FedFreeError):
+            return False
+
+    def _require_adoptable(self, folders: Sequence[Path], identities: Sequence[str]) -> None:
+        """Refuse others than the run's starts, and any that accepted contributions did not begin from."""
+        own = list(self.start_folders())
+        for position, (folder, identity) in enumerate(zip(folders, identities, strict=True)):
+            if own and identity not in (own if position else own[:1]):
+                raise ConfigError(
+                    f"{folder} holds the start {short(identity)}, and {self.path} began from "
+                    f"{', '.join(map(short, own))}: a run keeps its start, so choose another run directory"
+                )
         if not own and self.store().ids(ACCEPTED):
             raise ConfigError(
                 f"{self.path} has accepted contributions that began from no public start: choose another run "
-                f"directory for the start {short(given)}"
+                f"directory for the start {short(identities[0])}"
             )
-
-    def _has_sound_start(self) -> bool:
-        try:
-            return self.start() is not None
-        except FedFreeError:  # damaged: it is written again
-            return False
 
     @property
     def _kept_public_images(self) -> Path:
@@ -321,6 +340,24 @@ class RunDirectory:
             on_event(event)
 
         return record
+
+
+def _read_adopted(identity: str, folder: Path) -> LoadedStart:
+    """A start of a run, held against its identity; raises StorageError where it is damaged."""
+    why = "a file of it is missing"
+    if has_start(folder):
+        try:
+            begun = load_start(folder)
+        except ContributionError as error:
+            why = str(error)
+        else:
+            if begun.start.sha256 == identity:
+                return begun
+            why = f"its manifest hashes to {short(begun.start.sha256)}"
+    raise StorageError(
+        f"the start {short(identity)} in {folder} is damaged ({why}): give the command again with --start "
+        "FOLDER (of several starts all of them, in the same order), and it is written anew"
+    )
 
 
 def event_to_line(event: Event) -> str:

@@ -17,7 +17,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from fedfree.codec import (
 )
 from fedfree.errors import StorageError, printable
 from fedfree.host.files import named, open_stream, read_file, sync, write_file
-from fedfree.start import LoadedStart
+from fedfree.start import LoadedStart, body_for
 
 PLACES = RECEIVED, ACCEPTED, QUARANTINED = "received", "accepted", "quarantined"
 MANIFEST, WEIGHTS, REASON = "manifest.pb", "weights.safetensors", "reason.txt"
@@ -48,14 +48,21 @@ ORGANISATION = "organisation.txt"
 class Store:
     """Contributions on disk; safe to reopen after a crash."""
 
-    def __init__(self, path: Path, read_start: Callable[[], LoadedStart | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        read_start: Callable[[], LoadedStart | None] = lambda: None,
+        read_further: Callable[[], Sequence[LoadedStart]] = tuple,
+    ) -> None:
         """Open a store, or make one.
 
         Args:
             read_start: the start that contributions begin from; None where there is none.
+            read_further: others that they may begin from.
         """
         self.path = path
         self._read_start = read_start
+        self._read_further = read_further
         with named(f"cannot write {path}"):
             for place in PLACES:
                 (path / place).mkdir(parents=True, exist_ok=True)
@@ -64,6 +71,16 @@ class Store:
     def start(self) -> LoadedStart | None:
         """The start that contributions begin from, read when it is first needed."""
         return self._read_start()
+
+    @cached_property
+    def further_starts(self) -> Sequence[LoadedStart]:
+        """Others that they may begin from, likewise."""
+        return self._read_further()
+
+    @property
+    def starts(self) -> Sequence[LoadedStart]:
+        """All of them, that of the meta-learner first; none for random weights."""
+        return (self.start, *self.further_starts) if self.start else ()
 
     def receive(self, manifest: bytes, weights: bytes) -> str:
         """Persist a contribution unread and return its id; the same bytes twice are one contribution."""
@@ -148,8 +165,7 @@ class Store:
             contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
         )
         tensors = safetensors.torch.load(self._accepted_weights(identity))
-        body = self.start.body if contribution.start and self.start else None
-        fill_network(network, tensors, f"contribution {identity[:12]}…", body)
+        fill_network(network, tensors, f"contribution {identity[:12]}…", body_for(contribution, self.starts))
         return contribution, network
 
     def contribution(self, identity: str) -> Contribution:

@@ -1,6 +1,6 @@
 """What is looked at before a contribution joins the pool: one function a rule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution, sha256
 from fedfree.errors import ContributionError
 from fedfree.seeding import make_generator
-from fedfree.start import LoadedStart, require_start
+from fedfree.start import LoadedStart, body_for, require_start
 
 PROBE_IMAGES = 16
 PART = 4
@@ -32,6 +32,13 @@ class Known:
     """The pool so far: SHA-256 of weights to contribution id."""
     start: LoadedStart | None = None
     """Where the federation begins; None for random weights."""
+    further: Sequence[LoadedStart] = ()
+    """Other starts that are as good."""
+
+    @property
+    def starts(self) -> Sequence[LoadedStart]:
+        """All of them."""
+        return (self.start, *self.further) if self.start else ()
 
 
 Rule = Callable[[Contribution, Known], Mapping[str, float]]
@@ -46,7 +53,8 @@ def check_start(contribution: Contribution, known: Known) -> Mapping[str, float]
 
     First, as other rules need its start.
     """
-    require_start(contribution, known.start.start if known.start else None)
+    start = known.start.start if known.start else None
+    require_start(contribution, start, *(each.start for each in known.further))
     return {}
 
 
@@ -117,7 +125,7 @@ def probe_images(spec: InputSpec) -> dict[str, Tensor]:
 
 
 def _network(contribution: Contribution, known: Known) -> Classifier:
-    return contribution.network(known.start.body if known.start else None).requires_grad_(False)
+    return contribution.network(body_for(contribution, known.starts)).requires_grad_(False)
 
 
 def check_privacy_claim(contribution: Contribution, known: Known) -> Mapping[str, float]:

@@ -70,6 +70,11 @@ class AuditConfig(Settings):
             raise ValueError(f"attacking the meta-learner needs at least {MIN_SHADOWS} federations")
         return value
 
+    @property
+    def starts(self) -> list[str]:
+        """What ``start`` names: one, or none for random weights."""
+        return [self.start] if self.start else []
+
     def begun(self) -> Self:
         """The same with the start made, in the folder where training finds it."""
         training = self.training.model_copy(update={"start": find_start(self)})

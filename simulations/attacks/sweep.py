@@ -36,6 +36,7 @@ from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from fedfree.host.options import given_values
 from fedfree.settings import merge
+from fedfree.start import body_for
 from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
 from simulations.attacks.audit import load_organisations, plan_and_train
@@ -235,7 +236,7 @@ def local_accuracy(store: Store, organisation: ClientConfig) -> float:
     if not len(spare):
         return math.nan
     order = shuffle_classes(own, organisation.seed).class_names
-    network = model.network(store.start.body if store.start else None)
+    network = model.network(body_for(model, store.starts))
     return _accuracy(network, model.input, spare, order)
 
 

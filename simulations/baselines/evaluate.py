@@ -68,6 +68,7 @@ def _read_available(run: Path, config: SimulationConfig, datasets: Sequence[Data
         [each.load("meta_val", images_per_class=CHOICE_IMAGES if store.start else None) for each in datasets],
         store.start,
         read_organisations(run, config),
+        store.further_starts,
     )
 
 

@@ -23,7 +23,7 @@ from fedfree.codec import Contribution, MetaLearner
 from fedfree.episodes import Episode
 from fedfree.host.compute import choose_device
 from fedfree.seeding import derive_seed
-from fedfree.start import LoadedStart, fill_body
+from fedfree.start import LoadedStart, body_for, fill_body
 from simulations.baselines.pooled import train_pooled
 from simulations.config import SimulationConfig
 from simulations.federation.splits import episode_specs
@@ -58,9 +58,11 @@ class Available:
     validations: Sequence[ImageSet]
     """meta_val of each data set."""
     start: LoadedStart | None = None
-    """What all models began from; None where they began from random weights."""
+    """What the models began from; None where they began from random weights."""
     organisations: Sequence[ClientConfig] = ()
     """With their images, which only a simulation can see together."""
+    further_starts: Sequence[LoadedStart] = ()
+    """What some models of other architectures began from instead of the start."""
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +79,8 @@ class Available:
 
     def network(self, model: Contribution) -> Classifier:
         """A contributed model's network."""
-        return model.network(self.start.body if self.start else None)
+        starts = (self.start, *self.further_starts) if self.start else ()
+        return model.network(body_for(model, starts))
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,10 @@ def public_start(available: Available) -> Measure | None:
 def parameter_average(available: Available) -> Measure | None:
     """One network with the mean of all parameters and buffers; None where the models differ in shape.
 
-    Whether images may be mirrored is not a matter of shape.
+    Whether images may be mirrored is not a matter of shape. Of several starts the models of the first count.
     """
-    models = available.contributions
+    further = {each.start.sha256 for each in available.further_starts}
+    models = [each for each in available.contributions if each.start not in further]
     shapes = {
         (each.architecture, each.num_classes, replace(each.input, horizontal_flip=False)) for each in models
     }

@@ -8,13 +8,14 @@ from client.data.finding import list_classes
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
+from fedfree.host.starts import describe_folder
 from fedfree.seeding import derive_seed
 from server.config import ServerConfig
 from server.storage.run_directory import RunDirectory
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import partition
 from simulations.federation.splits import DataSet, check_splits, find_datasets
-from simulations.federation.starts import find_start
+from simulations.federation.starts import find_starts
 
 CONFIG = "config.toml"
 """The simulation's own configuration, from which the others come."""
@@ -47,8 +48,8 @@ def prepare(run: Path, config: SimulationConfig) -> None:
     for path, text in (files | {run / CONFIG: config.to_toml()}).items():
         if not path.exists():
             write_file(path, text.encode())
-    if (start := find_start(config)) is not None:
-        RunDirectory(run).adopt_start(start)
+    if starts := find_starts(config):
+        RunDirectory(run).adopt_start(*starts)
     if config.public_images:
         RunDirectory(run).adopt_public_images(config.public_images, size=max(config.dealt_image_sizes))
 
@@ -85,8 +86,9 @@ def _organisation_toml(run: Path, index: int) -> Path:
 def organisation_configs(
     run: Path, config: SimulationConfig, datasets: Sequence[DataSet]
 ) -> list[ClientConfig]:
-    """What each organisation would write itself: data sets in turn, architectures in turn within each."""
+    """What each organisation would write itself: data sets in turn; in each, architectures or starts."""
     count = len(datasets)
+    starts: list[Path | None] = [*find_starts(config)] or [None]
     shares = [
         _deal_classes(config, dataset.source, organisations=len(range(place, config.clients, count)))
         for place, dataset in enumerate(datasets)
@@ -97,7 +99,14 @@ def organisation_configs(
         architecture = config.dealt_architectures[turn % len(config.dealt_architectures)]
         ledger = run / "organisations" / f"{index}.ledger.sqlite"
         configs.append(
-            _organisation(config, index, datasets[place], architecture, *shares[place][turn], ledger)
+            _organisation(
+                config,
+                index,
+                datasets[place],
+                _training(config, datasets[place], architecture, starts[turn % len(starts)]),
+                *shares[place][turn],
+                ledger,
+            )
         )
     return configs
 
@@ -128,7 +137,7 @@ def _organisation(
     config: SimulationConfig,
     index: int,
     dataset: DataSet,
-    architecture: Architecture,
+    training: TrainingConfig,
     classes: tuple[str, ...],
     new_classes: tuple[str, ...],
     ledger: Path,
@@ -140,7 +149,7 @@ def _organisation(
             classes=classes,
             images_per_class=config.images_per_class,
         ),
-        training=_training(config, dataset, architecture),
+        training=training,
         privacy=config.privacy,
         evaluate=EvaluateConfig(
             data=DataConfig(source=dataset.source, split="meta_test", classes=new_classes),
@@ -155,15 +164,20 @@ def _organisation(
     )
 
 
-def _training(config: SimulationConfig, dataset: DataSet, architecture: Architecture) -> TrainingConfig:
-    initial = config.training.initial_weights
+def _training(
+    config: SimulationConfig, dataset: DataSet, architecture: Architecture, start: Path | None
+) -> TrainingConfig:
+    initial, image_size = config.training.initial_weights, dataset.image_size
+    if start:
+        described = describe_folder(start)
+        architecture, image_size = described.architecture, described.input.height
     return config.training.model_copy(
         update={
             "architecture": architecture,
-            "image_size": dataset.image_size,
+            "image_size": image_size,
             "initial_weights": initial.resolve() if initial else None,
             "initial_weights_public": initial is not None,
-            "start": find_start(config),
+            "start": start,
         }
     )
 

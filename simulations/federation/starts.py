@@ -1,5 +1,6 @@
-"""The public start of a simulated federation: made once into the cache, or the folder that holds one."""
+"""The public starts of a simulated federation: made once into the cache, or the folders that hold them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ class Begins(Protocol):
     """The part of a configuration that says where training begins."""
 
     @property
-    def start(self) -> str | None: ...
+    def starts(self) -> Sequence[str]: ...
     @property
     def training(self) -> TrainingConfig: ...
     @property
@@ -21,20 +22,30 @@ class Begins(Protocol):
 
 
 def find_start(config: Begins) -> Path | None:
-    """Folder of the start that everybody begins from, made where it is not there yet; None without one.
+    """Folder of the start that the meta-learner begins from, the first; None without one.
+
+    Raises as :func:`find_starts`.
+    """
+    return next(iter(find_starts(config)), None)
+
+
+def find_starts(config: Begins) -> list[Path]:
+    """Folders of the starts that organisations begin from, made where they are not there yet.
 
     Raises:
         ConfigError: weights that cannot be had here, or of which a person must say more.
         ContributionError: a licence that is not allowed, or weights that are not what they should be.
     """
-    if config.start is None:
-        return None
-    if not is_public_name(config.start):
-        return Path(config.start).resolve()
+    return [_find(start, config) for start in config.starts]
+
+
+def _find(start: str, config: Begins) -> Path:
+    if not is_public_name(start):
+        return Path(start).resolve()
     size = config.training.image_size
-    folder = (config.cache / "starts" / f"{config.start.replace('/', '-')}-{size}").resolve()
+    folder = (config.cache / "starts" / f"{start.replace('/', '-')}-{size}").resolve()
     if not has_start(folder):
-        _make(config.start, size, folder)
+        _make(start, size, folder)
     return folder
 
 

@@ -128,6 +128,7 @@ def _context(run: Path) -> dict[str, Any]:
         "gaps": any(score is None for row in rows for score in row.scores if row.absent == ABSENT),
         "headline": headline(result),
         "start": start_words(result["start"]) if result.get("start") else "",
+        "further_starts": [start_words(each) for each in result.get("further_starts", ())],
         "judged": judged_words(result.get("judged", {})),
         "public_images": public_words(result["public_images"]) if result.get("public_images") else "",
         "best": best_baselines(rows),

@@ -14,6 +14,8 @@ from fedfree.episodes import mean_and_ci95
 from fedfree.errors import ContributionError
 from fedfree.host.compute import count_threads
 from fedfree.host.files import write_file
+from fedfree.host.starts import describe_folder
+from fedfree.start import Start
 from server.events import Event
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, QUARANTINED
@@ -83,19 +85,22 @@ def _made_with(config: SimulationConfig, commit: str | None) -> dict[str, object
 
 def _start(config: SimulationConfig, directory: RunDirectory) -> dict[str, object]:
     """What everybody began from; empty for random weights."""
-    loaded = directory.start()
-    if loaded is None:
+    described = [_of_start(describe_folder(folder)) for folder in directory.start_folders().values()]
+    if not described:
         return {}
-    start = loaded.start
-    facts = {
-        "name": config.start,
+    first, *further = described
+    beside = {"further_starts": further} if further else {}
+    return {"start": {"name": config.starts[0], **first}, **beside}
+
+
+def _of_start(start: Start) -> dict[str, object]:
+    return {
         "architecture": str(start.architecture),
         "image_size": start.input.height,
         "sha256": start.sha256,
         "source": start.source,
         "licence": start.licence,
     }
-    return {"start": facts}
 
 
 def judged(events: Iterable[Event]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
     return [
         *([headline(result)] if result.get("share_closed") else []),
         *([f"Start: {start_words(result['start'])}."] if result.get("start") else []),
+        *(f"Further start: {start_words(each)}." for each in result.get("further_starts", ())),
         *([f"{public_words(result['public_images'])}."] if result.get("public_images") else []),
         f"Measured over {_episodes(result)}, {_transductive(result)}.",
         f"Contributions: {contribution_counts(result)}.",

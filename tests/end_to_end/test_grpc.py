@@ -556,6 +556,34 @@ def test_a_start_is_fetched_in_pieces_from_where_an_attempt_was_cut(
     assert sorted(path.name for path in out.iterdir()) == [MANIFEST, WEIGHTS]
 
 
+def test_of_several_starts_one_is_fetched_by_its_first_digits_and_else_the_first(
+    run: RunDirectory, token: str, tmp_path: Path, make_start: MakeStart
+) -> None:
+    first, other = give_start(run, make_start(0)), make_start(1, architecture="resnet10")
+    name = other.start.sha256
+    keep_start(run.further_folder / name, other.start, other.weights)
+    out = tmp_path / "other"
+    out.mkdir()
+    partial(out / WEIGHTS, first.weights).write_bytes(first.weights[:100])  # of an attempt at the first
+    with serving(run) as address, remote(address, token) as coordinator:
+        assert coordinator.run().starts == (first.start.sha256, name)
+        assert coordinator.fetch_start(tmp_path / "first") == first.start
+        assert coordinator.fetch_start(out, name[:9].upper()) == other.start
+        assert coordinator.fetch_start(out) == other.start, "it is one of the federation's"
+        names = f"name one of {first.start.sha256[:12]}…, {name[:12]}…"
+        for wanted, count in (("x", 0), ("", 2)):
+            with pytest.raises(
+                StartError, match=f"^{count} of the federation's starts begin with {wanted}: {names}"
+            ):
+                coordinator._only(wanted)
+        with pytest.raises(StartError, match="holds the start"):
+            coordinator.fetch_start(out, first.start.sha256)
+        with stub(address, token) as call, pytest.raises(grpc.RpcError, match=r"bring one of them"):
+            list(call("FetchStart", service_pb2.FetchRequest(start_sha256=b"1" * 32)))
+    assert load_start(out) == other
+    assert sorted(path.name for path in out.iterdir()) == [MANIFEST, WEIGHTS]
+
+
 def test_a_folder_with_a_start_is_compared_and_left_as_it_is(
     run: RunDirectory, token: str, tmp_path: Path, make_start: MakeStart
 ) -> None:

@@ -36,7 +36,7 @@ from fedfree.codec import (
 )
 from fedfree.errors import FedFreeError
 from fedfree.host.files import write_file
-from fedfree.host.starts import write_start
+from fedfree.host.starts import load_start, write_start
 from fedfree.start import LoadedStart, Start, encode_body
 from fedfree.statement import DpSgd, PrivacyStatement
 from server.config import CollectConfig, ServerConfig
@@ -198,12 +198,13 @@ def check_published(folder: Path) -> None:
     assert run.weights.read_bytes() == meta_learner(1).weights and len(list(run._published.iterdir())) == 2
 
 
-def make_start(folder: Path) -> None:
+def make_starts(folder: Path) -> None:
     run_of(folder / "run")
-    torch.manual_seed(0)
-    weights = encode_body(build(Architecture(), num_classes=2, input=INPUT))
-    begun = LoadedStart(Start(Architecture(), sha256(weights), INPUT, "a test", "MIT"), weights)
-    write_start(folder / "start", begun.start, weights)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        weights = encode_body(build(Architecture(), num_classes=2, input=INPUT))
+        begun = LoadedStart(Start(Architecture(), sha256(weights), INPUT, "a test", "MIT"), weights)
+        write_start(folder / f"start{seed or ''}", begun.start, weights)
 
 
 def adopt(folder: Path) -> None:
@@ -215,6 +216,24 @@ def check_adopted(folder: Path) -> None:
     adopt(folder)
     RunDirectory(folder / "run").require_preset()
     assert RunDirectory(folder / "run").start()
+
+
+def adopt_several(folder: Path) -> None:
+    RunDirectory(folder / "run").adopt_start(*(folder / f"start{each}" for each in ("", 1, 2)))
+
+
+def check_several(folder: Path) -> None:
+    run = RunDirectory(folder / "run")
+    known = {load_start(folder / f"start{each}").start.sha256: each for each in ("", 1, 2)}
+    if run.start():
+        first, *further = run.start_folders()
+        assert known[first] == "" and len(run.further_starts()) == len(further) == 2
+        adopt_several(folder)
+    else:  # others may be adopted now, and nothing is left of those
+        run.adopt_start(folder / "start1", folder / "start2")
+        assert [known[each] for each in run.start_folders()] == [1, 2]
+    run.require_preset()
+    assert run.start() and run.further_starts()
 
 
 def take_out(folder: Path) -> None:
@@ -289,7 +308,8 @@ SCENARIOS = {
         lambda f: run_of(f).write_meta_learner(meta_learner(1)),
         check_published,
     ),
-    "start": Scenario(make_start, adopt, check_adopted),
+    "start": Scenario(make_starts, adopt, check_adopted),
+    "starts": Scenario(make_starts, adopt_several, check_several),
     "remove": Scenario(accepted, take_out, check_taken_out),
     "damage": Scenario(damage, set_aside, check_set_aside),
     "classifier": Scenario(lambda f: classify(f, 1), lambda f: classify(f, 2), check_classifier),

@@ -58,3 +58,42 @@ def test_whoever_lacks_the_start_is_sent_it_once_and_another_start_is_refused(
         for reason in reasons
     )
     assert len(store.all_ids()) == 2
+
+
+def test_of_several_starts_an_organisation_is_sent_the_one_it_chose_and_else_the_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    """The first chooses none, the second by digits, the third by a copy, the fourth one there is not."""
+    monkeypatch.setattr(server_app, "POLL_SECONDS", 0.01)
+    starts = [make_start(0), make_start(1, architecture="conv4-64-group")]
+    digits = {1: starts[1].start.sha256[:10], 3: "0" * 64}
+    trained: dict[int, LoadedStart] = {}
+
+    def pretrain(config: ClientConfig) -> tuple[bytes, bytes]:
+        assert config.training.start is not None
+        trained[config.seed] = begun = load_start(config.training.start)
+        return contribute_from(begun, config.seed)
+
+    monkeypatch.setattr("client.doors.flower_app.pretrain", pretrain)
+    write_start(tmp_path / "own", starts[1].start, starts[1].weights)
+    (tmp_path / "organisations").mkdir()
+    for index in range(4):
+        config = ClientConfig(
+            data=DataConfig(source=tmp_path / "images"),
+            training=TrainingConfig(start=tmp_path / "own" if index == 2 else None),
+            start_sha256=digits.get(index),
+            cache=tmp_path / f"org-{index}" / "cache",
+            seed=index,
+        )
+        (tmp_path / "organisations" / f"{index}.toml").write_text(config.to_toml())
+    store, events = Store(tmp_path / "store", lambda: starts[0], lambda: starts[1:]), list[Event]()
+    grid = InProcessGrid(client_app, {"run": str(tmp_path)}, organisations=4)
+    server_app.collect(grid, store, CollectConfig(organisations=4), events.append)
+    assert trained == {0: starts[0], 1: starts[1], 2: starts[1]}
+    (failed,) = [str(event.values["reason"]) for event in events if event.kind == "failed"]
+    names = ", ".join(f"{each.start.sha256[:12]}…" for each in starts)
+    assert failed.endswith(f"the federation's starts are {names}: name one of them")
+    assert len(store.all_ids()) == 3

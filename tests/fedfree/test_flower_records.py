@@ -12,6 +12,7 @@ from fedfree.flower_records import (
     accuracies_to_records,
     brings_start,
     from_records,
+    further_named,
     question,
     start_named,
     start_wanted,
@@ -84,12 +85,19 @@ def test_a_question_without_a_start_says_nothing_of_one() -> None:
     assert start_named(question("ab" * 32)) == "ab" * 32
     assert not brings_start(question("ab" * 32))
     assert wants_start(start_wanted()) and not wants_start(question("ab" * 32))
+    several = question("ab" * 32, "cd" * 32)
+    assert (start_named(several), further_named(several)) == ("ab" * 32, ["cd" * 32])
+    assert further_named(question("ab" * 32)) == further_named(question()) == []
+    assert start_named(start_wanted("cd" * 32)) == "cd" * 32 and start_named(start_wanted()) == ""
 
 
 @pytest.mark.parametrize("named", ["ab", "../" * 22, "AB" * 32, 3])
 def test_a_start_that_is_named_by_no_hash_is_refused(named: str | int) -> None:
     with pytest.raises(ContributionError, match="expected the sha256 of a start"):
         start_named(RecordDict({"start": ConfigRecord({"start": named})}))
+    for further in (named, [named]):
+        with pytest.raises(ContributionError, match="expected the sha256 of a start"):
+            further_named(RecordDict({"start": ConfigRecord({"start": "ab" * 32, "further": further})}))
 
 
 def test_an_acknowledgement_holds_no_accuracy() -> None:

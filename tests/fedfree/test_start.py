@@ -262,6 +262,7 @@ def test_who_began_where_the_federation_begins_is_let_in_mirrored_or_not() -> No
     require_start(contribution, loaded.start)
     require_start(replace(contribution, input=replace(SPEC, horizontal_flip=False)), loaded.start)
     require_start(replace(contribution, start=""), None)
+    require_start(contribution, replace(loaded.start, source="elsewhere"), loaded.start)
 
 
 def test_who_began_elsewhere_is_refused_with_both_starts_named() -> None:

@@ -49,7 +49,13 @@ from fedfree.codec import (
     sha256,
 )
 from fedfree.errors import ContributionError, FedFreeError
-from fedfree.flower_records import accuracies_from_records, check_release, from_records, start_named
+from fedfree.flower_records import (
+    accuracies_from_records,
+    check_release,
+    from_records,
+    further_named,
+    start_named,
+)
 from fedfree.host.images.decoding import MAX_PIXELS
 from fedfree.start import Start, decode_start, encode_body, encode_start
 from fedfree.statement import (
@@ -179,7 +185,11 @@ def status() -> bytes:
         contribution_sha256=bytes.fromhex(sha256(b"a manifest")), place=3, reason="because"
     )
     return service_pb2.GetStatusResponse(
-        received=1, contribution=state, meta_learner_sha256=bytes(32), start_sha256=bytes(32)
+        received=1,
+        contribution=state,
+        meta_learner_sha256=bytes(32),
+        start_sha256=bytes(32),
+        further_start_sha256=[bytes(32)],
     ).SerializeToString()
 
 
@@ -209,7 +219,7 @@ def try_records(text: bytes) -> None:
         # Flower refuses what is no record, as its sender would see.
         with suppress(AttributeError, TypeError, ValueError, OverflowError):
             records[name] = record(value)
-    readers = (from_records, accuracies_from_records, start_named)
+    readers = (from_records, accuracies_from_records, start_named, further_named)
     for read in (*readers, lambda each: check_release(each, "organisation")):
         with suppress(FedFreeError):
             read(records)
@@ -295,7 +305,8 @@ KINDS = {
     "records": Kind(
         lambda: [
             b'{"weights": ["uint8", 9], "manifest": {"protobuf": "x"}, "release": {"release": "0.1"}, '
-            b'"start": {"start": "ab", "wanted": true}, "5-way": {"n_way": 5, "mean": 50.5}}'
+            b'"start": {"start": "ab", "wanted": true, "further": ["ab"]}, '
+            b'"5-way": {"n_way": 5, "mean": 50.5}}'
         ],
         try_records,
     ),

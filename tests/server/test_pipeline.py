@@ -223,3 +223,62 @@ def test_a_flipped_bit_in_a_model_gives_the_meta_learner_of_those_without_it(tmp
     for identity in store.ids(ACCEPTED):
         others.receive(*store.read(identity))
     assert pipeline.run(others, config).meta_learner == outcome.meta_learner
+
+
+def make_several(
+    path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+    counts: tuple[int, int],
+) -> Store:
+    """Contributions from a first and a further start of another architecture, in colour, so many of each."""
+    starts = make_start(0), make_start(1, architecture="conv4-64-group", channels=3)
+    store = Store(path, lambda: starts[0], lambda: starts[1:])
+    for begun, count in zip(starts, counts, strict=True):
+        for seed in range(count):
+            store.receive(*contribute_from(begun, seed))
+    return store
+
+
+def test_from_several_starts_a_meta_learner_of_the_first_is_learned_that_a_killed_run_goes_on_to(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    store = make_several(tmp_path / "store", make_start, contribute_from, (2, 2))
+    config, checkpoint = tiny("start", checkpoint_iterations=1), tmp_path / "checkpoint.safetensors"
+    whole = pipeline.run(store, config).meta_learner
+    assert (whole.architecture, whole.provenance.start) == (Architecture(), make_start().start.sha256)
+    assert len(whole.provenance.contributions) == 4
+
+    def kill(event: Event) -> None:
+        if event.kind == "progress" and event.values["iteration"] == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        pipeline.run(store, config, checkpoint=checkpoint, on_event=kill)
+    assert pipeline.run(store, config, checkpoint=checkpoint).meta_learner == whole
+
+
+def test_a_further_start_that_nobody_began_from_changes_no_byte(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    several = make_several(tmp_path / "several", make_start, contribute_from, (2, 0))
+    one = Store(tmp_path / "one", make_start)
+    for seed in range(2):
+        one.receive(*contribute_from(make_start(), seed))
+    first, second = (pipeline.run(store, tiny("start")).meta_learner for store in (one, several))
+    assert first == second
+
+
+def test_where_nobody_began_from_the_first_start_the_run_says_so(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    store = make_several(tmp_path / "store", make_start, contribute_from, (0, 2))
+    named = f"no accepted contribution began from {make_start().start.sha256[:12]}…"
+    with pytest.raises(FederationError, match=f"{named} .*conv4-32-batch.*, the first start of this run"):
+        pipeline.run(store, tiny("start"))

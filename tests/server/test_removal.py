@@ -1,5 +1,6 @@
 """Removal: what comes out is, to the byte, what a run gives that never had the removed contribution."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, decode_meta_learner, encode_contribution, encode_weights
 from fedfree.errors import ConfigError, FederationError
 from fedfree.host.files import write_file
+from fedfree.host.starts import write_start
+from fedfree.start import LoadedStart
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
 from server.events import Event, ignore
@@ -20,22 +23,24 @@ from server.storage.store import ACCEPTED, QUARANTINED
 from server.verify.verify import verify_received
 
 GREY = InputSpec(channels=1, height=16, width=16)
-TINY = ServerConfig.parse(
-    {
-        "iterations": 2,
-        "threads": 1,
-        "device": "cpu",
-        "invert": {"models_per_iteration": 3, "images_per_model": 12, "steps": 2, "generator_width": 4},
-        "learn": {"batch_size": 16, "compositions": 12, "relational_tasks": 3},
-    },
-    origin="test",
-)
+VALUES = {
+    "iterations": 2,
+    "threads": 1,
+    "device": "cpu",
+    "invert": {"models_per_iteration": 3, "images_per_model": 12, "steps": 2, "generator_width": 4},
+    "learn": {"batch_size": 16, "compositions": 12, "relational_tasks": 3},
+}
+TINY = ServerConfig.parse(VALUES, origin="test")
+
+
+def make_run_directory(path: Path, config: ServerConfig) -> RunDirectory:
+    write_file(path / "server.toml", config.to_toml().encode())
+    return RunDirectory(path)
 
 
 def make_run(path: Path) -> RunDirectory:
     """A run of four models, nothing looked at yet."""
-    write_file(path / "server.toml", TINY.to_toml().encode())
-    run = RunDirectory(path)
+    run = make_run_directory(path, TINY)
     for seed in range(4):
         torch.manual_seed(seed)
         weights = encode_weights(build(Architecture(), num_classes=2 + seed, input=GREY))
@@ -130,3 +135,50 @@ def test_a_prefix_of_several_names_them(tmp_path: Path) -> None:
         (run.store().path / ACCEPTED / name).mkdir()
     with pytest.raises(ConfigError, match="'abc' names abc1…, abc2… of 6 contributions"):
         find(run.store(), ["abc"])
+
+
+def make_run_of_starts(
+    path: Path, starts: Sequence[LoadedStart], contribute_from: Callable[..., tuple[bytes, bytes]]
+) -> tuple[RunDirectory, list[str]]:
+    """A run of two starts, with two models of the first and three of the further one; also their ids."""
+    run = make_run_directory(path, ServerConfig.parse(VALUES | {"preset": "start"}, origin="test"))
+    folders = [path / "given" / str(number) for number in range(len(starts))]
+    for folder, begun in zip(folders, starts, strict=True):
+        write_start(folder, begun.start, begun.weights)
+    run.adopt_start(*folders)
+    taken = [starts[0]] * 2 + [starts[1]] * 3
+    return run, [run.store().receive(*contribute_from(each, seed)) for seed, each in enumerate(taken)]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_learned_again_from_several_starts_it_is_to_the_byte_what_a_run_gives_that_never_had_it(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+    count: int,
+) -> None:
+    starts = make_start(0), make_start(1, architecture="conv4-64-group", channels=3)
+    run, ids = make_run_of_starts(tmp_path / "had", starts, contribute_from)
+    never, _ = make_run_of_starts(tmp_path / "never", starts, contribute_from)
+    learn_held(run)
+    before, removed = content(run), ids[-count:]
+    for identity in removed:
+        never.store().quarantine(identity, "never there")
+    learn_held(never)
+    assert remove(run, removed, "they asked", ignore) == removed
+    learn_held(run)
+    assert content(run) == content(never) != before
+
+
+def test_the_last_that_began_where_the_meta_learner_does_is_not_removed(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    starts = make_start(0), make_start(1)
+    run, ids = make_run_of_starts(tmp_path, starts, contribute_from)
+    verify_received(run.store(), ignore)
+    with pytest.raises(FederationError, match=f"began from {starts[0].start.sha256[:12]}….* nothing was rem"):
+        remove(run, ids[:2], "they asked", ignore)
+    assert len(run.store().ids(ACCEPTED)) == 5
+    assert remove(run, ids[:1], "they asked", ignore) == ids[:1]

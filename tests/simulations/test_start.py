@@ -8,7 +8,7 @@ import pytest
 
 from fedfree.errors import ConfigError, FedFreeError
 from fedfree.host.public_weights import LITE0
-from fedfree.host.starts import StartConfig, load_start
+from fedfree.host.starts import StartConfig, load_start, write_start
 from fedfree.settings import merge
 from fedfree.start import LoadedStart, Start
 from server.storage.run_directory import RunDirectory
@@ -41,8 +41,9 @@ TINY = {
 }
 
 
-def tiny(start: Path, **changes: object) -> SimulationConfig:
-    values = TINY | {"start": str(start), "cache": str(start.parent / "cache")}
+def tiny(start: Path, *further: Path, **changes: object) -> SimulationConfig:
+    listed = ", ".join(map(str, (start, *further)))
+    values = TINY | {"start": listed, "cache": str(start.parent / "cache")}
     return SimulationConfig.parse(merge(values, changes), origin="test")
 
 
@@ -150,3 +151,33 @@ def test_weights_without_a_stated_licence_are_refused_with_the_way_to_state_one(
     values = {"start": "torchvision/resnet18", "cache": str(tmp_path)}
     with pytest.raises(ConfigError, match="say --licence; or make the start with fedfree-server start make"):
         find_start(SimulationConfig.parse(values, origin="test"))
+
+
+def test_organisations_take_several_starts_in_turn_and_the_baselines_are_those_of_the_first(
+    make_tree: MakeTree, tmp_path: Path, start: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    other = make_start(1, architecture="conv4-64-group", channels=3)
+    write_start(tmp_path / "other", other.start, other.weights)
+    config = tiny(start, tmp_path / "other", dataset=str(make_tree("tree", colour=True)))
+    result = simulate(tmp_path / "run", config, command="fedfree-sim run")
+
+    organisations = read_organisations(tmp_path / "run", config)
+    assert [each.training.start for each in organisations] == [start, tmp_path / "other"] * 2
+    names = ["conv4-32-batch", "conv4-64-group"]
+    assert [str(each.training.architecture) for each in organisations] == names * 2
+    store = RunDirectory(tmp_path / "run").store()
+    models = [store.contribution(identity) for identity in store.ids(ACCEPTED)]
+    first = load_start(start)
+    assert sorted(each.start for each in models) == sorted(2 * [first.start.sha256, other.start.sha256])
+
+    assert list(result["baselines"]) == list(BASELINES)[1:]
+    assert result["start"]["sha256"] == first.start.sha256
+    assert [each["sha256"] for each in result["further_starts"]] == [other.start.sha256]
+    assert "Further start: conv4-64-group at 16 pixels" in "\n".join(result_lines(result))
+    assert "Further start" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("further", "words"), [("", "names nothing beside a comma"), ("nowhere", "nowhere")])
+def test_one_of_several_starts_that_there_is_not_is_named(start: Path, further: str, words: str) -> None:
+    with pytest.raises(FedFreeError, match=words):
+        SimulationConfig.parse({"start": f"{start},{further}"}, origin="test")

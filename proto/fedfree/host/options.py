@@ -229,8 +229,9 @@ def _assigned(settings: type[Settings], assignments: Sequence[str]) -> list[Laye
 def _flagged(flags: Flags, given: Mapping[str, Any]) -> list[Layer]:
     layers = []
     for name, value in given.items():
-        if value is None:
+        if value is None or value == []:
             continue
+        value = ",".join(value) if isinstance(value, list) else value
         values: dict[str, Any] = {}
         for path in _as_tuple(flags[name]):
             values = merge(values, nested(path, parse_value(value) if isinstance(value, str) else value))
@@ -269,7 +270,8 @@ def _parameter(name: str, leaf: Leaf, default: object) -> inspect.Parameter:
     metavar = None if is_switch else _metavar(leaf)
     help = leaf.help.replace("``", "").removesuffix(".") + says
     option = typer.Option(declared, help=help, show_default=False, metavar=metavar)
-    return _keyword(name, Annotated[bool | None if is_switch else str | None, option])
+    taken = bool if is_switch else list[str] if leaf.is_repeatable else str
+    return _keyword(name, Annotated[taken | None, option])
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:

@@ -1,7 +1,8 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -49,12 +50,14 @@ class ContributeResponse(_message.Message):
     def __init__(self, contribution: _Optional[_Union[ContributionState, _Mapping]] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("offset", "weights_sha256")
+    __slots__ = ("offset", "weights_sha256", "start_sha256")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    START_SHA256_FIELD_NUMBER: _ClassVar[int]
     offset: int
     weights_sha256: bytes
-    def __init__(self, offset: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ...) -> None: ...
+    start_sha256: bytes
+    def __init__(self, offset: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ..., start_sha256: _Optional[bytes] = ...) -> None: ...
 
 class FetchHeader(_message.Message):
     __slots__ = ("manifest", "weights_bytes", "weights_sha256", "offset")
@@ -91,7 +94,7 @@ class LearningProgress(_message.Message):
     def __init__(self, iteration: _Optional[int] = ..., of: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("received", "accepted", "quarantined", "contribution", "progress", "meta_learner_sha256", "start_sha256")
+    __slots__ = ("received", "accepted", "quarantined", "contribution", "progress", "meta_learner_sha256", "start_sha256", "further_start_sha256")
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +102,7 @@ class GetStatusResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     META_LEARNER_SHA256_FIELD_NUMBER: _ClassVar[int]
     START_SHA256_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_START_SHA256_FIELD_NUMBER: _ClassVar[int]
     received: int
     accepted: int
     quarantined: int
@@ -106,4 +110,5 @@ class GetStatusResponse(_message.Message):
     progress: LearningProgress
     meta_learner_sha256: bytes
     start_sha256: bytes
-    def __init__(self, received: _Optional[int] = ..., accepted: _Optional[int] = ..., quarantined: _Optional[int] = ..., contribution: _Optional[_Union[ContributionState, _Mapping]] = ..., progress: _Optional[_Union[LearningProgress, _Mapping]] = ..., meta_learner_sha256: _Optional[bytes] = ..., start_sha256: _Optional[bytes] = ...) -> None: ...
+    further_start_sha256: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, received: _Optional[int] = ..., accepted: _Optional[int] = ..., quarantined: _Optional[int] = ..., contribution: _Optional[_Union[ContributionState, _Mapping]] = ..., progress: _Optional[_Union[LearningProgress, _Mapping]] = ..., meta_learner_sha256: _Optional[bytes] = ..., start_sha256: _Optional[bytes] = ..., further_start_sha256: _Optional[_Iterable[bytes]] = ...) -> None: ...

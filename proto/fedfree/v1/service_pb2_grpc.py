@@ -75,7 +75,8 @@ class FedFREEServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchStart(self, request, context):
-        """The public start that training begins from, in the same way; NOT_FOUND where there is none.
+        """The public start that training begins from, in the same way; NOT_FOUND where there is none. Of several
+        the one that is named, or the first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,6 +1,6 @@
 """What a coordinator answers is looked at: no number, state, hash or word of it is believed unseen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from client.doors.grpc_remote import Remote
 from fedfree.codec import MetaLearner, contribution_id, encode_meta_learner, sha256
 from fedfree.errors import ContributionError
+from fedfree.start import LoadedStart, encode_start
 from fedfree.v1 import service_pb2 as schema
 
 MANIFEST = b"a manifest"
@@ -30,7 +31,20 @@ class Stub:
         return schema.ContributeResponse(contribution=self._state)
 
     def FetchMetaLearner(self, request: Any, **options: Any) -> Any:  # noqa: N802
-        return iter(self._parts)
+        return _Answers(self._parts)
+
+    FetchStart = FetchMetaLearner
+
+
+class _Answers(Iterator[Any]):
+    def __init__(self, parts: list[Any]) -> None:
+        self._parts = iter(parts)
+
+    def __next__(self) -> Any:
+        return next(self._parts)
+
+    def cancel(self) -> None:
+        """Nobody waits."""
 
 
 def remote(**answers: Any) -> Remote:
@@ -68,13 +82,19 @@ def test_a_hash_of_another_length_is_refused() -> None:
     assert remote(meta_learner_sha256=OWN).run().meta_learner_sha256 == OWN.hex()
     with pytest.raises(ContributionError, match="a sha256 has 32 bytes"):
         remote(meta_learner_sha256=b"x" * 1000).run()
+    with pytest.raises(ContributionError, match="a sha256 has 32 bytes"):
+        remote(start_sha256=OWN, further_start_sha256=[b"x"]).run()
 
 
 def header(meta_learner: MetaLearner, **changes: Any) -> schema.FetchResponse:
+    return header_of(encode_meta_learner(meta_learner), meta_learner.weights, **changes)
+
+
+def header_of(manifest: bytes, weights: bytes, /, **changes: Any) -> schema.FetchResponse:
     says = {
-        "manifest": encode_meta_learner(meta_learner),
-        "weights_bytes": len(meta_learner.weights),
-        "weights_sha256": bytes.fromhex(sha256(meta_learner.weights)),
+        "manifest": manifest,
+        "weights_bytes": len(weights),
+        "weights_sha256": bytes.fromhex(sha256(weights)),
     }
     return schema.FetchResponse(header=schema.FetchHeader(**(says | changes)))
 
@@ -104,3 +124,16 @@ def test_numbers_that_were_not_asked_for_write_nothing(
     with pytest.raises(ContributionError, match=words):
         remote(parts=parts).fetch(tmp_path / "w", tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_starts_another_than_the_one_asked_for_is_refused_before_its_weights(
+    tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    first, other = (make_start(seed) for seed in range(2))
+    hashes = [bytes.fromhex(each.start.sha256) for each in (first, other)]
+    told = {"start_sha256": hashes[0], "further_start_sha256": hashes[1:]}
+    parts = [header_of(encode_start(first.start), first.weights), schema.FetchResponse(chunk=first.weights)]
+    with pytest.raises(ContributionError, match=f"asked for the start {other.start.sha256[:12]}…, and sends"):
+        remote(parts=parts, **told).fetch_start(tmp_path, other.start.sha256[:9])
+    assert not list(tmp_path.iterdir())
+    assert remote(parts=parts, **told).fetch_start(tmp_path, first.start.sha256[:9]) == first.start

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App
 from fedfree.host.options import Chosen, command_line, configured, given_values
-from fedfree.settings import Layer, Settings, Values, nested, value_at
+from fedfree.settings import Layer, Repeatable, Settings, Values, nested, value_at
 
 FLAGS = {
     "source": "source",
     "epochs": "training.epochs",
     "threads": ("threads", "training.threads"),
     "fast": "fast",
+    "begun": "begun",
 }
 
 
@@ -40,6 +41,8 @@ class Config(Settings):
     """Where the images are."""
     fast: bool = False
     """Whether one epoch is enough."""
+    begun: Annotated[str | None, Repeatable()] = None
+    """From where."""
     threads: int = 2
     """Of the server."""
     training: Training = Training()
@@ -83,6 +86,11 @@ def test_what_a_value_implies_says_so() -> None:
     assert found.settings.training.epochs == 1 and found.origins["training.epochs"] == "fast"
 
 
+def test_a_flag_of_a_text_that_lists_several_may_be_given_several_times() -> None:
+    assert choose("--source", "x", "--begun", "a", "--begun", "b,c").settings.begun == "a,b,c"
+    assert choose("--source", "x").settings.begun is None
+
+
 def test_one_flag_may_set_several_options() -> None:
     found = choose("--source", "x", "--threads", 7).settings
     assert (found.threads, found.training.threads) == (7, 7)
@@ -119,7 +127,7 @@ def test_a_wrong_value_in_a_file_names_the_file(tmp_path: Path) -> None:
         {},
         {"fast": True},
         {"fast": True, "training": {"epochs": 5, "flip": False}},
-        {"threads": 4, "training": {"threads": 4}},
+        {"threads": 4, "training": {"threads": 4}, "begun": "a,b"},
         {"threads": 4, "training": {"threads": 1, "flip": True}},
     ],
 )

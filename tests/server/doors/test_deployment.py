@@ -189,6 +189,18 @@ def test_a_coordinator_is_made_for_a_start_or_not_at_all(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_coordinator_is_made_for_several_starts_the_first_first(
+    tmp_path: Path, run: Run, make_start: Callable[..., LoadedStart]
+) -> None:
+    words: list[object] = ["init", tmp_path / "begun", "--name", "localhost"]
+    for seed in (1, 0):
+        write_start(tmp_path / str(seed), make_start(seed).start, make_start(seed).weights)
+        words += ["--start", tmp_path / str(seed)]
+    assert run(*words)[0] == 0
+    directory = Deployment(tmp_path / "begun").run
+    assert (directory.start(), directory.further_starts()) == (make_start(1), [make_start(0)])
+
+
 @pytest.mark.parametrize("command", [("up",), ("serve", "--insecure", "--listen", "127.0.0.1:0", "--store")])
 def test_no_door_opens_for_a_run_whose_preset_cannot_end_it(
     coordinator: Path, run: Run, command: Sequence[str]

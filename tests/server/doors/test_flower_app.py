@@ -332,3 +332,15 @@ def test_the_question_is_asked_once_of_each_organisation(store: Store) -> None:
 
     _collect(_grid(answer), store)
     assert asked == [(CONTRIBUTE, 0), (CONTRIBUTE, 1), (CONTRIBUTE, 2)]
+
+
+def test_a_start_that_the_run_does_not_have_is_sent_to_nobody(
+    tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    store = Store(tmp_path / "store", make_start, lambda: [make_start(1)])
+    grid = _grid(_except(1, lambda message: Message(start_wanted("12" * 32), reply_to=message)))
+    events = _collect(grid, store)
+    (failed,) = [event for event in events if event.kind == "failed"]
+    names = " or ".join(f"{make_start(seed).start.sha256[:12]}…" for seed in range(2))
+    assert f"from the start 121212121212…, this federation from the start {names}" in failed.values["reason"]
+    assert events[-1].values["done"] == 2

@@ -7,6 +7,7 @@ import torch
 
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.codec import Contribution
+from fedfree.start import LoadedStart
 from fedfree.statement import PrivacyStatement
 from server.config import InvertConfig, MetaLearnConfig, ServerConfig
 from server.learning.pool import Pool
@@ -22,10 +23,12 @@ class ModelsInMemory:
         self.inputs = inputs
         self.built: list[str] = []
 
-    start = None
+    start: LoadedStart | None = None
+    further_starts = ()
 
     def describe(self, identity: str) -> Contribution:
-        return Contribution(Architecture(), 3, self.inputs[int(identity)], PrivacyStatement(), b"")
+        begun = self.start.start.sha256 if self.start else ""
+        return Contribution(Architecture(), 3, self.inputs[int(identity)], PrivacyStatement(), b"", begun)
 
     def network(self, identity: str) -> tuple[Contribution, Classifier]:
         self.built.append(identity)

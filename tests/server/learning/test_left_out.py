@@ -7,6 +7,7 @@ import torch
 
 from fedfree.architectures import Architecture, Classifier, InputSpec
 from fedfree.errors import FederationError
+from server.config import MetaLearnConfig
 from server.learning import invert as inversion
 from server.learning.invert import Recovery
 from server.learning.meta_learn import distillation_loss
@@ -14,7 +15,7 @@ from server.learning.moves import distil, invert, meta_learn
 from server.learning.outcome import conclude
 from server.learning.pool import Member, common_classes
 from server.learning.state import State
-from server.learning.teachers import affordable
+from server.learning.teachers import affordable, appoint
 
 MakeState = Callable[..., State]
 
@@ -132,3 +133,6 @@ def test_a_model_of_huge_images_or_features_is_not_asked_about_every_image() -> 
     assert affordable([*small, mobile, wide, large]) == [*small, mobile]
     assert affordable([wide, wide, small[0]]) == [wide, wide, small[0]]
     assert affordable([large, large, small[0]]) == [large, large, small[0]]
+    config = MetaLearnConfig(projection_weight=0)
+    (teachers,) = appoint([small], 128, config, everywhere=[mobile, wide, large])
+    assert teachers.members == [*small, mobile], "nor is such a mean of a further start's models"

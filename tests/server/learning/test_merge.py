@@ -1,13 +1,20 @@
 """MERGE: the mean of models that began from one start."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import is_body
-from server.learning.merge import merge_into, part_way
+from fedfree.start import LoadedStart
+from server.config import MetaLearnConfig, ServerConfig
+from server.events import ignore
+from server.learning.merge import further_means, merge_into, part_way
 from server.learning.pool import Models, Pool
+from server.learning.state import begin
+from server.storage.store import ACCEPTED, Store
+from server.verify.verify import verify_received
 
 GREY = InputSpec(channels=1, height=16, width=16)
 
@@ -48,3 +55,47 @@ def test_part_of_the_way_to_what_was_learned_is_between_weight_by_weight() -> No
     for name, tensor in quarter.state_dict().items():
         assert whole.state_dict()[name].equal(ends[1][name])
         torch.testing.assert_close(tensor, (0.75 * ends[0][name] + 0.25 * ends[1][name]).to(tensor.dtype))
+
+
+def test_each_start_has_the_mean_of_its_own_models(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    first, further = make_start(0), [make_start(seed, architecture="conv4-64-group") for seed in (1, 2, 3)]
+    store = Store(tmp_path, lambda: first, lambda: further)
+    models = {
+        begun.start.sha256: [store.receive(*contribute_from(begun, seed)) for seed in range(count)]
+        for begun, count in zip((first, *further), (2, 3, 1, 0), strict=True)
+    }
+    verify_received(store, ignore)
+    pool = Pool(store, store.ids(ACCEPTED), torch.device("cpu"))
+    merged = build(Architecture(), num_classes=3, input=GREY)
+    merge_into(merged, pool)
+    (other,) = further_means(pool)  # one model is its own mean
+    assert other.architecture == further[0].start.architecture and not other.network.training
+    for begun, network in ((first, merged), (further[0], other.network)):
+        name = "blocks.3.0.weight"
+        own = [store.network(each)[1].get_parameter(name) for each in models[begun.start.sha256]]
+        torch.testing.assert_close(network.get_parameter(name), torch.stack(own).mean(0))
+
+
+def test_the_means_of_further_starts_teach_on_images_of_every_shape(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    first, other = make_start(0), make_start(1, architecture="conv4-64-group", channels=3)
+    store = Store(tmp_path, lambda: first, lambda: [other])
+    for begun in (first, other):
+        for seed in range(2):
+            store.receive(*contribute_from(begun, seed))
+    verify_received(store, ignore)
+    learn = MetaLearnConfig(min_alike=2, batch_size=8)
+    state = begin(
+        Pool(store, store.ids(ACCEPTED), torch.device("cpu")),
+        ServerConfig(preset="start", threads=1, learn=learn),
+    )
+    names = [[str(member.architecture) for member in each.members] for each in state.teachers]
+    grey, colour, mean = ["conv4-32-batch"] * 2, ["conv4-64-group"] * 2, ["conv4-64-group"]
+    assert names == [grey + mean, colour + mean]

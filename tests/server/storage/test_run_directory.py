@@ -1,15 +1,17 @@
-"""A run has one start, adopted for good, or none."""
+"""A run has its starts, adopted for good, or none."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from fedfree.errors import ConfigError, ContributionError, StorageError
+from fedfree.errors import ConfigError, ContributionError, FederationError, StorageError
 from fedfree.host.starts import MANIFEST, WEIGHTS, write_start
-from fedfree.start import LoadedStart
+from fedfree.start import LoadedStart, encode_start
 from server.config import ServerConfig
 from server.events import ignore
+from server.storage.broadcast import Broadcast
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from server.verify.verify import verify_received
@@ -121,3 +123,71 @@ def test_a_flipped_bit_in_the_start_is_named_and_giving_the_start_again_mends_it
         run.start()
     run.adopt_start(tmp_path / "start")
     assert run.start() == make_start()
+
+
+def test_of_several_starts_the_first_is_the_runs_and_the_others_stand_beside_it(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    starts = [make_start(seed) for seed in range(3)]
+    folders = [written(tmp_path / str(seed), begun) for seed, begun in enumerate(starts)]
+    run.adopt_start(*folders)
+    assert run.start() == run.store().start == starts[0]
+    others = {each.start.sha256: each for each in starts[1:]}
+    assert {each.start.sha256: each for each in run.further_starts()} == others
+    assert list(run.start_folders()) == [starts[0].start.sha256, *sorted(others)]
+    run.adopt_start(*folders)
+    run.adopt_start(folders[0], folders[2])
+    for given in ((folders[1],), (folders[0], written(tmp_path / "new", make_start(3)))):
+        with pytest.raises(ConfigError, match=f"{given[-1]} holds the start .*: a run keeps its start"):
+            run.adopt_start(*given)
+
+
+def test_what_a_killed_process_left_of_several_starts_is_none_of_those_adopted_later(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    starts = [make_start(seed) for seed in range(3)]
+    left = written(run.further_folder / starts[2].start.sha256, starts[2])
+    assert (run.start_folders(), run.further_starts()) == ({}, [])
+    run.adopt_start(*(written(tmp_path / str(seed), starts[seed]) for seed in range(2)))
+    assert run.further_starts() == [starts[1]] and not left.exists()
+
+
+def handed_out(run: RunDirectory, begun: LoadedStart) -> bytes:
+    with closing(Broadcast.start(run, begun.start.sha256)) as broadcast:
+        return broadcast.manifest
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+@pytest.mark.parametrize("is_there", [True, False], ids=["a flipped bit", "missing"])
+def test_a_damaged_one_of_several_starts_is_named_handed_out_to_nobody_and_mended_when_given_again(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart], name: str, is_there: bool
+) -> None:
+    starts = [make_start(seed) for seed in range(3)]
+    folders = [written(tmp_path / str(seed), begun) for seed, begun in enumerate(starts)]
+    run.adopt_start(*folders)
+    identity = starts[1].start.sha256
+    file = run.start_folders()[identity] / name
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-2] + bytes([kept[-2] ^ 1, kept[-1]])) if is_there else file.unlink()
+    with pytest.raises(StorageError, match=f"the start {identity[:12]}….* is damaged .* all of them"):
+        run.further_starts()
+    with pytest.raises(FederationError):
+        Broadcast.start(run, identity)
+    for each in (starts[0], starts[2]):
+        assert handed_out(run, each) == encode_start(each.start)
+    run.adopt_start(folders[0], folders[1])
+    assert {each.start.sha256 for each in run.further_starts()} == {each.start.sha256 for each in starts[1:]}
+    assert handed_out(run, starts[1]) == encode_start(starts[1].start)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+def test_a_first_start_that_lost_a_file_is_damaged_not_absent_and_loses_no_other(
+    run: RunDirectory, tmp_path: Path, make_start: Callable[..., LoadedStart], name: str
+) -> None:
+    folders = [written(tmp_path / str(seed), make_start(seed)) for seed in range(2)]
+    run.adopt_start(*folders)
+    (run.start_folder / name).unlink()
+    with pytest.raises(StorageError, match="a file of it is missing"):
+        run.start()
+    run.adopt_start(folders[0])
+    assert (run.start(), run.further_starts()) == (make_start(0), [make_start(1)])

@@ -269,3 +269,21 @@ def test_the_documents_list_every_rule_with_its_own_words() -> None:
     document = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", document, re.M))
     assert rows == listed
+
+
+def test_of_several_starts_each_is_let_in_and_another_is_refused_with_all_of_them_named(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    first, second, other = make_start(0), make_start(1, architecture="conv4-32-group"), make_start(2)
+    store = Store(tmp_path / "store", lambda: first, lambda: [second])
+    accepted = {store.receive(*contribute_from(each, n)): each for n, each in enumerate((first, second))}
+    refused = store.receive(*contribute_from(other))
+    verify_received(store, lambda _: None)
+    assert store.ids(ACCEPTED) == sorted(accepted) and store.ids(QUARANTINED) == [refused]
+    names = " or ".join(f"{each.start.sha256[:12]}…" for each in (first, second))
+    assert f"this federation from the start {names}: bring one of them" in store.reason(refused)
+    for identity, begun in accepted.items():
+        network = store.network(identity)[1]
+        assert network.get_parameter("blocks.0.0.weight").equal(begun.body["blocks.0.0.weight"])
