@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from fedfree.codec import short
 from fedfree.errors import ConfigError, FederationError, StorageError
+from fedfree.host.files import discard
 from server.events import Event, OnEvent
 from server.storage.checkpoint import learned_from
 from server.storage.run_directory import RunDirectory
@@ -69,7 +70,7 @@ def remove(
             on_event(Event("verify", "removed", {"contribution": identity, "reason": reason}))
     used = learned_from(run.checkpoint)
     if used is None or set(ids) & set(used):
-        run.checkpoint.unlink(missing_ok=True)
+        discard(run.checkpoint)
     run.withdraw_meta_learner()
     return ids
 

@@ -21,6 +21,7 @@ import typer
 from fedfree.codec import MetaLearner
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App, run_app
+from fedfree.host.files import discard
 from server import pipeline
 from server.config import ServerConfig
 from server.events import OnEvent, ignore
@@ -80,7 +81,7 @@ def learn_held(
         manifest = directory.write_meta_learner(outcome.meta_learner)
         if broadcast:
             broadcast(manifest, outcome.meta_learner)
-        directory.checkpoint.unlink(missing_ok=True)
+        discard(directory.checkpoint)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from fedfree.flower_records import (
     to_records,
     wants_start,
 )
+from fedfree.host.files import discard
 from fedfree.release import this_release
 from fedfree.start import LoadedStart, require_same_start
 from server.config import CollectConfig
@@ -83,7 +84,7 @@ def serve(grid: Grid, path: Path, *, on_event: OnEvent = ignore) -> None:
     """
     run = RunDirectory(path)
     with run.held():
-        run.error.unlink(missing_ok=True)
+        discard(run.error)
         try:
             _federate(grid, run, on_event)
         except Exception as error:

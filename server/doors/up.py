@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedfree.errors import FederationError
 from fedfree.host.channel import Address
+from fedfree.host.files import discard
 from fedfree.host.flower_process import environment, stop_all
 from fedfree.host.lock import exclusive, require_free
 from fedfree.host.supervise import ProcessEndedError, persist, signals_raise
@@ -64,7 +65,7 @@ def _attempt(deployment: Deployment, home: Path, on_event: OnEvent) -> None:
 
 def _run(flower: SuperLink, deployment: Deployment, register: "_Registrar", on_event: OnEvent) -> None:
     directory = deployment.run
-    directory.error.unlink(missing_ok=True)
+    discard(directory.error)
     events = Tail(directory.events)
     run_id = flower.submit(deployment.path.resolve())
     log.info("run %s started", run_id)

@@ -292,7 +292,7 @@ class RunDirectory:
     def withdraw_meta_learner(self) -> None:
         """Hand out no meta-learner, nor what was recovered for it, until another is published."""
         for link in (self._published / "current", self.manifest, self.weights, self.recovered):
-            link.unlink(missing_ok=True)
+            discard(link)
         discard(self._published)
 
     @property
