@@ -13,6 +13,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import time
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field
 
 from client.config import LEDGER, ClientConfig, DataConfig
+from client.doors import own_app
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.files import write_new
@@ -143,6 +145,7 @@ def _attempt(node: Node, home: Path) -> None:
     address = Address.parse(node.config().server)
     quiet = environment(home, address)
     supernode = executable("flower-supernode", quiet)
+    quiet["PATH"] = os.pathsep.join([str(own_app.replace_program(home / "bin")), quiet["PATH"]])
     _find(address, node.authority)
     said_before = node.log_file.stat().st_size if node.log_file.exists() else 0
     command = [

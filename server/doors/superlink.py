@@ -13,9 +13,9 @@ from typing import Any
 from fedfree.errors import FederationError
 from fedfree.host.channel import Address
 from fedfree.host.files import write_file
+from fedfree.host.flower_bundle import write_bundle
 from fedfree.host.flower_process import executable, stop_all
 from fedfree.host.supervise import ProcessEndedError, child
-from server.doors.bundle import write_bundle
 from server.events import OnEvent
 from server.storage.run_directory import RunDirectory, events_from_lines
 

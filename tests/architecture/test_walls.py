@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fedfree
-from server.doors.bundle import app_toml
+from fedfree.host.flower_bundle import app_toml
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -227,7 +227,7 @@ def test_a_pickle_is_opened_as_plain_tensors_and_at_one_place(module: str, impor
 WRITES = {
     "fedfree.host.files": "the one place where files are written",
     "fedfree.host.lock": "a lock must stay the same file, so it is written in place",
-    "server.doors.bundle": "copies of sources, made anew at every start",
+    "fedfree.host.flower_bundle": "copies of sources, made anew at every start",
     "server.storage.checkpoint": "tensors go to a file beside, which is synced and renamed",
     "client.training.pretrain": "files go into a folder beside, which is renamed",
 }

@@ -101,15 +101,18 @@ def training(data: Path, cache: Path, seed: int, **pretrain: object) -> ClientCo
 
 @contextmanager
 def up(
-    side: str, directory: Path, *where: str, programs: Path | None = None
+    side: str, directory: Path, *where: str, programs: Path | None = None, sources: Path = ROOT
 ) -> Iterator["subprocess.Popen[str]"]:
     """``fedfree-server up`` or ``fedfree-client up``, told to end with its block.
 
     Args:
         where: what the command is given to, to be run in another place.
         programs: where the installed commands are; the checkout's by default.
+        sources: the checkout.
     """
-    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH" or not programs}
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{sources}:{sources / 'proto'}"}
+    if programs:
+        del environment["PYTHONPATH"]
     code = f"import sys; from {side}.commands.main import main; sys.argv[1:] = sys.argv[2:]; main()"
     process = subprocess.Popen(
         [
@@ -169,6 +172,27 @@ def test_enrolled_organisations_finish_a_run_and_others_are_refused_with_a_clear
     for directory in (server.path, *(member.path for member in members)):
         assert processes(directory / ".flwr") == []
     assert "org-0-images" not in server.run.events.read_text()
+
+
+@pytest.mark.slow
+def test_no_code_of_a_coordinator_runs_at_an_organisation(tmp_path: Path) -> None:
+    marker, theirs = tmp_path / "marker", tmp_path / "theirs"
+    for package in ("client", "server", "proto"):
+        shutil.copytree(ROOT / package, theirs / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (theirs / "client" / "doors" / "flower_app.py").open("a") as app:
+        app.write(f"\nopen({str(marker)!r}, 'w').close()\n")
+    listen = Address("127.0.0.1", free_port())
+    server, members = enrolled_pair(tmp_path, listen, listen)
+    with ExitStack() as stack:
+        running = stack.enter_context(up("server", server.path, sources=theirs))
+        for member in members:
+            stack.enter_context(up("client", member.path))
+        assert running.wait(DEADLINE_SECONDS) != 0
+    assert "the coordinator's app bundle is" in server.run.events.read_text()
+    assert not marker.exists()
+    for member in members:
+        assert not list((member.path / ".flwr").glob("apps/*"))
+        assert not (member.path / "ledger.sqlite").exists()
 
 
 @pytest.fixture

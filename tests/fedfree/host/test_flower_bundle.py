@@ -6,11 +6,11 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from fedfree.errors import FederationError
-from server.doors import bundle
-from server.doors.bundle import write_bundle
+from fedfree.host import flower_bundle
+from fedfree.host.flower_bundle import write_bundle
 
 ROOT = Path(__file__).parents[3]
-SIDES = bundle.PACKAGES
+SIDES = flower_bundle.PACKAGES
 
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
@@ -26,12 +26,12 @@ def test_it_holds_the_sources_of_both_sides_and_nothing_else(tmp_path: Path) -> 
     written = write_bundle(tmp_path / "bundle")
     found = {str(path.relative_to(written)) for path in written.rglob("*") if path.is_file()}
     sources = {
-        str(path.relative_to(ROOT)) for side in bundle.PACKAGES for path in (ROOT / side).rglob("*.py")
+        str(path.relative_to(ROOT)) for side in flower_bundle.PACKAGES for path in (ROOT / side).rglob("*.py")
     }
     assert found == sources | {"pyproject.toml"}
 
 
 def test_without_one_side_installed_it_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "PACKAGES", ("server", "nosuchside"))
+    monkeypatch.setattr(flower_bundle, "PACKAGES", ("server", "nosuchside"))
     with pytest.raises(FederationError, match="needs nosuchside/"):
         write_bundle(tmp_path / "bundle")
