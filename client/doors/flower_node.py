@@ -14,7 +14,9 @@
 import json
 import logging
 import os
+import shlex
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field
 
 from client.config import LEDGER, ClientConfig, DataConfig
-from client.doors import own_app
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
-from fedfree.host.files import write_new
+from fedfree.host.files import write_file, write_new
 from fedfree.host.flower_process import environment, executable, free_port, stop_all
 from fedfree.host.lock import exclusive
 from fedfree.host.supervise import ProcessEndedError, child, persist, signals_raise
@@ -38,6 +39,8 @@ from fedfree.settings import Settings
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 5.0
+REPLACED = "flwr-clientapp"
+"""Flower's program that executes what a coordinator sends; a SuperNode looks for it on its PATH."""
 _REFUSED = "Exit Code: 305"
 """What Flower's SuperNode says last when the coordinator does not let it in."""
 
@@ -145,7 +148,7 @@ def _attempt(node: Node, home: Path) -> None:
     address = Address.parse(node.config().server)
     quiet = environment(home, address)
     supernode = executable("flower-supernode", quiet)
-    quiet["PATH"] = os.pathsep.join([str(own_app.replace_program(home / "bin")), quiet["PATH"]])
+    quiet["PATH"] = os.pathsep.join([str(replace_program(home / "bin")), quiet["PATH"]])
     _find(address, node.authority)
     said_before = node.log_file.stat().st_size if node.log_file.exists() else 0
     command = [
@@ -161,6 +164,13 @@ def _attempt(node: Node, home: Path) -> None:
             _wait(process, node, said_before)
     finally:
         stop_all(home)
+
+
+def replace_program(folder: Path) -> Path:
+    """Put client.doors.own_app into ``folder`` under the name of Flower's program; the folder, for a PATH."""
+    command = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m client.doors.own_app "$@"\n'
+    write_file(folder / REPLACED, command.encode(), mode=0o700)
+    return folder
 
 
 def _find(address: Address, authority: Path) -> None:

@@ -6,10 +6,8 @@ this release does not make with both hashes.
 """
 
 import hashlib
-import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.cli.build import build_fab_from_files
@@ -18,13 +16,11 @@ from flwr.supernode.runtime import run_clientapp as runtime
 
 import fedfree
 from client.doors.flower_app import app
+from client.doors.flower_node import REPLACED
 from fedfree.codec import short
 from fedfree.flower_records import ORGANISATION_FAILED
-from fedfree.host.files import write_file
 from fedfree.host.flower_bundle import bundle_files
 
-NAME = "flwr-clientapp"
-"""What a SuperNode looks for on its PATH."""
 App = Callable[[Message, Context], Message]
 
 
@@ -54,24 +50,13 @@ def refusing(sent: str, own: str) -> App:
     return lambda message, context: Message(Error(ORGANISATION_FAILED, reason), reply_to=message)
 
 
-def replace_program(folder: Path) -> Path:
-    """Put this program into ``folder`` under the name of Flower's, and return the folder for a PATH.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    command = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m {__name__} "$@"\n'
-    write_file(folder / NAME, command.encode(), mode=0o700)
-    return folder
-
-
 def main() -> None:
     """Answer one message, as Flower's program would, which parses the arguments and talks to the node."""
     own = OwnApp()
     _stand_in("install_from_fab", own.install)
     _stand_in("install_app_dependencies", lambda *_, **__: None)
     _stand_in("get_load_client_app_fn", lambda **_: own.load)
-    sys.argv[0] = NAME
+    sys.argv[0] = REPLACED
     flwr_clientapp()
 
 

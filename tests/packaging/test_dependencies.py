@@ -29,6 +29,7 @@ EXTRA_OF = {
 OPTIONAL = {
     "fedfree/flower_records.py": "flower",
     "client/doors/flower_app.py": "flower",
+    "client/doors/own_app.py": "flower",
     "client/adapting/export.py": "onnx",
     "client/training/low_rank.py": "adapters",
     "fedfree/host/public_weights.py": "lite0",

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
-FLOWER = ("fedfree.flower_records", "client.doors.flower_app")
+FLOWER = ("fedfree.flower_records", "client.doors.flower_app", "client.doors.own_app")
 """Imported by Flower's processes alone."""
 HIDE = """
 import sys

@@ -16,7 +16,8 @@ from flwr.supercore.run import Run
 from flwr.supernode.runtime import run_clientapp as runtime
 
 from client.doors import flower_app, own_app
-from client.doors.own_app import NAME, OwnApp, replace_program
+from client.doors.flower_node import REPLACED, replace_program
+from client.doors.own_app import OwnApp
 from fedfree.flower_records import ORGANISATION_FAILED
 from fedfree.host.flower_bundle import bundle_files, write_bundle
 
@@ -71,7 +72,7 @@ def flowers_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn"):
         monkeypatch.setattr(runtime, name, getattr(runtime, name))
     monkeypatch.setattr(
-        "sys.argv", [NAME, "--runtime-api-address", "127.0.0.1:1", "--insecure", "--token", "t"]
+        "sys.argv", [REPLACED, "--runtime-api-address", "127.0.0.1:1", "--insecure", "--token", "t"]
     )
     yield
 
@@ -113,5 +114,5 @@ def test_a_node_finds_it_before_flowers_own(tmp_path: Path) -> None:
     folder = replace_program(tmp_path / "a folder's bin")
     environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (Path.cwd(), Path.cwd() / "proto")))
-    told = subprocess.run([NAME, "--help"], env=environment, capture_output=True, text=True, check=True)
+    told = subprocess.run([REPLACED, "--help"], env=environment, capture_output=True, text=True, check=True)
     assert "--runtime-api-address" in told.stdout
