@@ -167,8 +167,21 @@ class Coordinator:
     def GetStatus(self, request: Any, **options: Any) -> Any:  # noqa: N802
         return self._answer
 
-    def FetchMetaLearner(self, request: Any, **options: Any) -> Iterator[Any]:  # noqa: N802
-        return iter([self._answer])
+    def FetchMetaLearner(self, request: Any, **options: Any) -> Any:  # noqa: N802
+        return Answers([self._answer])
+
+
+class Answers(Iterator[Any]):
+    """A stream that its receiver may end."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self._answers = iter(answers)
+
+    def __next__(self) -> Any:
+        return next(self._answers)
+
+    def cancel(self) -> None:
+        """Nobody waits."""
 
 
 def remote(answer: Any) -> Remote:
