@@ -248,11 +248,8 @@ def _require_alike(directory: RunDirectory, chosen: Chosen[ServerConfig]) -> Non
 
 @token_app.command(name="add")
 def token_add(organisation: Organisation, store: RunOption, expires_days: ExpiresDays = None) -> None:
-    """Make an organisation's token and print it, this once."""
-    run = _prepared(store)
-    typer.echo(Tokens(run.tokens).add(organisation, expires_days=expires_days))
-    # Beside the token, which alone is for a file.
-    typer.echo(f"this coordinator signs with the key {run.signing_key.public}: send that too", err=True)
+    """Make an organisation's token and print it, this once; send it with what `key show` prints."""
+    typer.echo(Tokens(_prepared(store).tokens).add(organisation, expires_days=expires_days))
 
 
 @token_app.command(name="rotate")
