@@ -7,7 +7,7 @@ OUT ?= runs/demo-$(START)-$(ENGINE)
 KIND ?= manifest
 SECONDS ?= 60
 
-.PHONY: install demo test test-slow test-gpu test-python fuzz coverage check lint types rules check-wheel proto clean
+.PHONY: install demo test test-slow test-gpu test-python fuzz audit bom coverage check lint types rules check-wheel proto clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,16 @@ test-python:
 fuzz: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,fuzz]'
 	$(BIN)/python -W ignore tests/properties/guided.py $(KIND) -max_total_time=$(SECONDS)
+
+# What is installed here, held against a database of known vulnerabilities; needs a network.
+audit: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
+	$(BIN)/pip-audit --local --skip-editable
+
+# The same as a bill of materials, CycloneDX, in bom.json; it holds what the database says of each.
+bom: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
+	$(BIN)/pip-audit --local --skip-editable --format cyclonedx-json --output bom.json
 
 coverage: install
 	$(BIN)/pytest --cov

@@ -14,6 +14,7 @@ from fedfree.host.images.formats import Fit
 from fedfree.host.places import cache_folder, state_folder
 from fedfree.host.starts import describe_folder
 from fedfree.settings import Layer, Listed, Settings, Values, merge, nested, value_at
+from fedfree.signing import KEY_PATTERN
 from fedfree.statement import MAX_DELTA, MAX_EPSILON, MIN_EPSILON
 
 LEDGER = "ledger.sqlite"
@@ -253,6 +254,9 @@ class ClientConfig(Settings):
     start_sha256: Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")] | None = None
     """Which start to train from, by its first digits, where a federation over Flower has several; by default
     the first. A copy of your own is named as ``training.start`` instead."""
+    coordinator_key: Annotated[str, Field(pattern=KEY_PATTERN)] | None = None
+    """The key that a Flower node's coordinator signs with, which `fedfree-server key show` prints; by default
+    the first that is seen is believed, and kept beside this file."""
     evaluate: EvaluateConfig | None = None
     """Without it the organisation receives the meta-learner and reports nothing."""
     share_metrics: bool = False

@@ -15,7 +15,7 @@ from client.adapting.export import export_onnx
 from client.adapting.predict import Prediction
 from client.adapting.predict import predict as predict_all
 from client.commands.files import META_LEARNER, read_meta_learner
-from client.commands.options import FIT, Data, Split, Square
+from client.commands.options import FIT, Data, MetaLearnerFile, Split, Square
 from client.config import ClientConfig, DataConfig
 from client.data.loading import load_configured
 from fedfree.errors import FedFreeError
@@ -23,7 +23,6 @@ from fedfree.host.cli import WRONG_INPUT, App, print_refusal
 
 app = App()
 
-MetaLearnerFile = Annotated[Path, typer.Option(help="What fetch wrote, its manifest beside it; or a folder.")]
 NONE_OF_THESE = "none of these"
 
 

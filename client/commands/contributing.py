@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.commands.files import META_LEARNER, read_meta_learner
 from client.commands.ledger_table import ledger_lines, ledger_table
-from client.commands.options import LedgerFile
+from client.commands.options import LedgerFile, MetaLearnerFile
 from client.commands.progress import ends_on_ctrl_c, shown_progress
 from client.config import ClientConfig, or_if_colour
 from client.data.finding import hash_images
@@ -15,12 +16,13 @@ from client.training.cache import HELD_OUT, MANIFEST, WEIGHTS
 from client.training.ledger import open_ledger
 from client.training.pack import accuracy_on, identify, read_checkpoint, to_contribution, to_network
 from client.training.pretrain import Pretrained, pretrain_measured
+from client.training.provenance import is_in, own_contributions
 from client.training.statement import page
 from fedfree import PROTOCOL_VERSION
 from fedfree.architectures import Architecture, InputSpec
 from fedfree.codec import Contribution, contribution_id, decode_contribution, encode_contribution, sha256
 from fedfree.errors import ConfigError
-from fedfree.host.cli import App
+from fedfree.host.cli import FAILED, App
 from fedfree.host.files import read_file, write_file
 from fedfree.host.options import Chosen, configured
 
@@ -112,6 +114,28 @@ def ledger_command(ledger: LedgerFile = None) -> None:
     console.print(ledger_table(found))
     for line in ledger_lines(found):
         console.print(line, highlight=False)
+
+
+@app.command(name="provenance")
+def provenance_command(
+    contribution: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders written by pretrain or pack (default: all that the ledger knows)."),
+    ] = None,
+    meta_learner: MetaLearnerFile = META_LEARNER,
+    ledger: LedgerFile = None,
+) -> None:
+    """Tell whether your contributions are among those that a meta-learner says it was learned from.
+
+    Exit status 1 where one that you name is not, or none of the ledger's is. Nobody is asked.
+    """
+    provenance = read_meta_learner(meta_learner).provenance
+    found = is_in(provenance, own_contributions(contribution or [], ledger))
+    for identity, named in found.items():
+        typer.echo(f"{identity} {'is' if named else 'is not'} in the provenance")
+    typer.echo(f"{sum(found.values())} of the {len(provenance.contributions)} contributions there are yours")
+    if not (all(found.values()) if contribution else any(found.values())):
+        raise typer.Exit(FAILED)
 
 
 def _read(folder: Path) -> tuple[bytes, Contribution]:

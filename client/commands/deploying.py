@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from client.commands.remote import CoordinatorKey
 from client.doors.flower_node import Node, NodeConfig
 from client.doors.flower_node import init as init_node
 from client.doors.flower_node import up as keep_up
@@ -23,10 +24,11 @@ def init(
     server: Annotated[str, typer.Option(help="HOST:PORT of the coordinator.")],
     ca: Annotated[Path, typer.Option(help="The coordinator's ca.crt.")],
     data: Annotated[Path, typer.Option(help="Folder or zip of images, a folder a class.")],
+    coordinator_key: CoordinatorKey = None,
 ) -> None:
     """Make an organisation's key and its commented configurations."""
     config = NodeConfig.parse({"server": server}, origin="--server")
-    node = init_node(directory, config, ca, data)
+    node = init_node(directory, config, ca, data, coordinator_key=coordinator_key)
     typer.echo(
         f"wrote {directory}; look through {node.client_toml}, and send {node.key}.pub to the coordinator"
     )

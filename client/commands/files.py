@@ -5,6 +5,7 @@ from pathlib import Path
 from fedfree.codec import MetaLearner, decode_meta_learner
 from fedfree.errors import ConfigError
 from fedfree.host.files import read_file
+from fedfree.signing import read_signature
 
 META_LEARNER = Path("meta_learner.safetensors")
 
@@ -14,11 +15,22 @@ def manifest_beside(meta_learner: Path) -> Path:
     return meta_learner.with_name(f"{meta_learner.stem}.manifest.pb")
 
 
+def signature_beside(meta_learner: Path) -> Path:
+    """Where the signature over that manifest lies, where it was kept."""
+    return meta_learner.with_name(f"{meta_learner.stem}.signature.pb")
+
+
 def read_meta_learner(weights: Path) -> MetaLearner:
-    """A meta-learner from its weights and the manifest beside them; raises ConfigError where they are not.
+    """A meta-learner from its weights and the manifest beside them.
+
+    Whose it is was asked when it was fetched; where its signature was kept, it must still hold.
 
     Args:
         weights: their file, or the folder of the run that wrote it.
+
+    Raises:
+        ConfigError: they are not there.
+        SignatureError, ContributionError: the files do not belong together, or break the contract.
     """
     if weights.is_dir():
         weights /= META_LEARNER
@@ -27,4 +39,6 @@ def read_meta_learner(weights: Path) -> MetaLearner:
             f"no meta-learner at {weights}: get it with fedfree-client fetch, or name it with --meta-learner"
         )
     manifest = read_file(manifest_beside(weights))
+    if signature_beside(weights).is_file():
+        read_signature("meta-learner", manifest, read_file(signature_beside(weights)))
     return decode_meta_learner(manifest, read_file(weights))

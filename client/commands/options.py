@@ -23,3 +23,4 @@ LedgerFile = Annotated[
         show_default=False,
     ),
 ]
+MetaLearnerFile = Annotated[Path, typer.Option(help="What fetch wrote, its manifest beside it; or a folder.")]

@@ -1,6 +1,7 @@
 """``contribute``, ``status``, ``fetch``: the coordinator's gRPC door, from the organisation's side."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.commands.files import manifest_beside
+from client.commands.files import manifest_beside, signature_beside
+from client.doors.trust import Trust
 from client.training.cache import MANIFEST, WEIGHTS
 from fedfree.codec import decode_contribution
 from fedfree.errors import AccessError, ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.cli import App
 from fedfree.host.files import read_file
+from fedfree.signing import KEY_PATTERN
 
 if TYPE_CHECKING:
     from client.doors.grpc_remote import Remote
@@ -26,6 +29,12 @@ CA = Annotated[Path | None, typer.Option("--ca", help="The coordinator's CA, PEM
 TokenFile = Annotated[Path | None, typer.Option(help="Holds your token (default: $FEDFREE_TOKEN).")]
 Certificate = Annotated[Path | None, typer.Option("--cert", help="Your own certificate, if it asks for one.")]
 Key = Annotated[Path | None, typer.Option("--key", help="Private key of your certificate.")]
+CoordinatorKey = Annotated[
+    str | None,
+    typer.Option(
+        help="The key that the coordinator signs with, as it told you (default: the first that is seen)."
+    ),
+]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS; to this machine only.")]
 
 
@@ -77,6 +86,10 @@ def fetch(
     out: Annotated[Path, typer.Option(help="Where the weights go; their manifest goes beside them.")] = Path(
         "meta_learner.safetensors"
     ),
+    coordinator_key: CoordinatorKey = None,
+    allow_older: Annotated[
+        bool, typer.Option("--allow-older", help="Take one that is older than what came before.")
+    ] = False,
     ca: CA = None,
     token_file: TokenFile = None,
     cert: Certificate = None,
@@ -84,8 +97,9 @@ def fetch(
     insecure: Insecure = False,
 ) -> None:
     """Fetch the meta-learner, going on where an earlier attempt was cut off."""
-    with connected(from_, ca, token_file, cert, key, insecure) as remote:
-        meta_learner = remote.fetch(out, manifest_beside(out))
+    trust = trusted(from_, coordinator_key, allow_older=allow_older)
+    with connected(from_, ca, token_file, cert, key, insecure, trust) as remote:
+        meta_learner = remote.fetch(out, manifest_beside(out), signature_beside(out))
     typer.echo(f"wrote {out} ({meta_learner.architecture}, {len(meta_learner.weights)} bytes)")
 
 
@@ -102,7 +116,13 @@ def _read_contribution(model: Path, manifest: Path | None) -> tuple[bytes, bytes
 
 @contextmanager
 def connected(
-    door: str, ca: Path | None, token_file: Path | None, cert: Path | None, key: Path | None, insecure: bool
+    door: str,
+    ca: Path | None,
+    token_file: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    insecure: bool,
+    trust: Trust | None = None,
 ) -> Iterator["Remote"]:
     """A coordinator's gRPC door, by the options that every command to it takes."""
     from client.doors.grpc_remote import connect, credentials
@@ -112,8 +132,17 @@ def connected(
     if insecure and (ca or cert):
         raise ConfigError("--insecure talks without TLS: leave out --ca, --cert and --key")
     tls = None if insecure else credentials(ca, cert, key)
-    with connect(Address.parse(door), tls, _token(token_file)) as remote:
+    with connect(Address.parse(door), tls, _token(token_file), trust) as remote:
         yield remote
+
+
+def trusted(door: str, coordinator_key: str | None, *, allow_older: bool = False) -> Trust:
+    """What is believed of the coordinator behind a door; raises ConfigError where the key is none."""
+    if coordinator_key and not re.fullmatch(KEY_PATTERN, coordinator_key):
+        raise ConfigError(
+            f"--coordinator-key is {coordinator_key!r}: give the 64 digits of `fedfree-server key show`"
+        )
+    return Trust.at(str(Address.parse(door)), coordinator_key, allow_older=allow_older)
 
 
 def _token(file: Path | None) -> str:

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from client.commands.remote import CA, DOOR, Certificate, Insecure, Key, TokenFile, connected
+from client.commands.remote import (
+    CA,
+    DOOR,
+    Certificate,
+    CoordinatorKey,
+    Insecure,
+    Key,
+    TokenFile,
+    connected,
+    trusted,
+)
 from fedfree.codec import short
 from fedfree.host.cli import App
 from fedfree.host.starts import read_start, start_lines
@@ -32,6 +42,7 @@ def fetch(
     sha256: Annotated[
         str, typer.Option(help="First digits of the start to fetch, where the federation has several.")
     ] = "",
+    coordinator_key: CoordinatorKey = None,
     ca: CA = None,
     token_file: TokenFile = None,
     cert: Certificate = None,
@@ -39,7 +50,8 @@ def fetch(
     insecure: Insecure = False,
 ) -> None:
     """Fetch the federation's start, going on where an attempt was cut off; one that is there is compared."""
-    with connected(from_, ca, token_file, cert, key, insecure) as remote:
+    trust = trusted(from_, coordinator_key)
+    with connected(from_, ca, token_file, cert, key, insecure, trust) as remote:
         start = remote.fetch_start(out, sha256, accepted=accept_licence or ())
         others = [each[:12] for each in remote.run().starts if each != start.sha256]
     also = f"; it has others, which --sha256 names: {', '.join(others)}" if others else ""

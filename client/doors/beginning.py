@@ -1,7 +1,7 @@
 """Where training begins, as coordinator and organisation agree on it over Flower; knows nothing of Flower."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from client.config import ClientConfig
@@ -18,7 +18,10 @@ THE_STARTS = {"architecture", "image_size"}
 
 
 def begin(
-    config: ClientConfig, starts: Sequence[str], sent: tuple[bytes, bytes] | None
+    config: ClientConfig,
+    starts: Sequence[str],
+    sent: tuple[bytes, bytes] | None,
+    look: Callable[[bytes], None],
 ) -> ClientConfig | str:
     """The configuration, beginning where the federation does, or the identity of a start to be sent first.
 
@@ -28,6 +31,7 @@ def begin(
     Args:
         starts: identities of the federation's starts, hexadecimal; a single empty one without any.
         sent: manifest and weights of the start, where they came with the question.
+        look: may refuse what was sent by its manifest; raises SignatureError.
 
     Raises:
         StartError: the two begin from different starts, or the start's licence is not one of the usual.
@@ -42,7 +46,10 @@ def begin(
     if not has_start(folder):
         if sent is None:
             return chosen
-        _keep(folder, chosen, *sent)
+        if sha256(sent[0]) != chosen:
+            raise StartError(f"the start {short(sha256(sent[0]))} was sent in the place of {short(chosen)}")
+        look(sent[0])
+        _keep(folder, *sent)
     return _begun_at(config, folder)
 
 
@@ -55,14 +62,12 @@ def _chosen(starts: Sequence[str], digits: str) -> str:
     return found[0]
 
 
-def _keep(folder: Path, federation: str, manifest: bytes, weights: bytes) -> None:
+def _keep(folder: Path, manifest: bytes, weights: bytes) -> None:
     """Check what was sent, and keep it under its hash."""
-    if sha256(manifest) != federation:
-        raise StartError(f"the start {short(sha256(manifest))} was sent in the place of {short(federation)}")
     start = decode_start(manifest, weights)
     check_licence(start.licence)
     keep_start(folder, start, weights)
-    log.info("kept the start %s in %s", short(federation), folder)
+    log.info("kept the start %s in %s", short(sha256(manifest)), folder)
 
 
 def _begun_at(config: ClientConfig, folder: Path) -> ClientConfig:

@@ -14,6 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from client.adapting import adapt as adaptation
 from client.config import ClientConfig
 from client.doors.beginning import begin
+from client.doors.trust import Trust
 from client.training.pretrain import pretrain
 from fedfree.codec import decode_meta_learner
 from fedfree.errors import ConfigError, FedFreeError, StartError, VersionError
@@ -25,6 +26,7 @@ from fedfree.flower_records import (
     check_release,
     from_records,
     further_named,
+    signature_of,
     start_named,
     start_wanted,
     to_records,
@@ -64,9 +66,11 @@ app = ClientApp()
 @app.train("contribute", mods=[guard])
 def contribute(message: Message, context: Context) -> Message:
     """Train, or take the model trained before, and send it; where the start is missing, ask for that."""
+    config = read_config(context)
     sent = from_records(message.content) if brings_start(message.content) else None
     starts = start_named(message.content), *further_named(message.content)
-    begun = begin(read_config(context), starts, sent)
+    trust, signature = _trust(config, context), signature_of(message.content)
+    begun = begin(config, starts, sent, lambda manifest: trust.accept("start", manifest, signature))
     if isinstance(begun, str):
         return Message(start_wanted(begun), reply_to=message)
     manifest, weights = pretrain(begun)
@@ -77,7 +81,9 @@ def contribute(message: Message, context: Context) -> Message:
 def adapt(message: Message, context: Context) -> Message:
     """Measure the meta-learner on the organisation's new classes; numbers leave only where it allows it."""
     config = read_config(context)
-    results = adaptation.evaluate(decode_meta_learner(*from_records(message.content)), config)
+    manifest, weights = from_records(message.content)
+    _trust(config, context).accept("meta-learner", manifest, signature_of(message.content))
+    results = adaptation.evaluate(decode_meta_learner(manifest, weights), config)
     for result in results:
         log.info("%s: %s", result.spec.name, result.accuracy)
     if not config.share_metrics:
@@ -88,11 +94,20 @@ def adapt(message: Message, context: Context) -> Message:
 
 def read_config(context: Context) -> ClientConfig:
     """The configuration of the organisation that this node belongs to; raises ConfigError."""
+    return ClientConfig.read(_config_file(context))
+
+
+def _config_file(context: Context) -> Path:
     if own := context.node_config.get("config"):
-        return ClientConfig.read(Path(str(own)))
+        return Path(str(own))
     run, partition = context.run_config.get("run"), context.node_config.get("partition-id")
     if not run or partition is None:
         raise ConfigError(
             "this node has no configuration: start flower-supernode with --node-config 'config=\"FILE\"'"
         )
-    return ClientConfig.read(Path(str(run)) / "organisations" / f"{partition}.toml")
+    return Path(str(run)) / "organisations" / f"{partition}.toml"
+
+
+def _trust(config: ClientConfig, context: Context) -> Trust:
+    """What is believed of the coordinator; what is known of it is beside the node's configuration."""
+    return Trust(_config_file(context).with_suffix(".coordinator.json"), config.coordinator_key)

@@ -4,6 +4,8 @@
 
     node.toml      where the coordinator is
     client.toml    images, training, and what may leave; see client.config
+    client.coordinator.json
+                   the key that the coordinator signs with; see client.doors.trust
     ledger.sqlite  what was contributed, and what it spent; see client.training.ledger
     ca.crt         the authority that signed the coordinator's certificate
     node.key       the organisation's private key, which never leaves
@@ -26,7 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field
 
-from client.config import LEDGER, ClientConfig, DataConfig
+from client.config import LEDGER, ClientConfig
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.files import write_file, write_new
@@ -92,8 +94,13 @@ class Node:
         return NodeConfig.read(self.path / "node.toml")
 
 
-def init(path: Path, config: NodeConfig, authority: Path, data: Path) -> Node:
+def init(
+    path: Path, config: NodeConfig, authority: Path, data: Path, *, coordinator_key: str | None = None
+) -> Node:
     """Make an organisation's directory with a new key and commented configurations.
+
+    Args:
+        coordinator_key: what the coordinator signs with; None to believe the first that is seen.
 
     Raises:
         ConfigError: no authority, no such images, or files that would be overwritten.
@@ -101,11 +108,13 @@ def init(path: Path, config: NodeConfig, authority: Path, data: Path) -> Node:
     certificate = read_authority(authority)
     if not data.exists():
         raise ConfigError(f"there are no images at {data}")
-    client = ClientConfig(
-        data=DataConfig(source=data.resolve()),
-        cache=path.resolve() / "cache",
-        ledger=path.resolve() / LEDGER,
-    )
+    values = {
+        "data": {"source": data.resolve()},
+        "coordinator_key": coordinator_key,
+        "cache": path.resolve() / "cache",
+        "ledger": path.resolve() / LEDGER,
+    }
+    client = ClientConfig.parse(values, origin="option")
     private, public = make_key()
     files = {
         "node.toml": config.to_commented_toml().encode(),

@@ -5,7 +5,7 @@ import glob
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from client.doors.trust import Trust
 from fedfree.codec import (
     Contribution,
     MetaLearner,
@@ -39,6 +40,7 @@ from fedfree.host.proxy import Proxy
 from fedfree.host.starts import MANIFEST, WEIGHTS, has_start, read_start
 from fedfree.host.tls import read_authority, read_certificate
 from fedfree.release import this_release
+from fedfree.signing import What, read_signature
 from fedfree.start import Start, check_licence, decode_start, describe_start, require_same_start
 from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEStub
@@ -121,16 +123,19 @@ class Remote:
         channel: Any,
         token: str,
         *,
+        trust: Trust,
         blame: Callable[[str], str] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Take a channel to the coordinator.
 
         Args:
+            trust: what is believed of the coordinator that hands something out.
             blame: tells why there is no connection, where a proxy is on the way.
         """
         self._stub = FedFREEStub(channel)
         self._metadata = ((AUTHORIZATION, BEARER + token), (RELEASE, this_release()))
+        self._trust = trust
         self._blame = blame
         self._sleep = sleep
 
@@ -174,15 +179,20 @@ class Remote:
             further_starts=tuple(map(hash_from_wire, answer.further_start_sha256)),
         )
 
-    def fetch(self, weights: Path, manifest: Path) -> MetaLearner:
+    def fetch(self, weights: Path, manifest: Path, signature: Path | None = None) -> MetaLearner:
         """Bring the meta-learner into two files, going on where an earlier attempt ended.
+
+        Args:
+            signature: where the signature over the manifest goes, if it is to be kept.
 
         Raises:
             NotReadyError: there is none yet.
+            SignatureError: it is not signed by the key that is known, or is older; nothing was fetched.
             ContributionError: what came breaks the contract; nothing of it is kept.
             StorageError: the disk is full, or the folder cannot be written; what came is gone on with later.
         """
-        return self._fetch(self._stub.FetchMetaLearner, weights, manifest, decode_meta_learner)
+        small = {"manifest": manifest} | ({"signature": signature} if signature else {})
+        return self._fetch(self._stub.FetchMetaLearner, "meta-learner", weights, small, decode_meta_learner)
 
     def fetch_start(self, folder: Path, wanted: str = "", *, accepted: Sequence[str] = ()) -> Start:
         """Bring a start into a folder, going on where an earlier attempt ended.
@@ -197,6 +207,7 @@ class Remote:
             NotReadyError: the federation has no start.
             StartError: the folder holds another start, the licence is not accepted, or none or several begin
                 with these digits; nothing was fetched.
+            SignatureError: it is not signed by the key that is known; likewise.
             ConfigError: the folder holds weights of something else.
             ContributionError, StorageError: as :meth:`fetch`.
         """
@@ -216,8 +227,8 @@ class Remote:
                 )
             check_licence(describe_start(manifest).licence, accepted=accepted)
 
-        target, manifest = folder / WEIGHTS, folder / MANIFEST
-        return self._fetch(self._stub.FetchStart, target, manifest, decode_start, look, start=start)
+        target, small = folder / WEIGHTS, {"manifest": folder / MANIFEST}
+        return self._fetch(self._stub.FetchStart, "start", target, small, decode_start, look, start=start)
 
     def _only(self, wanted: str) -> str:
         """That start of the federation whose identity begins so; raises StartError."""
@@ -233,24 +244,36 @@ class Remote:
     def _fetch(
         self,
         method: Any,
+        what: What,
         weights: Path,
-        manifest: Path,
+        small: Mapping[str, Path],
         decode: Callable[[bytes, bytes], _Result],
         look: Callable[[bytes], None] = lambda manifest: None,
         *,
         start: str = "",
     ) -> _Result:
-        """Bring what a method hands out into two files; ``look`` may refuse it by its manifest alone."""
+        """Bring what a method hands out into files; ``look`` may refuse it by its manifest alone.
+
+        Args:
+            small: which fields of the header are written, and where.
+        """
+
+        def check(header: schema.FetchHeader) -> None:
+            self._trust.check(what, header.manifest, header.signature)
+            look(header.manifest)
+
         with named(f"cannot write {weights}"):
-            partial, manifest_bytes = self._insist(lambda: self._download(method, weights, look, start))
+            partial, header = self._insist(lambda: self._download(method, weights, check, start))
             try:
-                fetched = decode(manifest_bytes, read_file(partial))
+                fetched = decode(header.manifest, read_file(partial))
             except ContributionError:
                 partial.unlink()
                 raise
             # The weights come last: without them nobody takes the manifest for the whole.
-            write_file(manifest, manifest_bytes)
+            for field, path in small.items():
+                write_file(path, getattr(header, field))
             move_into_place(partial, weights)
+        self._trust.keep(what, read_signature(what, header.manifest, header.signature))
         return fetched
 
     def _status(self, identity: str) -> schema.GetStatusResponse:
@@ -265,9 +288,9 @@ class Remote:
         return self._insist(call)
 
     def _download(
-        self, method: Any, target: Path, look: Callable[[bytes], None], start: str
-    ) -> tuple[Path, bytes]:
-        """Bring the weights into a file beside ``target`` that is named by their hash; also the manifest."""
+        self, method: Any, target: Path, check: Callable[[schema.FetchHeader], None], start: str
+    ) -> tuple[Path, schema.FetchHeader]:
+        """Bring the weights into a file beside ``target`` that is named by their hash; also the header."""
         target.parent.mkdir(parents=True, exist_ok=True)
         begun = _begun(target)
         request = schema.FetchRequest(
@@ -278,7 +301,7 @@ class Remote:
         answers = method(request, timeout=TRANSFER_SECONDS, metadata=self._metadata)
         header = _header(answers, request)
         try:
-            look(header.manifest)
+            check(header)
         except ContributionError:
             answers.cancel()
             raise
@@ -291,7 +314,7 @@ class Remote:
                 if file.tell() + len(answer.chunk) > header.weights_bytes:
                     raise ContributionError(f"more came than the {header.weights_bytes} bytes announced")
                 file.write(answer.chunk)
-        return partial, header.manifest
+        return partial, header
 
     def _insist(self, call: Callable[[], _Result]) -> _Result:
         pauses = iter(PAUSES_SECONDS)
@@ -314,8 +337,12 @@ class Remote:
 
 
 @contextmanager
-def connect(address: Address, tls: Any | None, token: str) -> Iterator[Remote]:
-    """A coordinator's door; without ``tls`` on this machine only. Raises ConfigError."""
+def connect(address: Address, tls: Any | None, token: str, trust: Trust | None = None) -> Iterator[Remote]:
+    """A coordinator's door; without ``tls`` on this machine only. Raises ConfigError.
+
+    Args:
+        trust: what is believed of it (default: the key that this user saw there first).
+    """
     if tls is None:
         address.require_loopback()
     proxy = Proxy.towards(address)
@@ -328,7 +355,7 @@ def connect(address: Address, tls: Any | None, token: str) -> Iterator[Remote]:
         channel = grpc.secure_channel(str(address), tls, options=options)
     blame = functools.partial(proxy.blame, address) if proxy else None
     with channel:
-        yield Remote(channel, token, blame=blame)
+        yield Remote(channel, token, trust=trust or Trust.at(str(address)), blame=blame)
 
 
 def _upload(manifest: bytes, weights: bytes) -> Iterator[schema.ContributeRequest]:

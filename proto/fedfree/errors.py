@@ -57,6 +57,10 @@ class StartError(ContributionError):
     """Two sides that do not begin from the same start; the message holds hashes and a licence, no more."""
 
 
+class SignatureError(ContributionError):
+    """What a coordinator hands out is not signed by the key that is known here, or is older than what is."""
+
+
 class PrivacyError(FedFreeError):
     """A privacy guarantee that cannot be given, or a privacy budget that is used up."""
 

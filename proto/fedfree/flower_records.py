@@ -26,18 +26,23 @@ ORGANISATION_FAILED = 1000
 """Code of an error reply whose text the organisation chose itself, so that it may be shown."""
 
 _WEIGHTS, _MANIFEST, _RELEASE, _START = "weights", "manifest", "release", "start"
-_WANTED, _FURTHER = "wanted", "further"
+_WANTED, _FURTHER, _SIGNATURE = "wanted", "further", "signature"
 _SAFETENSORS, _PROTOBUF = "safetensors", "protobuf"
 _MAX_RESULTS = 16
 
 
-def to_records(manifest: bytes, weights: bytes) -> RecordDict:
-    """A contribution or a meta-learner as the content of a message."""
+def to_records(manifest: bytes, weights: bytes, signature: bytes = b"") -> RecordDict:
+    """A contribution or a meta-learner as the content of a message.
+
+    Args:
+        signature: of what a coordinator hands out, over the manifest; see :mod:`fedfree.signing`.
+    """
+    signed = {_SIGNATURE: signature} if signature else {}
     array = Array(dtype="uint8", shape=(len(weights),), stype=_SAFETENSORS, data=weights)
     return RecordDict(
         {
             _WEIGHTS: ArrayRecord({_SAFETENSORS: array}),
-            _MANIFEST: ConfigRecord({_PROTOBUF: manifest}),
+            _MANIFEST: ConfigRecord({_PROTOBUF: manifest, **signed}),
             _RELEASE: _release(),
         }
     )
@@ -57,9 +62,9 @@ def question(start: str = "", *further: str) -> RecordDict:
     return records
 
 
-def question_with_start(start: LoadedStart) -> RecordDict:
+def question_with_start(start: LoadedStart, signature: bytes) -> RecordDict:
     """The same to an organisation that lacks the start: with the start itself."""
-    records = to_records(encode_start(start.start), start.weights)
+    records = to_records(encode_start(start.start), start.weights, signature)
     records[_START] = question(start.start.sha256)[_START]
     return records
 
@@ -124,6 +129,13 @@ def from_records(records: RecordDict) -> tuple[bytes, bytes]:
         ContributionError: the message holds something else.
     """
     return _manifest(records), _weights(records)
+
+
+def signature_of(records: RecordDict) -> bytes:
+    """The signature over the manifest in a message, unchecked; empty where there is none."""
+    record = records.get(_MANIFEST)
+    signature = record.get(_SIGNATURE) if isinstance(record, ConfigRecord) else None
+    return signature if isinstance(signature, bytes) else b""
 
 
 def _manifest(records: RecordDict) -> bytes:

@@ -36,7 +36,8 @@ def init(
     """Make a certificate authority, a server certificate and commented configurations."""
     config = DeploymentConfig.parse({"listen": listen}, origin="--listen")
     deployment = init_deployment(directory, name, config, chosen.settings, starts=start or ())
-    typer.echo(f"wrote {directory}; give {deployment.authority} to every organisation")
+    typer.echo(f"wrote {directory}; give {deployment.authority} to every organisation, and the key")
+    typer.echo(f"{deployment.run.signing_key.public}, by which they know what this coordinator signed")
 
 
 @app.command()
@@ -46,8 +47,10 @@ def enroll(
     directory: Annotated[Path, typer.Option("--in", help="The coordinator's directory.")],
 ) -> None:
     """Let an organisation take part, also in a federation that runs already."""
-    Deployment(directory).enroll(name, public_key)
+    deployment = Deployment(directory)
+    deployment.enroll(name, public_key)
     typer.echo(f"{name} may take part")
+    typer.echo(f"this coordinator signs with the key {deployment.run.signing_key.public}: send that too")
 
 
 @app.command()

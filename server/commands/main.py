@@ -38,6 +38,8 @@ app = App(
 token_app = App("token", "Who may come through the gRPC door: one token an organisation.")
 app.add_typer(token_app, name="token")
 app.add_typer(deploying.app)
+key_app = App("key", "The key by which what is handed out is signed.")
+app.add_typer(key_app, name="key")
 app.add_typer(starting.app)
 
 Run = Annotated[Path, typer.Argument(help="Run directory.")]
@@ -200,6 +202,7 @@ def serve(
         run.store().discard_leftovers()
         if not Tokens(run.tokens).organisations():
             typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
+        typer.echo(f"signs with the key {run.signing_key.public}")
         log_to_stderr(json_lines=json_lines, run=run.id)
         if public_images:
             run.adopt_public_images(public_images)
@@ -245,7 +248,7 @@ def _require_alike(directory: RunDirectory, chosen: Chosen[ServerConfig]) -> Non
 
 @token_app.command(name="add")
 def token_add(organisation: Organisation, store: RunOption, expires_days: ExpiresDays = None) -> None:
-    """Make an organisation's token and print it, this once."""
+    """Make an organisation's token and print it, this once; send it with what `key show` prints."""
     typer.echo(Tokens(_prepared(store).tokens).add(organisation, expires_days=expires_days))
 
 
@@ -268,6 +271,19 @@ def token_list(store: RunOption) -> None:
 def token_revoke(organisation: Organisation, store: RunOption) -> None:
     """Forget an organisation's token: its next call is refused."""
     Tokens(RunDirectory(store).tokens).revoke(organisation)
+
+
+@key_app.command(name="show")
+def key_show(store: RunOption) -> None:
+    """Print the public key, which organisations pin."""
+    typer.echo(RunDirectory(store).signing_key.public)
+
+
+@key_app.command(name="rotate")
+def key_rotate(store: RunOption) -> None:
+    """Take a new key, signed by the old one: whoever knows that one follows by itself."""
+    old, new = RunDirectory(store).signing_key.rotate()
+    typer.echo(f"{old} is replaced by\n{new}")
 
 
 def main() -> None:

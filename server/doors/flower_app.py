@@ -8,7 +8,7 @@ continues a run that was cut short.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -31,7 +31,7 @@ from fedfree.flower_records import (
 )
 from fedfree.host.files import discard
 from fedfree.release import this_release
-from fedfree.start import LoadedStart, require_same_start
+from fedfree.start import LoadedStart, encode_start, require_same_start
 from server.config import CollectConfig
 from server.events import Event, OnEvent, ignore
 from server.run import learn_held
@@ -98,9 +98,10 @@ def _federate(grid: Grid, run: RunDirectory, on_event: OnEvent) -> None:
     def broadcast(manifest: bytes, meta_learner: MetaLearner) -> None:
         size = len(manifest) + len(meta_learner.weights)
         recorded(Event("broadcast", "finished", {"bytes": size}))
-        run.write_adaptation(adapt(grid, to_records(manifest, meta_learner.weights), recorded))
+        content = to_records(manifest, meta_learner.weights, run.published_signature(manifest))
+        run.write_adaptation(adapt(grid, content, recorded))
 
-    collect(grid, run.store(), run.config().collect, recorded)
+    collect(grid, run.store(), run.config().collect, recorded, run.start_signature)
     learn_held(run, on_event=on_event, broadcast=broadcast)
 
 
@@ -161,7 +162,13 @@ class Conversation:
                 yield node, reply
 
 
-def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) -> None:
+def collect(
+    grid: Grid,
+    store: Store,
+    config: CollectConfig,
+    on_event: OnEvent,
+    sign_start: Callable[[bytes], bytes] = lambda manifest: b"",
+) -> None:
     """Ask every node for its contribution as it appears, and store each the moment it arrives.
 
     Returns when as many organisations as expected have contributed or failed, or when time is up;
@@ -189,7 +196,9 @@ def collect(grid: Grid, store: Store, config: CollectConfig, on_event: OnEvent) 
                 content = _content(reply)
                 check_release(content, "organisation")
                 if store.starts and wants_start(content):
-                    conversation.ask_with(node, question_with_start(_wanted(store.starts, content)))
+                    wanted = _wanted(store.starts, content)
+                    signature = sign_start(encode_start(wanted.start))
+                    conversation.ask_with(node, question_with_start(wanted, signature))
                     continue
                 identity = store.receive(*from_records(content))
             except ContributionError as error:

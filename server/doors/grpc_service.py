@@ -214,6 +214,7 @@ async def _hand_out(
             weights_bytes=broadcast.size,
             weights_sha256=broadcast.sha256,
             offset=offset,
+            signature=broadcast.signature,
         )
         yield schema.FetchResponse(header=header)
         while chunk := await _in_thread(broadcast.read, offset, CHUNK_BYTES):

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Self
@@ -10,7 +12,7 @@ from typing import Self
 from google.protobuf.message import DecodeError
 
 from fedfree.codec import sha256
-from fedfree.errors import FederationError, NotReadyError
+from fedfree.errors import FederationError, NotReadyError, SignatureError, StorageError
 from fedfree.host.starts import MANIFEST, WEIGHTS
 from fedfree.start import require_same_start
 from fedfree.v1.meta_learner_pb2 import MetaLearner
@@ -24,6 +26,9 @@ _ATTEMPTS = 3
 class Broadcast:
     """A manifest and weights to hand out, opened: that others take their place meanwhile does not show."""
 
+    signature = b""
+    """Over the manifest, see :mod:`fedfree.signing`."""
+
     def __init__(self, manifest: bytes, weights: BufferedReader) -> None:
         self.manifest = manifest
         self.size = os.fstat(weights.fileno()).st_size
@@ -36,15 +41,16 @@ class Broadcast:
 
         Raises:
             NotReadyError: there is none yet.
-            FederationError: it is just being replaced, or is damaged.
+            FederationError: it is just being replaced, is damaged, or is not signed by this coordinator.
         """
         absent = "there is no meta-learner yet: ask again later"
         for _ in range(_ATTEMPTS):
-            folder = run.published  # the two are read from one folder, whatever is published meanwhile
+            folder = run.published  # all are read from one folder, whatever is published meanwhile
             identity = folder.name if folder != run.path.resolve() else ""
             with suppress(NotReadyError):
                 files = folder / run.manifest.name, folder / run.weights.name
-                return cls._open(MetaLearner, *files, identity, absent, "meta-learner")
+                sign = partial(run.published_signature, folder=folder)
+                return cls._open(MetaLearner, *files, identity, absent, "meta-learner", sign)
         raise NotReadyError(absent)
 
     @classmethod
@@ -65,7 +71,8 @@ class Broadcast:
             require_same_start(sha256, *folders)
         identity = sha256 or next(iter(folders), "")
         folder = folders.get(identity, run.start_folder)
-        return cls._open(Start, folder / MANIFEST, folder / WEIGHTS, identity, absent, "start")
+        files = folder / MANIFEST, folder / WEIGHTS
+        return cls._open(Start, *files, identity, absent, "start", run.start_signature)
 
     @classmethod
     def _open(
@@ -76,6 +83,7 @@ class Broadcast:
         identity: str,
         absent: str,
         what: str,
+        sign: Callable[[bytes], bytes],
     ) -> Self:
         try:
             opened = cls(manifest.read_bytes(), weights.open("rb"))
@@ -87,6 +95,16 @@ class Broadcast:
                 f"the {what} is just being replaced, or is damaged on the server's disk: ask again, or "
                 "where that does not help, ask the coordinator to publish it again"
             )
+        try:
+            opened.signature = sign(opened.manifest)
+        except (SignatureError, StorageError) as error:
+            opened.close()
+            if not manifest.exists():
+                raise NotReadyError(absent) from error
+            raise FederationError(
+                f"the {what} on the server's disk is not signed by its coordinator: ask the coordinator to "
+                "publish it again, fedfree-server resume"
+            ) from error
         return opened
 
     def _is_whole(self, schema: type[MetaLearner] | type[Start], identity: str) -> bool:

@@ -10,9 +10,10 @@
     public_images.safetensors     images that the coordinator named as public, where any were; never others
     store/                        contributions, see server.storage.store
     checkpoint.safetensors        the state of learning, until the run is over
-    meta_learner.safetensors      the result, with meta_learner.manifest.pb beside it: links into published/
-    published/<hash>/             the two, by the hash of the manifest
-    published/current             leads there: one rename replaces both
+    meta_learner.safetensors      the result, beside it .manifest.pb and .signature.pb: links into published/
+    published/<hash>/             the three, by the hash of the manifest
+    published/current             leads there: one rename replaces them all
+    signing.json                  the key by which what is handed out is signed; for its owner alone
     recovered.safetensors         one recovered image a model and class, by contribution id
     id                            a random name, by which logs tell runs apart
     events.jsonl                  one line an event, with its time
@@ -35,16 +36,18 @@ import safetensors.torch
 from torch import Tensor
 
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256, short
-from fedfree.errors import ConfigError, ContributionError, FedFreeError, StorageError
+from fedfree.errors import ConfigError, ContributionError, FedFreeError, SignatureError, StorageError
 from fedfree.host.files import append_line, discard, named, point, read_file, sync, write_file, write_once
 from fedfree.host.lock import changing, exclusive
 from fedfree.host.starts import MANIFEST as START_MANIFEST
 from fedfree.host.starts import has_start, keep_start, load_start
+from fedfree.signing import read_signature
 from fedfree.start import LoadedStart
 from server.config import ServerConfig
 from server.events import Event, OnEvent
 from server.learning.public_images import PublicImages
 from server.storage.public_images import read_kept, read_public_images, write_kept
+from server.storage.signing_key import SigningKey
 from server.storage.store import ACCEPTED, Store
 
 log = logging.getLogger(__name__)
@@ -106,6 +109,15 @@ class RunDirectory:
     @property
     def manifest(self) -> Path:
         return self.path / "meta_learner.manifest.pb"
+
+    @property
+    def signature(self) -> Path:
+        return self.path / "meta_learner.signature.pb"
+
+    @property
+    def signing_key(self) -> SigningKey:
+        """The key by which what is handed out is signed, made when somebody first asks for it."""
+        return SigningKey(self.path / "signing.json")
 
     @property
     def recovered(self) -> Path:
@@ -281,8 +293,10 @@ class RunDirectory:
         identity, current = sha256(manifest), self._published / "current"
         write_file(self._published / identity / self.weights.name, meta_learner.weights)
         write_file(self._published / identity / self.manifest.name, manifest)
+        signature = self.signing_key.sign("meta-learner", manifest)
+        write_file(self._published / identity / self.signature.name, signature)
         point(current, identity)
-        for each in (self.weights, self.manifest):
+        for each in (self.weights, self.manifest, self.signature):
             point(each, f"{self._published.name}/{current.name}/{each.name}")
         for other in self._published.iterdir():
             if other.name not in (identity, current.name):
@@ -291,7 +305,8 @@ class RunDirectory:
 
     def withdraw_meta_learner(self) -> None:
         """Hand out no meta-learner, nor what was recovered for it, until another is published."""
-        for link in (self._published / "current", self.manifest, self.weights, self.recovered):
+        links = (self.manifest, self.weights, self.signature, self.recovered)
+        for link in (self._published / "current", *links):
             discard(link)
         discard(self._published)
 
@@ -303,6 +318,29 @@ class RunDirectory:
     def published(self) -> Path:
         """The folder of the meta-learner that is handed out now; another one once another is published."""
         return self.manifest.resolve().parent
+
+    def published_signature(self, manifest: bytes, folder: Path | None = None) -> bytes:
+        """The signature of a meta-learner that was published here, by the key of now.
+
+        Args:
+            folder: where it lies (default: what is handed out now).
+
+        Raises:
+            SignatureError, StorageError: it is none over this manifest by this coordinator, or there is none:
+                then somebody else wrote the manifest, or an earlier release, and it is not handed out.
+        """
+        signature = read_file((folder or self.published) / self.signature.name)
+        signed, key = read_signature("meta-learner", manifest, signature), self.signing_key
+        if signed.key == key.public:
+            return signature
+        again = key.sign_again("meta-learner", manifest, signed.number)
+        if not read_signature("meta-learner", manifest, again).follows(signed.key):
+            raise SignatureError(f"the meta-learner is signed by the key {signed.key}, and that is not ours")
+        return again
+
+    def start_signature(self, manifest: bytes) -> bytes:
+        """Of a start of this run. It has no number: a start is never followed by a newer one."""
+        return self.signing_key.sign_again("start", manifest, 0)
 
     def write_recovered(self, gallery: Mapping[str, Tensor]) -> None:
         """Write what was recovered, uint8 [classes, channels, size, size] for each contribution id."""

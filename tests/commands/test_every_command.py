@@ -188,6 +188,9 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
         assert "2 accepted" in walk("client", "status", "--from", address, *door)
         assert "wrote" in walk("client", "fetch", "--from", address, *door)
     walk.walked.add(("server", "serve"))
+    own, new = walk("server", "key rotate", "--store", "run").split(" is replaced by\n")
+    assert len(own) == 64 and walk("server", "key show", "--store", "run") == new
+    assert walk("client", "provenance").endswith("2 of the 2 contributions there are yours\n")
     assert "accepted" in walk("server", "status", "run", "--contributions")
     assert "wrote" in walk("server", "resume", "run")
     refused = next(iter((folder / "run" / "store" / "accepted").iterdir())).name

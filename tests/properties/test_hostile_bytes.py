@@ -35,6 +35,7 @@ from client.adapting.classifier import Description, FewShotClassifier, read_clas
 from client.config import ClientConfig
 from client.data.loading import load_image, load_images
 from client.doors.grpc_remote import Remote
+from client.doors.trust import Trust
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import (
@@ -57,6 +58,7 @@ from fedfree.flower_records import (
     start_named,
 )
 from fedfree.host.images.decoding import MAX_PIXELS
+from fedfree.signing import public_key, sign
 from fedfree.start import Start, decode_start, encode_body, encode_start
 from fedfree.statement import (
     Composition,
@@ -80,6 +82,7 @@ CLAIMED_PIXELS_BYTES = 4 * MAX_PIXELS
 
 LAYOUT = "<5d3Q"
 """Of the numbers of a privacy statement."""
+KEY = "42" * 32
 SPEC = InputSpec(channels=1, height=16, width=16)
 GROUPED = Architecture(norm="group")
 
@@ -164,13 +167,27 @@ class Coordinator:
     def GetStatus(self, request: Any, **options: Any) -> Any:  # noqa: N802
         return self._answer
 
-    def FetchMetaLearner(self, request: Any, **options: Any) -> Iterator[Any]:  # noqa: N802
-        return iter([self._answer])
+    def FetchMetaLearner(self, request: Any, **options: Any) -> Any:  # noqa: N802
+        return Answers([self._answer])
+
+
+class Answers(Iterator[Any]):
+    """A stream that its receiver may end."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self._answers = iter(answers)
+
+    def __next__(self) -> Any:
+        return next(self._answers)
+
+    def cancel(self) -> None:
+        """Nobody waits."""
 
 
 def remote(answer: Any) -> Remote:
     made = Remote.__new__(Remote)
     made._stub, made._metadata, made._blame = Coordinator(answer), (), None  # type: ignore[assignment]
+    made._trust = Trust.at("localhost:1", public_key(KEY))
     return made
 
 
@@ -204,6 +221,7 @@ def fetch() -> bytes:
         manifest=meta_learner(),
         weights_bytes=len(weights_of()),
         weights_sha256=bytes.fromhex(sha256(weights_of())),
+        signature=sign("meta-learner", meta_learner(), KEY, 1),
     )
     return service_pb2.FetchResponse(header=header).SerializeToString()
 

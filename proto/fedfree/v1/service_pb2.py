@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64\x66ree/v1/service.proto\x12\nfedfree.v1\"=\n\x12\x43ontributionHeader\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\"^\n\x11\x43ontributeRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fedfree.v1.ContributionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd3\x01\n\x11\x43ontributionState\x12\x1b\n\x13\x63ontribution_sha256\x18\x01 \x01(\x0c\x12\x32\n\x05place\x18\x02 \x01(\x0e\x32#.fedfree.v1.ContributionState.Place\x12\x0e\n\x06reason\x18\x03 \x01(\t\"]\n\x05Place\x12\x15\n\x11PLACE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePLACE_RECEIVED\x10\x01\x12\x12\n\x0ePLACE_ACCEPTED\x10\x02\x12\x15\n\x11PLACE_QUARANTINED\x10\x03\"I\n\x12\x43ontributeResponse\x12\x33\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x1d.fedfree.v1.ContributionState\"L\n\x0c\x46\x65tchRequest\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x16\n\x0eweights_sha256\x18\x02 \x01(\x0c\x12\x14\n\x0cstart_sha256\x18\x03 \x01(\x0c\"^\n\x0b\x46\x65tchHeader\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\x12\x16\n\x0eweights_sha256\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"S\n\rFetchResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedfree.v1.FetchHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"/\n\x10GetStatusRequest\x12\x1b\n\x13\x63ontribution_sha256\x18\x01 \x01(\x0c\"1\n\x10LearningProgress\x12\x11\n\titeration\x18\x01 \x01(\r\x12\n\n\x02of\x18\x02 \x01(\r\"\x82\x02\n\x11GetStatusResponse\x12\x10\n\x08received\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12\x13\n\x0bquarantined\x18\x03 \x01(\r\x12\x33\n\x0c\x63ontribution\x18\x04 \x01(\x0b\x32\x1d.fedfree.v1.ContributionState\x12.\n\x08progress\x18\x05 \x01(\x0b\x32\x1c.fedfree.v1.LearningProgress\x12\x1b\n\x13meta_learner_sha256\x18\x06 \x01(\x0c\x12\x14\n\x0cstart_sha256\x18\x07 \x01(\x0c\x12\x1c\n\x14\x66urther_start_sha256\x18\x08 \x03(\x0c\x32\xb2\x02\n\x07\x46\x65\x64\x46REE\x12M\n\nContribute\x12\x1d.fedfree.v1.ContributeRequest\x1a\x1e.fedfree.v1.ContributeResponse(\x01\x12I\n\x10\x46\x65tchMetaLearner\x12\x18.fedfree.v1.FetchRequest\x1a\x19.fedfree.v1.FetchResponse0\x01\x12\x43\n\nFetchStart\x12\x18.fedfree.v1.FetchRequest\x1a\x19.fedfree.v1.FetchResponse0\x01\x12H\n\tGetStatus\x12\x1c.fedfree.v1.GetStatusRequest\x1a\x1d.fedfree.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64\x66ree/v1/service.proto\x12\nfedfree.v1\"=\n\x12\x43ontributionHeader\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\"^\n\x11\x43ontributeRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fedfree.v1.ContributionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd3\x01\n\x11\x43ontributionState\x12\x1b\n\x13\x63ontribution_sha256\x18\x01 \x01(\x0c\x12\x32\n\x05place\x18\x02 \x01(\x0e\x32#.fedfree.v1.ContributionState.Place\x12\x0e\n\x06reason\x18\x03 \x01(\t\"]\n\x05Place\x12\x15\n\x11PLACE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePLACE_RECEIVED\x10\x01\x12\x12\n\x0ePLACE_ACCEPTED\x10\x02\x12\x15\n\x11PLACE_QUARANTINED\x10\x03\"I\n\x12\x43ontributeResponse\x12\x33\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x1d.fedfree.v1.ContributionState\"L\n\x0c\x46\x65tchRequest\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x16\n\x0eweights_sha256\x18\x02 \x01(\x0c\x12\x14\n\x0cstart_sha256\x18\x03 \x01(\x0c\"q\n\x0b\x46\x65tchHeader\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\x12\x16\n\x0eweights_sha256\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"S\n\rFetchResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedfree.v1.FetchHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"/\n\x10GetStatusRequest\x12\x1b\n\x13\x63ontribution_sha256\x18\x01 \x01(\x0c\"1\n\x10LearningProgress\x12\x11\n\titeration\x18\x01 \x01(\r\x12\n\n\x02of\x18\x02 \x01(\r\"\x82\x02\n\x11GetStatusResponse\x12\x10\n\x08received\x18\x01 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12\x13\n\x0bquarantined\x18\x03 \x01(\r\x12\x33\n\x0c\x63ontribution\x18\x04 \x01(\x0b\x32\x1d.fedfree.v1.ContributionState\x12.\n\x08progress\x18\x05 \x01(\x0b\x32\x1c.fedfree.v1.LearningProgress\x12\x1b\n\x13meta_learner_sha256\x18\x06 \x01(\x0c\x12\x14\n\x0cstart_sha256\x18\x07 \x01(\x0c\x12\x1c\n\x14\x66urther_start_sha256\x18\x08 \x03(\x0c\x32\xb2\x02\n\x07\x46\x65\x64\x46REE\x12M\n\nContribute\x12\x1d.fedfree.v1.ContributeRequest\x1a\x1e.fedfree.v1.ContributeResponse(\x01\x12I\n\x10\x46\x65tchMetaLearner\x12\x18.fedfree.v1.FetchRequest\x1a\x19.fedfree.v1.FetchResponse0\x01\x12\x43\n\nFetchStart\x12\x18.fedfree.v1.FetchRequest\x1a\x19.fedfree.v1.FetchResponse0\x01\x12H\n\tGetStatus\x12\x1c.fedfree.v1.GetStatusRequest\x1a\x1d.fedfree.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,15 +44,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHREQUEST']._serialized_start=488
   _globals['_FETCHREQUEST']._serialized_end=564
   _globals['_FETCHHEADER']._serialized_start=566
-  _globals['_FETCHHEADER']._serialized_end=660
-  _globals['_FETCHRESPONSE']._serialized_start=662
-  _globals['_FETCHRESPONSE']._serialized_end=745
-  _globals['_GETSTATUSREQUEST']._serialized_start=747
-  _globals['_GETSTATUSREQUEST']._serialized_end=794
-  _globals['_LEARNINGPROGRESS']._serialized_start=796
-  _globals['_LEARNINGPROGRESS']._serialized_end=845
-  _globals['_GETSTATUSRESPONSE']._serialized_start=848
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1106
-  _globals['_FEDFREE']._serialized_start=1109
-  _globals['_FEDFREE']._serialized_end=1415
+  _globals['_FETCHHEADER']._serialized_end=679
+  _globals['_FETCHRESPONSE']._serialized_start=681
+  _globals['_FETCHRESPONSE']._serialized_end=764
+  _globals['_GETSTATUSREQUEST']._serialized_start=766
+  _globals['_GETSTATUSREQUEST']._serialized_end=813
+  _globals['_LEARNINGPROGRESS']._serialized_start=815
+  _globals['_LEARNINGPROGRESS']._serialized_end=864
+  _globals['_GETSTATUSRESPONSE']._serialized_start=867
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1125
+  _globals['_FEDFREE']._serialized_start=1128
+  _globals['_FEDFREE']._serialized_end=1434
 # @@protoc_insertion_point(module_scope)

@@ -60,16 +60,18 @@ class FetchRequest(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ..., start_sha256: _Optional[bytes] = ...) -> None: ...
 
 class FetchHeader(_message.Message):
-    __slots__ = ("manifest", "weights_bytes", "weights_sha256", "offset")
+    __slots__ = ("manifest", "weights_bytes", "weights_sha256", "offset", "signature")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     manifest: bytes
     weights_bytes: int
     weights_sha256: bytes
     offset: int
-    def __init__(self, manifest: _Optional[bytes] = ..., weights_bytes: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+    signature: bytes
+    def __init__(self, manifest: _Optional[bytes] = ..., weights_bytes: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ..., offset: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class FetchResponse(_message.Message):
     __slots__ = ("header", "chunk")

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from client.doors.grpc_remote import Remote
+from client.doors.trust import Trust
 from fedfree.codec import MetaLearner, contribution_id, encode_meta_learner, sha256
 from fedfree.errors import ContributionError
+from fedfree.signing import make_key, public_key, sign
 from fedfree.start import LoadedStart, encode_start
 from fedfree.v1 import service_pb2 as schema
 
 MANIFEST = b"a manifest"
+KEY = make_key()
 ASK = [lambda each: each.contribution(MANIFEST), lambda each: each.contribute(MANIFEST, b"x")]
 OWN = bytes.fromhex(contribution_id(MANIFEST))
 State = schema.ContributionState
@@ -50,6 +53,7 @@ class _Answers(Iterator[Any]):
 def remote(**answers: Any) -> Remote:
     made = Remote.__new__(Remote)
     made._stub, made._metadata, made._blame = Stub(**answers), (), None  # type: ignore[assignment]
+    made._trust = Trust.at("localhost:1", public_key(KEY))
     return made
 
 
@@ -87,7 +91,9 @@ def test_a_hash_of_another_length_is_refused() -> None:
 
 
 def header(meta_learner: MetaLearner, **changes: Any) -> schema.FetchResponse:
-    return header_of(encode_meta_learner(meta_learner), meta_learner.weights, **changes)
+    manifest = encode_meta_learner(meta_learner)
+    signature = sign("meta-learner", manifest, KEY, 1)
+    return header_of(manifest, meta_learner.weights, **({"signature": signature} | changes))
 
 
 def header_of(manifest: bytes, weights: bytes, /, **changes: Any) -> schema.FetchResponse:
@@ -132,7 +138,9 @@ def test_of_several_starts_another_than_the_one_asked_for_is_refused_before_its_
     first, other = (make_start(seed) for seed in range(2))
     hashes = [bytes.fromhex(each.start.sha256) for each in (first, other)]
     told = {"start_sha256": hashes[0], "further_start_sha256": hashes[1:]}
-    parts = [header_of(encode_start(first.start), first.weights), schema.FetchResponse(chunk=first.weights)]
+    signature = sign("start", encode_start(first.start), KEY, 0)
+    head = header_of(encode_start(first.start), first.weights, signature=signature)
+    parts = [head, schema.FetchResponse(chunk=first.weights)]
     with pytest.raises(ContributionError, match=f"asked for the start {other.start.sha256[:12]}…, and sends"):
         remote(parts=parts, **told).fetch_start(tmp_path, other.start.sha256[:9])
     assert not list(tmp_path.iterdir())

@@ -31,9 +31,11 @@ from fedfree.flower_records import (
 )
 from fedfree.host.starts import WEIGHTS, load_start, write_start
 from fedfree.release import this_release
-from fedfree.start import LoadedStart
+from fedfree.signing import make_key, public_key, sign
+from fedfree.start import LoadedStart, encode_start
 
 RESULT = FewShotAccuracy(EpisodeSpec(5, 1, 15), Accuracy(41.5, 0.8, 600))
+KEY = make_key()
 SECRET = "/hospital/patient-jane-doe.png"
 
 
@@ -58,7 +60,7 @@ def _message(message_type: str, content: RecordDict) -> Message:
     return Message(content, metadata=metadata)  # type: ignore[call-overload]
 
 
-def _meta_learner() -> RecordDict:
+def _meta_learner(key: str = KEY, number: int = 1) -> RecordDict:
     spec = InputSpec(channels=1, height=16, width=16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -71,7 +73,12 @@ def _meta_learner() -> RecordDict:
         provenance=Provenance((), "00" * 32, 0, "fedfree"),
         weights=encode_weights(network),
     )
-    return to_records(encode_meta_learner(meta_learner), meta_learner.weights)
+    manifest = encode_meta_learner(meta_learner)
+    return to_records(manifest, meta_learner.weights, sign("meta-learner", manifest, key, number))
+
+
+def _sent(begun: LoadedStart, key: str = KEY) -> RecordDict:
+    return question_with_start(begun, sign("start", encode_start(begun.start), key, 0))
 
 
 def _fail(_: ClientConfig) -> tuple[bytes, bytes]:
@@ -140,7 +147,12 @@ def test_a_bug_propagates_where_server_and_clients_share_a_process(
 
 
 @pytest.mark.parametrize(
-    "content", [question(), to_records(b"no manifest", b"no weights")], ids=["empty", "garbage"]
+    "content",
+    [
+        question(),
+        to_records(b"no manifest", b"no weights", sign("meta-learner", b"no manifest", KEY, 1)),
+    ],
+    ids=["empty", "garbage"],
 )
 def test_a_broken_meta_learner_is_answered_with_an_error(config: ClientConfig, content: RecordDict) -> None:
     reply = app(_message(ADAPT, content), _own(config))
@@ -196,7 +208,7 @@ def test_an_organisation_without_the_start_asks_for_it_keeps_it_and_trains_from_
     begun, context = make_start(), _own(config)
     asked = app(_message(CONTRIBUTE, question(begun.start.sha256)), context)
     assert wants_start(asked.content)
-    reply = app(_message(CONTRIBUTE, question_with_start(begun)), context)
+    reply = app(_message(CONTRIBUTE, _sent(begun)), context)
     folder = Path(from_records(reply.content)[0].decode())
     assert folder == config.cache.parent / "starts" / begun.start.sha256
     assert load_start(folder) == begun
@@ -211,7 +223,7 @@ def test_of_a_start_that_was_sent_come_the_architecture_and_the_size_and_all_els
     monkeypatch.setattr("client.doors.flower_app.pretrain", lambda given: trained.append(given) or (b"", b""))
     training = TrainingConfig.checked({"architecture": "conv4-64", "image_size": 48, "epochs": 7})
     own = config.model_copy(update={"training": training, "seed": 5})
-    app(_message(CONTRIBUTE, question_with_start(make_start())), _own(own))
+    app(_message(CONTRIBUTE, _sent(make_start())), _own(own))
     (found,) = trained
     assert (found.seed, found.training.epochs, found.cache) == (5, 7, config.cache)
     assert (found.training.architecture, found.training.image_size) != (training.architecture, 48)
@@ -249,13 +261,13 @@ def test_a_start_that_is_not_the_one_named_is_not_kept(
 ) -> None:
     monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: pytest.fail("trained"))
     named, sent = make_start(0), make_start(1)
-    swapped, cut = question_with_start(sent), question_with_start(replace(named, weights=named.weights[:-1]))
+    swapped, cut = _sent(sent), _sent(replace(named, weights=named.weights[:-1]))
     swapped["start"] = question(named.start.sha256)["start"]
     forbidden = make_start(2, licence="CC-BY-NC-4.0")
     for content, words in (
         (swapped, "was sent in the place of"),
         (cut, "could not train: ContributionError"),
-        (question_with_start(forbidden), "licence is CC-BY-NC-4.0"),
+        (_sent(forbidden), "licence is CC-BY-NC-4.0"),
     ):
         reply = app(_message(CONTRIBUTE, content), _own(config))
         assert words in reply.error.reason
@@ -271,3 +283,39 @@ def test_a_start_of_ones_own_that_is_cut_off_is_refused_before_training(
     (own.training.start / WEIGHTS).write_bytes(b"")
     reply = app(_message(CONTRIBUTE, question(make_start().start.sha256)), _own(own))
     assert reply.error.reason == "the organisation could not train: ContributionError"
+
+
+def test_a_meta_learner_by_another_key_unsigned_or_older_is_refused_before_it_is_used(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(adaptation, "evaluate", lambda *_: [])
+    assert app(_message(ADAPT, _meta_learner(number=5)), _own(config)).has_content()
+    assert f"signs with the key {public_key(KEY)}, seen for the first time" in caplog.text
+    monkeypatch.setattr(adaptation, "evaluate", lambda *_: pytest.fail("used"))
+    other, unsigned = make_key(), to_records(*from_records(_meta_learner()))
+    for content, words in (
+        (_meta_learner(other), f"by the key {public_key(other)}, known here is {public_key(KEY)}"),
+        (unsigned, "is not signed"),
+        (_meta_learner(number=4), "is number 4 of this coordinator, and number 5 was here before"),
+    ):
+        caplog.clear()
+        reply = app(_message(ADAPT, content), _own(config))
+        assert reply.error.reason == "the organisation could not adapt the meta-learner: SignatureError"
+        assert words in caplog.text
+
+
+def test_a_key_that_the_node_pins_is_asked_of_the_first_start_and_meta_learner_too(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, make_start: Callable[..., LoadedStart]
+) -> None:
+    monkeypatch.setattr(adaptation, "evaluate", lambda *_: [])
+    monkeypatch.setattr("client.doors.flower_app.pretrain", _train)
+    own = config.model_copy(update={"coordinator_key": public_key(KEY)})
+    for content, message_type in (
+        (_sent(make_start(), make_key()), CONTRIBUTE),
+        (_meta_learner(make_key()), ADAPT),
+    ):
+        reply = app(_message(message_type, content), _own(own))
+        assert "SignatureError" in reply.error.reason
+    assert not (config.cache.parent / "starts").exists()
+    assert app(_message(CONTRIBUTE, _sent(make_start())), _own(own)).has_content()
+    assert app(_message(ADAPT, _meta_learner()), _own(own)).has_content()
