@@ -18,7 +18,7 @@ from fedfree.codec import is_body, short
 from fedfree.errors import FederationError
 from fedfree.start import Start
 from server.learning.pool import Member, Pool
-from server.learning.trust import FEWEST, Ground, Trust, by_direction, by_sharing, combine
+from server.learning.trust import FEWEST, Ground, Trust, by_direction, by_sharing, combine, own_directions
 
 CLIP = 2.0
 """A tensor that moved from the start so many times as far as the middle model's counts as if it had moved so
@@ -117,7 +117,7 @@ def _influence(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -
         "model, which was cut"
         for each in shares.T
     ]
-    grounds = [by_direction(cosines), by_sharing(cosines, organisations)]
+    grounds = [by_direction(cosines), by_sharing(own_directions(cosines), organisations)]
     votes = grounds[0].factors * grounds[1].factors
     return Influence(votes, kept, combine(len(numbers), [*grounds, Ground(shares.mean(0), words)]))
 

@@ -152,14 +152,37 @@ def by_sharing(alike: Tensor, organisations: Sequence[str | None]) -> Ground:
     return Ground(1 / counts.double(), words)
 
 
+def own_directions(cosines: Tensor) -> Tensor:
+    """Correlation between what is each model's own in its difference from the start, [models, models].
+
+    What all share is their geometric median, by Weiszfeld's steps as of Pillutla et al. (2022).
+
+    Args:
+        cosines: [models, models], between these differences.
+    """
+    shares = cosines.new_ones(len(cosines)) / len(cosines)
+    for _ in range(20):
+        closeness = 1 / _own_products(cosines, shares).diagonal().clamp(min=1e-6).sqrt()
+        shares = closeness / closeness.sum()
+    products = _own_products(cosines, shares)
+    lengths = products.diagonal().clamp(min=1e-6).sqrt()
+    return products / lengths / lengths[:, None]
+
+
+def _own_products(cosines: Tensor, shares: Tensor) -> Tensor:
+    """Inner products of what is left of each when the mean by these shares is taken away."""
+    to_mean = cosines @ shares
+    return cosines - to_mean - to_mean[:, None] + shares @ to_mean
+
+
 def by_direction(cosines: Tensor) -> Ground:
     """Who moved from the start against the others; who moved elsewhere may hold other things.
 
     Args:
-        cosines: [models, models], between differences from the start, of which copies are found too.
+        cosines: [models, models], between differences from the start; copies have one vote on the others.
     """
-    votes = by_sharing(cosines, [None] * len(cosines)).factors.to(cosines.dtype)
-    others = votes.expand_as(cosines) * (1 - torch.eye(len(cosines), dtype=cosines.dtype))
+    votes = by_sharing(own_directions(cosines), [None] * len(cosines)).factors.to(cosines)
+    others = votes.expand_as(cosines) * (1 - torch.eye(len(cosines)).to(cosines))
     lengths = torch.einsum("ij,jk,ik->i", others, cosines, others).clamp(min=1e-12).sqrt()
     agreement = (others * cosines).sum(1) / lengths
     middle = agreement.median().clamp(min=0.01)

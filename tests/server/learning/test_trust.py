@@ -10,6 +10,7 @@ from server.learning.trust import (
     by_skill,
     combine,
     median_of_others,
+    own_directions,
     own_ways,
     relations,
     skill,
@@ -87,3 +88,11 @@ def test_only_words_that_take_something_away_are_said() -> None:
     whole, part = combine(2, [first, second])
     assert (whole.weight, whole.evidence) == (1.0, "")
     assert (part.weight, part.evidence) == (0.25, "dull; loud")
+
+
+def test_honest_models_that_go_one_way_do_not_share_a_vote_and_copies_of_one_do() -> None:
+    common, own = noise(1, 5000, seed=0), noise(8, 5000, seed=1)
+    moved = torch.cat([3 * common + own[:6], own[6:7], own[6:7] + 0.1 * own[7:]]).double()
+    unit = torch.nn.functional.normalize(moved, dim=1)
+    factors = by_sharing(own_directions(unit @ unit.T), [None] * 8).factors
+    assert factors.tolist() == [1] * 6 + [0.5] * 2
