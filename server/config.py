@@ -88,6 +88,9 @@ class MetaLearnConfig(Settings):
     """Images in such a batch."""
     relational_temperature: Positive = 0.1
     """By which pairwise similarities are divided."""
+    robust: bool = True
+    """Whether a model counts less, down to nothing, whose function is no use to the others or draws the rest
+    away, and whether copies and the models of one organisation share one vote."""
     projection_weight: NotNegative = 1.0
     """Of predicting every teacher's features by a linear map, beside the relational loss."""
     distillation_temperature: Positive = 1.0
@@ -158,9 +161,12 @@ class ServerConfig(ComputeConfig):
         return self
 
     def sha256(self) -> str:
-        """Hexadecimal hash of every value, defaults included; of public images only a number chosen."""
-        unchosen = {"learn": {"public_images"}} if self.learn.public_images == PUBLIC_IMAGES else None
-        return sha256(self.model_dump_json(exclude=unchosen).encode())
+        """Hexadecimal hash of every value, defaults included; of public images only a number chosen, and of
+        robustness only that it is on.
+        """
+        unchosen = {"public_images"} if self.learn.public_images == PUBLIC_IMAGES else set()
+        unchosen |= set() if self.learn.robust else {"robust"}
+        return sha256(self.model_dump_json(exclude={"learn": unchosen} if unchosen else None).encode())
 
     def require_use_of_public_images(self) -> None:
         """Raise ConfigError where nobody would look at public images."""

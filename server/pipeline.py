@@ -68,6 +68,8 @@ def run(
         on_event(Event("learn", "progress", values))
         _save(state, checkpoint, iteration + 1, team)
     outcome = conclude(state)
+    for identity, trust in sorted(outcome.doubted.items()):
+        on_event(Event("learn", "doubted", {"contribution": identity, **trust.said()}))
     on_event(Event("learn", "finished", outcome.judged()))
     return outcome
 

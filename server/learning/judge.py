@@ -50,7 +50,7 @@ def choose(state: State) -> tuple[Classifier, Judgement | None]:
     if state.pool.start is None:
         return state.meta_learner, None
     average = copy.deepcopy(state.meta_learner)
-    merge_into(average, state.pool)
+    merge_into(average, state.pool, robust=state.config.learn.robust)
     learned = part_way(average, state.meta_learner, state.config.learn.broadcast_share)
     ways = min(state.config.learn.replay_ways, len(state.pool))
     if ways < 2 or not can_draw(state.validation, spec := EpisodeSpec(ways, 1, 5)):

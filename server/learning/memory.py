@@ -79,9 +79,15 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def add(self, images: Tensor, features: Tensor) -> None:
-        """Append [images, channels, size, size] in [0, 1] with their features [images, size]."""
-        self.rows.add({"images": to_bytes(images), "features": features.half()})
+    def add(self, images: Tensor, features: Tensor, sources: Tensor | None = None) -> None:
+        """Append [images, channels, size, size] in [0, 1] with their features [images, size].
+
+        Args:
+            sources: [images, 2], model and class that each was recovered from; -1, as by default, where it
+                comes of several.
+        """
+        sources = torch.full((len(images), 2), -1) if sources is None else sources
+        self.rows.add({"images": to_bytes(images), "features": features.half(), "sources": sources})
 
     def sample(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and features of ``count`` rows drawn without replacement while they last."""

@@ -6,7 +6,9 @@ Of several starts each has its own: the first one's is the meta-learner, the oth
 """
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +18,25 @@ from fedfree.codec import is_body, short
 from fedfree.errors import FederationError
 from fedfree.start import Start
 from server.learning.pool import Member, Pool
+from server.learning.trust import FEWEST, Ground, Trust, by_direction, by_sharing, combine, own_directions
+
+CLIP = 2.0
+"""A tensor that moved from the start so many times as far as the middle model's counts as if it had moved so
+far. Honest ones move at most 1.8 times as far."""
+BLOCK = 32
+"""Models whose differences are compared at once."""
 
 
-def merge_into(network: nn.Module, pool: Pool) -> None:
+def merge_into(network: nn.Module, pool: Pool, *, robust: bool = False) -> dict[str, Trust]:
     """Give ``network`` the mean of those bodies that began where the meta-learner does.
 
     Its head, which no other has, stays as it is.
+
+    Args:
+        robust: whether what moved unlike the others counts less.
+
+    Returns:
+        How much each counts, by its id; empty where all count the same.
 
     Raises:
         FederationError: no model began there.
@@ -33,34 +48,126 @@ def merge_into(network: nn.Module, pool: Pool) -> None:
             "the first start of this run, from which the meta-learner begins: wait for one, or begin a run "
             "with another start first"
         )
-    _average(network, pool, numbers)
+    return _average(network, pool, pool.start if robust else None, numbers)
 
 
-def further_means(pool: Pool) -> list[Member]:
+def further_means(pool: Pool, *, robust: bool = False) -> list[Member]:
     """For each further start that several models began from, their mean, numbered as the first of them."""
     begun = ((start, pool.began_from(start)) for start in pool.further_starts)
-    return [_mean(pool, start, numbers) for start, numbers in begun if len(numbers) > 1]
+    return [_mean(pool, start, numbers, robust) for start, numbers in begun if len(numbers) > 1]
 
 
-def _mean(pool: Pool, start: Start, numbers: Sequence[int]) -> Member:
+def _mean(pool: Pool, start: Start, numbers: Sequence[int], robust: bool) -> Member:
     network = build(start.architecture, num_classes=2, input=start.input).eval().requires_grad_(False)
     use_channels_last(network.to(pool.device, pool.dtype))
-    _average(network, pool, numbers)
+    _average(network, pool, start if robust else None, numbers)
     return Member(
         f"mean of {start.sha256}", numbers[0], start.architecture, network, start.input, 2, pool.device
     )
 
 
 @torch.no_grad()
-def _average(network: nn.Module, pool: Pool, numbers: Sequence[int]) -> None:
-    """Sums are in double precision, so that what all models share comes out to the bit."""
+def _average(network: nn.Module, pool: Pool, start: Start | None, numbers: Sequence[int]) -> dict[str, Trust]:
+    """Sums are in double precision, so that what all models share comes out to the bit.
+
+    Args:
+        start: from which differences are bounded; None for the plain mean.
+    """
     own = {name: tensor for name, tensor in network.state_dict().items() if is_body(name)}
+    body = pool.body(start) if start else {}
+    influence = _influence(pool, body, numbers) if start else Influence(torch.ones(len(numbers)), {}, [])
     sums: dict[str, Tensor] = {}
-    for number in numbers:
+    for place, (number, vote) in enumerate(zip(numbers, influence.votes.tolist(), strict=True)):
         state = pool.member(number).network.state_dict()
-        sums = {name: sums.get(name, 0) + state[name].double() for name in own}
+        for name in own:
+            tensor = state[name].double()
+            if (kept := float(influence.kept.get(name, influence.votes.new_ones(len(numbers)))[place])) < 1:
+                tensor = torch.lerp(body[name].to(tensor), tensor, kept)
+            sums[name] = sums.get(name, 0) + vote * tensor
     for name, tensor in own.items():
-        tensor.copy_(sums[name] / len(numbers))
+        tensor.copy_(sums[name] / float(influence.votes.sum()))
+    return {pool.ids[number]: trust for number, trust in zip(numbers, influence.trusts, strict=False)}
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """What each of several models may do to their mean."""
+
+    votes: Tensor
+    """[models], weights in the mean."""
+    kept: Mapping[str, Tensor]
+    """By tensor the share of each model's difference from the start that counts, [models]."""
+    trusts: Sequence[Trust]
+    """In words, both together."""
+
+
+def _influence(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -> Influence:
+    """Bound the length of each difference from the start by the middle one (Karimireddy et al., ICML 2021,
+    clip likewise), and leave out who moves against the others.
+    """
+    organisations = [pool.member(number).organisation for number in numbers]
+    if len(numbers) < FEWEST:
+        sharing = by_sharing(torch.eye(len(numbers)), organisations)
+        return Influence(sharing.factors, {}, combine(len(numbers), [sharing]))
+    kept = _kept(pool, body, numbers)
+    cosines = _cosines(pool, body, numbers, kept)
+    shares = torch.stack(list(kept.values()))
+    words = [
+        f"moved {int((each < 1).sum())} of {len(each)} tensors over {CLIP:g} times as far as the middle "
+        "model, which was cut"
+        for each in shares.T
+    ]
+    grounds = [by_direction(cosines), by_sharing(own_directions(cosines), organisations)]
+    votes = grounds[0].factors * grounds[1].factors
+    return Influence(votes, kept, combine(len(numbers), [*grounds, Ground(shares.mean(0), words)]))
+
+
+def _kept(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -> dict[str, Tensor]:
+    """By tensor the share of each model's difference that is not too long, [models].
+
+    What fewer than half of the models trained may change by as large a part as other tensors do.
+    """
+    names = [name for name, tensor in body.items() if tensor.is_floating_point()]
+    lengths = torch.tensor(
+        [
+            [float(_differences(body, [state], name).norm()) for name in names]
+            for state in (pool.member(number).network.state_dict() for number in numbers)
+        ]
+    )
+    sizes = torch.tensor([float(body[name].norm()) for name in names])
+    relative = lengths / sizes.clamp(min=1e-12)
+    usual = relative[relative > 0].median() if bool((relative > 0).any()) else 0.0
+    middle = lengths.median(0).values
+    limits = CLIP * torch.where(middle > 0, middle, usual * sizes)
+    kept = (limits / lengths.clamp(min=1e-30)).clamp(max=1)
+    return dict(zip(names, torch.where(lengths > 0, kept, 1.0).T, strict=True))
+
+
+def _cosines(
+    pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int], kept: Mapping[str, Tensor]
+) -> Tensor:
+    """Between the models' differences from the start, cut to what counts, [models, models]."""
+    products = torch.zeros(len(numbers), len(numbers), dtype=torch.float64)
+    blocks = torch.arange(len(numbers)).split(BLOCK)
+    for rows, columns in itertools.combinations_with_replacement(blocks, 2):
+        pair = [
+            [pool.member(numbers[each]).network.state_dict() for each in block] for block in (rows, columns)
+        ]
+        for name, shares in kept.items():
+            row, column = (
+                shares[block, None] * _differences(body, states, name)
+                for block, states in zip((rows, columns), pair, strict=True)
+            )
+            products[rows[:, None], columns] += row @ column.T
+    products = products.triu() + products.triu(1).T
+    lengths = products.diagonal().sqrt().clamp(min=1e-12)
+    return products / lengths / lengths[:, None]
+
+
+def _differences(body: Mapping[str, Tensor], states: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
+    """What models changed of one tensor of their start, [models, numbers], in double precision on the CPU."""
+    began = body[name].to(states[0][name].dtype).double()
+    return torch.stack([(state[name].cpu().double() - began).flatten() for state in states])
 
 
 @torch.no_grad()

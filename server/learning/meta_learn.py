@@ -36,6 +36,8 @@ class Lesson:
     """Feature size of each teacher."""
     projection: nn.Linear | None = None
     """From the meta-learner's features to the teachers'; it is learned along with the meta-learner."""
+    weights: Tensor | None = None
+    """How much each teacher counts, [teachers]; None where all count the same."""
 
 
 @dataclass(frozen=True)
@@ -78,35 +80,43 @@ def relational_loss(own: Tensor, teachers: Tensor, temperature: float) -> Tensor
     return divergence.mean()
 
 
-def projection_loss(projected: Tensor, teachers: Tensor, sizes: Sequence[int]) -> Tensor:
+def projection_loss(
+    projected: Tensor, teachers: Tensor, sizes: Sequence[int], weights: Tensor | None = None
+) -> Tensor:
     """One minus the cosine between projected and teachers' features, mean over teachers and rows.
 
     Args:
         projected: [batch, sum of sizes], a linear map of the meta-learner's features.
-        teachers: [batch, sum of sizes], of :func:`side_by_side`.
+        teachers: [batch, sum of sizes], of :func:`side_by_side` with the same weights.
     """
-    cosines = (_unit_blocks(projected, sizes) * teachers).sum(1)
+    cosines = (_unit_blocks(projected, sizes, weights) * teachers).sum(1)
     return 1 - cosines.mean()
 
 
-def side_by_side(features: Tensor, sizes: Sequence[int]) -> Tensor:
+def side_by_side(features: Tensor, sizes: Sequence[int], weights: Tensor | None = None) -> Tensor:
     """Unit-length rows whose inner products are the mean of the networks' own cosine similarities.
 
     Args:
         features: [batch, sum of sizes]; each network's block is centred on the batch and normalised.
+        weights: of the networks in the mean, [networks]; the same for all by default.
     """
-    return _unit_blocks(features - features.mean(0), sizes)
+    return _unit_blocks(features - features.mean(0), sizes, weights)
 
 
-def _unit_blocks(features: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Each network's block at the same length; neighbours of one size are normalised together."""
+def _unit_blocks(features: Tensor, sizes: Sequence[int], weights: Tensor | None) -> Tensor:
+    """Each network's block at the same length, or at that of its weight; neighbours of one size are
+    normalised together.
+    """
     runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]
     parts = features.split([size * count for size, count in runs], dim=1)
     blocks = [
         F.normalize(part.unflatten(1, (count, size)), dim=2).flatten(1)
         for part, (size, count) in zip(parts, runs, strict=True)
     ]
-    return torch.cat(blocks, dim=1) / math.sqrt(len(sizes))
+    if weights is None:
+        return torch.cat(blocks, dim=1) / math.sqrt(len(sizes))
+    lengths = (weights / weights.sum()).sqrt().to(features)
+    return torch.cat(blocks, dim=1) * lengths.repeat_interleave(torch.tensor(sizes, device=features.device))
 
 
 def recovered_tasks(recovered: Sequence[RecoveredTask], *, rng: torch.Generator) -> list[DistillationTask]:
@@ -215,12 +225,13 @@ def task_loss(
 
 def lesson_loss(features: Tensor, lesson: Lesson, config: MetaLearnConfig) -> Tensor:
     """Relational and projection loss of the meta-learner's features [images, size] under one lesson."""
-    teachers = side_by_side(lesson.features, lesson.sizes)
+    teachers = side_by_side(lesson.features, lesson.sizes, lesson.weights)
     own = side_by_side(features, [features.shape[1]])
     loss = relational_loss(own, teachers, config.relational_temperature)
     if lesson.projection is not None:
         projected = lesson.projection(features - features.mean(0))
-        loss = loss + config.projection_weight * projection_loss(projected, teachers, lesson.sizes)
+        missed = projection_loss(projected, teachers, lesson.sizes, lesson.weights)
+        loss = loss + config.projection_weight * missed
     return loss
 
 

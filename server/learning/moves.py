@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from server.learning.compose import compose, noise
@@ -102,12 +103,23 @@ def ask_teachers(
     """
     remembered = state.shapes[state.memory.models]
     for shape, teachers in enumerate(state.teachers):
-        images = [task.images for task in recovered if state.shapes[task.member.number] == shape]
+        tasks = [task for task in recovered if state.shapes[task.member.number] == shape]
         rows = (remembered == shape).nonzero().flatten()
-        images = _questions(state, images, rows, teachers) + _public_images(state, shape, iteration)
+        images = _questions(state, [task.images for task in tasks], rows, teachers)
+        images += _public_images(state, shape, iteration)
         if images:
+            sources = _sources(tasks, teachers, sum(map(len, images)))
             with autocast(state.config.precision, state.pool.device):
-                state.left_out.update(teachers.show(torch.cat(images), team=team))
+                state.left_out.update(teachers.show(torch.cat(images), sources=sources, team=team))
+
+
+def _sources(tasks: Sequence[RecoveredTask], teachers: Teachers, count: int) -> Tensor:
+    """Model and class of the recovered images, which are the first of those shown; -1 for all others."""
+    sources = torch.full((count, 2), -1)
+    if tasks and not teachers.noise_channels:
+        known = [F.pad(task.labels[:, None].cpu(), (1, 0), value=task.member.number) for task in tasks]
+        sources[: sum(map(len, known))] = torch.cat(known)
+    return sources
 
 
 def distil(state: State, recovered: Sequence[RecoveredTask], team: Team = ALONE) -> float | None:

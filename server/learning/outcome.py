@@ -1,7 +1,8 @@
 """What learning leaves: the meta-learner that is broadcast, and one recovered image a class to look at."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fedfree.errors import FederationError
 from fedfree.seeding import make_generator
 from server.learning.judge import Judgement, choose
 from server.learning.state import State, architecture_of
+from server.learning.trust import Trust
 
 PROBE_IMAGES = 4
 
@@ -27,6 +29,9 @@ class Outcome:
     images_recovered: int
     judgement: Judgement | None = None
     """How what was learned did against the mean of the models; None where there was none to judge by."""
+
+    doubted: Mapping[str, Trust] = field(default_factory=dict)
+    """By id the models that did not count in full, with the evidence."""
 
     def judged(self) -> dict[str, float | str]:
         """The judgement as plain words and percentages; empty without one."""
@@ -81,4 +86,4 @@ def conclude(state: State) -> Outcome:
         weights=encode_weights(copy.deepcopy(chosen).float()),
     )
     gallery = {state.pool.ids[number]: images for number, images in state.memory.gallery().items()}
-    return Outcome(meta_learner, gallery, state.images_recovered, judgement)
+    return Outcome(meta_learner, gallery, state.images_recovered, judgement, state.doubted())

@@ -1,7 +1,7 @@
 """The pool: accepted contributions as networks, loaded when they are needed."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,9 @@ class Models(Protocol):
     def network(self, identity: str) -> tuple[Contribution, Classifier]:
         """Its description and the network."""
 
+    def organisation(self, identity: str) -> str | None:
+        """Who handed it over, where anybody knows."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -46,6 +49,8 @@ class Member:
     input: InputSpec
     num_classes: int
     device: torch.device
+    organisation: str | None = None
+    """Who sent it, where anybody knows."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,7 +114,13 @@ class Pool:
             contribution.input,
             contribution.num_classes,
             self.device,
+            self._models.organisation(identity),
         )
+
+    def body(self, start: Start) -> Mapping[str, Tensor]:
+        """The tensors of one of the starts, on the CPU."""
+        begun = [each for each in (self._models.start, *self._models.further_starts) if each]
+        return next(each.body for each in begun if each.start == start)
 
     def sample(self, count: int, rng: torch.Generator) -> list[Member]:
         """``count`` different members (all of them, if there are fewer), uniformly."""

@@ -20,6 +20,7 @@ from server.learning.pool import Pool, common_classes, common_input, number_shap
 from server.learning.public_images import PublicImages
 from server.learning.teachers import Teachers, appoint, draw_alike
 from server.learning.team import ALONE, Team
+from server.learning.trust import Trust
 
 VALIDATION_IMAGES = 2000
 """Most that are kept for judging, newest last."""
@@ -57,6 +58,8 @@ class State:
     """What a model of each shape takes."""
     public_images: PublicImages | None = None
     """Shown to the teachers beside recovered ones."""
+    merged: Mapping[str, Trust] = field(default_factory=dict)
+    """How much each model counts in the mean of those that began where the meta-learner does, by its id."""
     left_out: set[str] = field(default_factory=set)
     """Ids of models of which something was not finite, and not used."""
 
@@ -70,6 +73,20 @@ class State:
     def projections(self) -> list[nn.Linear]:
         """Those of the teachers, in their order."""
         return _projections(self.teachers)
+
+    def doubted(self) -> dict[str, Trust]:
+        """By id the models that do not count in full, in the mean or as teachers, whichever is less."""
+        found: dict[str, Trust] = {}
+        heard = [
+            (member.id, trust)
+            for each in self.teachers
+            if self.config.learn.robust and self.config.learn.relational_tasks
+            for member, trust in zip(each.members, each.trusts(), strict=True)
+        ]
+        for identity, trust in (*self.merged.items(), *heard):
+            if trust.weight < found.get(identity, Trust(1.0)).weight:
+                found[identity] = trust
+        return found
 
     @property
     def images_recovered(self) -> int:
@@ -144,9 +161,9 @@ def begin(pool: Pool, config: ServerConfig, public_images: PublicImages | None =
         generator = _build_generator(pool, config, input)
         meta_learner = build(architecture_of(pool, config), num_classes=num_classes, input=input)
         use_channels_last(meta_learner.to(pool.device, pool.dtype))
-        teachers = appoint(alike, meta_learner.feature_size, config.learn, everywhere=further_means(pool))
-    if pool.start:
-        merge_into(meta_learner, pool)
+        means = further_means(pool, robust=config.learn.robust)
+        teachers = appoint(alike, meta_learner.feature_size, config.learn, everywhere=means)
+    merged = merge_into(meta_learner, pool, robust=config.learn.robust) if pool.start else {}
     rates = config.invert.outer_learning_rate, config.learn.inner_learning_rate
     learned = list(nn.ModuleList([meta_learner, *_projections(teachers)]).parameters())
     return State(
@@ -166,6 +183,7 @@ def begin(pool: Pool, config: ServerConfig, public_images: PublicImages | None =
         rng=make_generator(config.seed, "learn"),
         shape_inputs=[inputs[shapes.tolist().index(shape)] for shape in range(len(teachers))],
         public_images=public_images,
+        merged=merged,
     )
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,26 @@ from server.learning.meta_learn import DistillationTask, Lesson
 from server.learning.pool import Member, Pool
 from server.learning.precision import widen
 from server.learning.team import ALONE, Team
+from server.learning.trust import (
+    FEWEST,
+    Trust,
+    by_distance,
+    by_sharing,
+    by_skill,
+    combine,
+    own_ways,
+    relations,
+    skill,
+)
 
 MOST_FEATURES = 4096
 """A model with more teaches only where it has at most four times as many as the middle one."""
 CPU_BATCH = 64
 """Images at once on a CPU: what fits its caches."""
+PROBES = 256
+"""Images, from all over the corpus, by whose relations models are compared."""
+LABELLED = 800
+"""Newest recovered images by whose classes models are compared, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +49,11 @@ class Teachers:
     noise_channels: int = 0
     """Of the noise composed with their images; 0, none, where models with BatchNorm gave these."""
 
-    def show(self, images: Tensor, *, team: Team = ALONE) -> list[str]:
+    def show(self, images: Tensor, *, sources: Tensor | None = None, team: Team = ALONE) -> list[str]:
         """Ask every model about [batch, channels, size, size] images in [0, 1].
 
         Args:
+            sources: model and class that each image was recovered from, by which the models are weighed.
             team: shares the images.
 
         Returns:
@@ -48,17 +65,53 @@ class Teachers:
             if not block.half().isfinite().all():
                 block.zero_()
                 left_out.append(member.id)
-        self.corpus.add(images, features)
+        self.corpus.add(images, features, sources)
         return left_out
+
+    def trusts(self) -> list[Trust]:
+        """How much each model counts, by what it made of the images so far; the corpus alone decides."""
+        grounds = []
+        blocks = partial(self._blocks, self.corpus.rows.oldest_first())
+        alike = torch.eye(len(self.members))
+        if len(self.members) >= FEWEST and len(self.corpus) > 2:
+            spread = torch.linspace(0, len(self.corpus) - 1, min(PROBES, len(self.corpus))).long()
+            related = torch.stack([relations(block) for block in blocks(spread)])
+            grounds, alike = [by_distance(related)], own_ways(related)
+            sources = self.corpus.rows["sources"][self.corpus.rows.oldest_first()].cpu()
+            labelled = (sources[:, 0] >= 0).nonzero().flatten()[-LABELLED:]
+            if len(sources[labelled, 0].unique()) >= FEWEST:
+                grounds.append(by_skill(self._skills(blocks(labelled), sources[labelled])))
+        return combine(
+            len(self.members), [*grounds, by_sharing(alike, [each.organisation for each in self.members])]
+        )
+
+    def _blocks(self, order: Tensor, rows: Tensor) -> Sequence[Tensor]:
+        """What each model made of some images, on the CPU."""
+        features = self.corpus.rows["features"][order[rows.to(order.device)]]
+        return torch.split(features.float().cpu(), list(self._sizes), dim=1)
+
+    def _skills(self, blocks: Sequence[Tensor], sources: Tensor) -> Tensor:
+        """The middle of each model's skill on what was recovered from the others."""
+        models, skills = sources[:, 0].unique(), []
+        for member, block in zip(self.members, blocks, strict=True):
+            skills.append(skill(block, sources[:, 0], sources[:, 1])[models != member.number].median())
+        return torch.stack(skills)
+
+    def votes(self) -> Tensor | None:
+        """The weights of the models, [models]; None where all count the same."""
+        weights = torch.tensor([each.weight for each in self.trusts()])
+        return None if bool((weights == weights[0]).all()) else weights
 
     @property
     def _sizes(self) -> tuple[int, ...]:
         return tuple(member.network.feature_size for member in self.members)
 
-    def lesson(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Lesson]:
+    def lesson(
+        self, count: int, votes: Tensor | None = None, *, rng: torch.Generator
+    ) -> tuple[Tensor, Lesson]:
         """At most ``count`` of the images that were shown, and what every model said of them."""
         images, features = self.corpus.sample(count, rng=rng)
-        return images, Lesson(features, self._sizes, self.projection)
+        return images, Lesson(features, self._sizes, self.projection, votes)
 
 
 def draw_alike(pool: Pool, shapes: Tensor, *, at_most: int, seed: int) -> list[list[Member]]:
@@ -137,12 +190,16 @@ def relational_tasks(
     """
     ready = [each for each in teachers if len(each.corpus)]
     count = config.relational_tasks if ready else 0
-    return [_joint_task(ready, config.batch_size, rng=rng) for _ in range(count)]
+    votes = [each.votes() if config.robust else None for each in ready]
+    return [_joint_task(ready, votes, config.batch_size, rng=rng) for _ in range(count)]
 
 
-def _joint_task(teachers: Sequence[Teachers], batch_size: int, *, rng: torch.Generator) -> DistillationTask:
+def _joint_task(
+    teachers: Sequence[Teachers], votes: Sequence[Tensor | None], batch_size: int, *, rng: torch.Generator
+) -> DistillationTask:
     share = max(2, batch_size // len(teachers))
-    images, lessons = zip(*(each.lesson(share, rng=rng) for each in teachers), strict=True)
+    heard = zip(teachers, votes, strict=True)
+    images, lessons = zip(*(each.lesson(share, weights, rng=rng) for each, weights in heard), strict=True)
     return DistillationTask(torch.cat(images), lessons=lessons)
 
 

@@ -109,6 +109,18 @@ def judged(events: Iterable[Event]) -> dict[str, Any]:
     return ends[-1] if ends else {}
 
 
+def doubted(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
+    """By contribution what does not count in full, how much it counts and why, as learning last ended."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if (event.stage, event.kind) == ("learn", "started"):
+            found = {}
+        elif (event.stage, event.kind) == ("learn", "doubted"):
+            values = dict(event.values)
+            found[str(values.pop("contribution"))] = values
+    return found
+
+
 def _public_images(config: SimulationConfig, directory: RunDirectory) -> dict[str, object]:
     """What the server had beside recovered images; empty where it had no image."""
     if (images := directory.public_images()) is None:
@@ -174,7 +186,7 @@ def _baseline(comparison: Comparison, name: str) -> dict[str, float]:
 
 def _contributions(directory: RunDirectory, events: Sequence[Event]) -> list[dict[str, object]]:
     """Every contribution with what was decided about it, and every organisation that sent none."""
-    store = directory.store()
+    store, doubts = directory.store(), doubted(events)
     answers = {
         event.values["node"]: event for event in events if event.stage == "collect" and "node" in event.values
     }
@@ -189,6 +201,7 @@ def _contributions(directory: RunDirectory, events: Sequence[Event]) -> list[dic
         for identity in store.ids(place):
             reason = store.reason(identity) if place == QUARANTINED else ""
             entry = {"organisation": senders.get(identity), "id": identity, "state": place, "reason": reason}
+            entry |= doubts.get(identity, {})
             described.append(entry | _manifest_facts(*store.read(identity)))
     for node, answer in answers.items():
         if answer.kind == "failed":

@@ -36,6 +36,9 @@ class ModelsInMemory:
         description = self.describe(identity)
         return description, build(Architecture(), num_classes=3, input=description.input)
 
+    def organisation(self, identity: str) -> str | None:
+        return None
+
     def pool(self) -> Pool:
         return Pool(self, [str(number) for number in range(len(self.inputs))], torch.device("cpu"))
 

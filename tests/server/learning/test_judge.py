@@ -89,7 +89,7 @@ def test_what_is_worse_than_the_mean_is_not_broadcast(state: State) -> None:
 def test_what_is_better_than_the_mean_is_broadcast(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_validation(state)
 
-    def blind(network: torch.nn.Module, pool: object) -> None:
+    def blind(network: torch.nn.Module, pool: object, *, robust: bool) -> None:
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.zero_()

@@ -1,13 +1,15 @@
 """MERGE: the mean of models that began from one start."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.codec import is_body
-from fedfree.start import LoadedStart
+from fedfree.codec import decode_contribution, encode_contribution, encode_tensors, is_body
+from fedfree.start import LoadedStart, trained_tensors
 from server.config import MetaLearnConfig, ServerConfig
 from server.events import ignore
 from server.learning.merge import further_means, merge_into, part_way
@@ -99,3 +101,65 @@ def test_the_means_of_further_starts_teach_on_images_of_every_shape(
     names = [[str(member.architecture) for member in each.members] for each in state.teachers]
     grey, colour, mean = ["conv4-32-batch"] * 2, ["conv4-64-group"] * 2, ["conv4-64-group"]
     assert names == [grey + mean, colour + mean]
+
+
+def store_of_six(
+    folder: Path,
+    start: LoadedStart,
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+    hostile: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Pool:
+    """Six models that went one way from the start, each with something of its own; the last may differ."""
+    common = {
+        name: torch.randn_like(tensor) for name, tensor in start.body.items() if name.endswith("weight")
+    }
+    store = Store(folder, lambda: start)
+    for seed in range(6):
+        contribution = decode_contribution(*contribute_from(start, seed))
+        network = contribution.network(start.body)
+        state = network.state_dict()
+        for name, direction in common.items():
+            moved = 0.01 * (direction + 2 * torch.randn_like(direction))
+            state[name].copy_(start.body[name] + (moved if seed < 5 or hostile is None else hostile(moved)))
+        sent = replace(contribution, weights=encode_tensors(trained_tensors(network, start.body)))
+        store.receive(encode_contribution(sent), sent.weights)
+    verify_received(store, ignore)
+    return Pool(store, store.ids(ACCEPTED), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("times", "words"), [(8.0, "was cut"), (-1.0, "against the others")])
+def test_one_model_does_not_move_the_robust_mean_as_far_as_it_likes(
+    times: float,
+    words: str,
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    torch.manual_seed(0)
+    start, name = make_start(0), "blocks.3.0.weight"
+    pool = store_of_six(tmp_path / "hostile", start, contribute_from, lambda moved: times * moved)
+    plain, robust = (build(Architecture(), num_classes=3, input=GREY) for _ in range(2))
+    assert len(pool) == 6
+    assert merge_into(plain, pool) == {}
+    trusts = merge_into(robust, pool, robust=True)
+    (doubted,) = [each for each in trusts.values() if each.weight < 1]
+    assert words in doubted.evidence and doubted.weight < 0.7
+    honest = [number for number, each in enumerate(pool.ids) if trusts[each].weight == 1]
+    mean = torch.stack([pool.member(each).network.get_parameter(name) for each in honest]).mean(0)
+    far, near = ((each.get_parameter(name) - mean).norm() for each in (plain, robust))
+    assert near < 0.5 * far and near < (mean - start.body[name]).norm()
+
+
+def test_honest_models_have_the_plain_mean_to_the_bit(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    torch.manual_seed(0)
+    pool = store_of_six(tmp_path, make_start(0), contribute_from)
+    plain, robust = (build(Architecture(), num_classes=3, input=GREY) for _ in range(2))
+    merge_into(plain, pool)
+    trusts = merge_into(robust, pool, robust=True)
+    assert {each.weight for each in trusts.values()} == {1.0}
+    state = plain.state_dict()
+    assert all(tensor.equal(state[name]) for name, tensor in robust.state_dict().items() if is_body(name))

@@ -271,3 +271,12 @@ def test_compiled_losses_lead_to_the_same_meta_learner() -> None:
         align(meta_learner, [optimizer], [task] * 3, INPUT, CONFIG, compiled=compiled)
         meta_learners.append(meta_learner.get_parameter("blocks.0.0.weight").detach())
     torch.testing.assert_close(*meta_learners, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_without_weight_adds_nothing_and_equal_weights_are_the_plain_mean() -> None:
+    features = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    alone = side_by_side(features[:, :3], [3])
+    weighted = side_by_side(features, [3, 5], torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(weighted @ weighted.T, alone @ alone.T)
+    equal = side_by_side(features, [3, 5], torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(equal, side_by_side(features, [3, 5]))

@@ -1,6 +1,7 @@
 """Who teaches on which images, in pools whose models take several shapes of input."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,36 @@ def test_teachers_that_were_shown_something_give_their_share_of_a_batch(tmp_path
         [(2, 2), (2, 3)]
     ] * 3
     assert [len(task.images) for task in tasks] == [4, 4, 4]
+
+
+def test_how_much_teachers_count_survives_a_checkpoint(tmp_path: Path) -> None:
+    state = make_state(tmp_path, min_alike=9)
+    moves.ask_teachers(state, moves.invert(state, 0))
+    again = make_state(tmp_path, min_alike=9)
+    again.restore(state.tensors())
+    for before, after in zip(state.teachers, again.teachers, strict=True):
+        assert before.trusts() == after.trusts()
+
+
+def test_teachers_of_one_organisation_share_one_vote(tmp_path: Path) -> None:
+    teachers = make_state(tmp_path, min_alike=2).teachers[0]
+    known = [replace(each, organisation="one") for each in teachers.members]
+    assert [each.weight for each in replace(teachers, members=known).trusts()] == [0.5, 0.5]
+
+
+def test_a_teacher_that_sees_only_brightness_counts_for_nothing(tmp_path: Path) -> None:
+    state, rng = make_state(tmp_path, min_alike=9), torch.Generator().manual_seed(0)
+    teachers = state.teachers[0]
+    hostile = teachers.members[0]
+    for module in hostile.network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.fill_(1 / module.weight[0].numel())
+    moves.ask_teachers(state, moves.invert(state, 0))
+    weights = [each.weight for each in teachers.trusts()]
+    assert weights[0] < 0.1 and min(weights[1:]) > 0.4
+    (task,) = relational_tasks([teachers], MetaLearnConfig(relational_tasks=1, batch_size=4), rng=rng)
+    (plain,) = relational_tasks(
+        [teachers], MetaLearnConfig(relational_tasks=1, batch_size=4, robust=False), rng=rng
+    )
+    assert task.lessons[0].weights is not None and task.lessons[0].weights.tolist() == pytest.approx(weights)
+    assert plain.lessons[0].weights is None

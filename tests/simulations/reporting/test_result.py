@@ -3,7 +3,7 @@
 import pytest
 
 from server.events import Event
-from simulations.reporting.result import judged, spent_learning
+from simulations.reporting.result import doubted, judged, spent_learning
 
 
 def iteration(number: int, *, start: float, images: int) -> list[Event]:
@@ -51,3 +51,9 @@ def test_the_judgement_is_that_of_the_last_end_of_learning() -> None:
         "broadcast": "learned"
     }
     assert judged([]) == {}
+
+
+def test_what_is_doubted_is_told_by_contribution_as_learning_last_ended() -> None:
+    why, started = {"counts": 0.0, "evidence": "dull"}, Event("learn", "started", {})
+    of_a, of_b = (Event("learn", "doubted", {"contribution": each, **why}) for each in "ab")
+    assert doubted([started, of_a, started, of_b]) == {"b": why}

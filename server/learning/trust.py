@@ -1,0 +1,193 @@
+"""How much each contribution counts: a weight in [0, 1] from what it does, whoever sent it.
+
+Nobody here has an image to ask, and a majority of honest models is all that is assumed. Each piece of
+evidence holds a model against the others by the middle one of them, which a minority cannot move far.
+Ordinary models count in full, so that without a hostile one nothing changes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEWEST = 4
+"""Among fewer models there is no telling who is the odd one out."""
+ALIKE = 0.5
+"""Two models whose own ways correlate more than this are one. Honest ones stay below 0.2, copies with a
+hundredth of noise above 0.8."""
+SKILL_SPREAD = 0.05
+"""Least spread of skill that is taken for ordinary."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How much one model counts, and why."""
+
+    weight: float
+    evidence: str = ""
+    """In words; empty where it counts in full."""
+
+    def said(self) -> dict[str, float | str]:
+        """As plain values."""
+        return {"counts": round(self.weight, 4), "evidence": self.evidence}
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """One piece of evidence on several models."""
+
+    factors: Tensor
+    """[models], in [0, 1]."""
+    words: Sequence[str]
+    """What was seen, for each model."""
+
+
+def combine(count: int, grounds: Sequence[Ground]) -> list[Trust]:
+    """The product of all factors, with the words of those that take something away."""
+    trusts = []
+    for index in range(count):
+        factors = [(float(each.factors[index]), each.words[index]) for each in grounds]
+        against = "; ".join(words for factor, words in factors if factor < 1)
+        trusts.append(Trust(float(torch.tensor([factor for factor, _ in factors]).prod()), against))
+    return trusts
+
+
+def relations(features: Tensor) -> Tensor:
+    """The cosines between all pairs of [images, size] features, centred; [images * (images - 1) / 2]."""
+    rows = F.normalize(features - features.mean(0), dim=1)
+    first, second = torch.triu_indices(len(rows), len(rows), 1)
+    return (rows @ rows.T)[first, second]
+
+
+def skill(features: Tensor, models: Tensor, classes: Tensor) -> Tensor:
+    """How well features tell apart the classes recovered from each model, [models], leaving one image out.
+
+    Args:
+        features: [images, size].
+        models: [images], the number of the model that an image was recovered from.
+        classes: [images], its class of that model.
+
+    Returns:
+        Share of images nearest to the mean of their own class, of each model in ``models.unique()``.
+    """
+    return torch.stack(
+        [_skill(features[models == each], classes[models == each]) for each in models.unique()]
+    )
+
+
+def _skill(features: Tensor, classes: Tensor) -> Tensor:
+    rows = F.normalize(features - features.mean(0), dim=1)
+    sums = F.one_hot(classes).to(rows.dtype).T @ rows
+    similar = rows @ F.normalize(sums, dim=1).T
+    without = F.normalize(sums[classes] - rows, dim=1)
+    similar[torch.arange(len(rows)), classes] = (rows * without).sum(1)
+    return (similar.argmax(1) == classes).float().mean()
+
+
+def by_skill(skills: Tensor) -> Ground:
+    """Who tells recovered classes apart far worse than the middle model.
+
+    Args:
+        skills: [models], each the median of :func:`skill` over the *other* models.
+    """
+    middle = skills.median()
+    spread = (1.4826 * (skills - middle).abs().median()).clamp(min=SKILL_SPREAD)
+    factors = (4 - (middle - skills) / spread).div(1.5).clamp(0, 1)
+    words = [
+        f"tells {100 * each:.0f} % of the images recovered from others apart (the middle model "
+        f"{100 * middle:.0f} %)"
+        for each in skills.tolist()
+    ]
+    return Ground(factors, words)
+
+
+def by_distance(related: Tensor) -> Ground:
+    """Whose relations lie farther from the others' than is usual: these would draw the mean the most.
+
+    Args:
+        related: [models, pairs], of :func:`relations`.
+    """
+    distances = (related - median_of_others(related)).square().mean(1).sqrt()
+    times = distances / distances.median().clamp(min=1e-6)
+    words = [f"relations {each:.1f} times as far from the others' as the middle model's" for each in times]
+    return Ground((2.5 - times).clamp(0, 1), words)
+
+
+def median_of_others(rows: Tensor) -> Tensor:
+    """For each of [models, values] the median of all others, value by value; models are three or more."""
+    ordered, count = rows.sort(0).values, len(rows)
+    low, high = (count - 2) // 2, (count - 1) // 2
+    lower = torch.where(rows > ordered[low], ordered[low], ordered[low + 1])
+    upper = torch.where(rows > ordered[high], ordered[high], ordered[high + 1])
+    return (lower + upper) / 2
+
+
+def own_ways(related: Tensor) -> Tensor:
+    """Correlation between what is each model's own in its relations, [models, models].
+
+    The same function has the same relations, whatever the order and scale of its filters.
+    """
+    own = related - related.median(0).values
+    return torch.corrcoef(own).nan_to_num(0)
+
+
+def by_sharing(alike: Tensor, organisations: Sequence[str | None]) -> Ground:
+    """One share for all models of one organisation, and for all that are the same function.
+
+    Args:
+        alike: [models, models], correlations.
+        organisations: who sent each; None where nobody knows.
+    """
+    same = torch.tensor(
+        [[one is not None and one == other for other in organisations] for one in organisations]
+    )
+    together = (alike > ALIKE) | same
+    together.fill_diagonal_(True)
+    counts = together.sum(1)
+    words = [
+        f"shares one vote with {int(count) - 1} of the same organisation or function" for count in counts
+    ]
+    return Ground(1 / counts.double(), words)
+
+
+def own_directions(cosines: Tensor) -> Tensor:
+    """Correlation between what is each model's own in its difference from the start, [models, models].
+
+    What all share is their geometric median, by Weiszfeld's steps as of Pillutla et al. (2022).
+
+    Args:
+        cosines: [models, models], between these differences.
+    """
+    shares = cosines.new_ones(len(cosines)) / len(cosines)
+    for _ in range(20):
+        closeness = 1 / _own_products(cosines, shares).diagonal().clamp(min=1e-6).sqrt()
+        shares = closeness / closeness.sum()
+    products = _own_products(cosines, shares)
+    lengths = products.diagonal().clamp(min=1e-6).sqrt()
+    return products / lengths / lengths[:, None]
+
+
+def _own_products(cosines: Tensor, shares: Tensor) -> Tensor:
+    """Inner products of what is left of each when the mean by these shares is taken away."""
+    to_mean = cosines @ shares
+    return cosines - to_mean - to_mean[:, None] + shares @ to_mean
+
+
+def by_direction(cosines: Tensor) -> Ground:
+    """Who moved from the start against the others; who moved elsewhere may hold other things.
+
+    Args:
+        cosines: [models, models], between differences from the start; copies have one vote on the others.
+    """
+    votes = by_sharing(own_directions(cosines), [None] * len(cosines)).factors.to(cosines)
+    others = votes.expand_as(cosines) * (1 - torch.eye(len(cosines)).to(cosines))
+    lengths = torch.einsum("ij,jk,ik->i", others, cosines, others).clamp(min=1e-12).sqrt()
+    agreement = (others * cosines).sum(1) / lengths
+    middle = agreement.median().clamp(min=0.01)
+    words = [
+        f"moved from the start against the others (cosine {each:.2f}, the middle model {middle:.2f})"
+        for each in agreement.tolist()
+    ]
+    return Ground((1.25 + 2.5 * agreement / middle).clamp(0, 1), words)

@@ -1,0 +1,98 @@
+"""How much each contribution counts, by evidence that a minority cannot turn."""
+
+import torch
+
+from server.learning.trust import (
+    Ground,
+    by_direction,
+    by_distance,
+    by_sharing,
+    by_skill,
+    combine,
+    median_of_others,
+    own_directions,
+    own_ways,
+    relations,
+    skill,
+)
+
+
+def noise(*size: int, seed: int) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def functions(count: int = 6, images: int = 60) -> list[torch.Tensor]:
+    """Features that agree on what the images show and add something of their own, [images, 16] each."""
+    common = noise(images, 16, seed=0)
+    return [
+        common @ noise(16, 16, seed=1 + each) + noise(images, 16, seed=50 + each) for each in range(count)
+    ]
+
+
+def test_the_median_of_others_is_that_of_the_rows_without_one() -> None:
+    for count in (3, 4, 7, 8):
+        rows = noise(count, 9, seed=count)
+        expected = [torch.cat([rows[:each], rows[each + 1 :]]).quantile(0.5, dim=0) for each in range(count)]
+        torch.testing.assert_close(median_of_others(rows), torch.stack(expected))
+
+
+def test_skill_is_the_share_of_images_nearest_to_the_mean_of_the_others_of_their_class() -> None:
+    classes = torch.arange(3).repeat(8)
+    models = torch.tensor([5, 7]).repeat_interleave(12)
+    apart = torch.eye(3)[classes] + 0.01 * noise(24, 3, seed=0)
+    apart[12:] = noise(12, 3, seed=1)
+    of_5, of_7 = skill(apart, models, classes).tolist()
+    assert of_5 == 1.0 and of_7 < 0.8
+
+
+def test_ordinary_skills_count_in_full_and_a_useless_one_not_at_all() -> None:
+    factors = by_skill(torch.tensor([0.82, 0.8, 0.78, 0.73, 0.76, 0.5])).factors
+    assert factors[:5].eq(1).all() and factors[5] == 0
+
+
+def test_a_model_that_sees_only_brightness_draws_the_mean_no_more() -> None:
+    brightness = noise(60, 1, seed=9).expand(60, 16)
+    related = torch.stack([relations(each) for each in (*functions(), brightness)])
+    ground = by_distance(related)
+    assert ground.factors[:6].eq(1).all() and ground.factors[6] == 0
+    assert "times as far" in ground.words[6]
+
+
+def test_permuted_rescaled_and_noisy_copies_share_one_vote() -> None:
+    honest = functions()
+    permuted = 3 * honest[0][:, torch.randperm(16)]
+    noisy = honest[0] + 0.1 * noise(60, 16, seed=99)
+    related = torch.stack([relations(each) for each in (*honest, permuted, noisy)])
+    factors = by_sharing(own_ways(related), [None] * 8).factors
+    torch.testing.assert_close(factors[[0, 6, 7]], torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert factors[1:6].eq(1).all()
+
+
+def test_the_models_of_one_organisation_share_one_vote_and_unknown_ones_do_not() -> None:
+    factors = by_sharing(torch.eye(5), ["a", "b", "a", None, None]).factors
+    assert factors.tolist() == [0.5, 1, 0.5, 1, 1]
+
+
+def test_who_moves_against_the_others_does_not_count_and_who_moves_elsewhere_does() -> None:
+    common, own = noise(1, 5000, seed=0), noise(8, 5000, seed=1)
+    moved = torch.cat([common + 2 * own[:6], -common - 2 * own[6:7], 2 * own[7:]]).double()
+    unit = torch.nn.functional.normalize(moved, dim=1)
+    ground = by_direction(unit @ unit.T)
+    assert ground.factors[:6].eq(1).all() and ground.factors[6] == 0 and ground.factors[7] == 1
+    assert "against the others" in ground.words[6]
+
+
+def test_only_words_that_take_something_away_are_said() -> None:
+    first = Ground(torch.tensor([1.0, 0.5]), ["fine", "dull"])
+    second = Ground(torch.tensor([1.0, 0.5]), ["fine", "loud"])
+    whole, part = combine(2, [first, second])
+    assert (whole.weight, whole.evidence) == (1.0, "")
+    assert (part.weight, part.evidence) == (0.25, "dull; loud")
+
+
+def test_honest_models_that_go_one_way_do_not_share_a_vote_and_copies_of_one_do() -> None:
+    common, own = noise(1, 5000, seed=0), noise(8, 5000, seed=1)
+    moved = torch.cat([3 * common + own[:6], own[6:7], own[6:7] + 0.1 * own[7:]]).double()
+    unit = torch.nn.functional.normalize(moved, dim=1)
+    factors = by_sharing(own_directions(unit @ unit.T), [None] * 8).factors
+    assert factors.tolist() == [1] * 6 + [0.5] * 2

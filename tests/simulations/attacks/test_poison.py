@@ -1,0 +1,66 @@
+"""Every attack is accepted by VERIFY, and does what it says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import Contribution, decode_contribution, encode_contribution, encode_weights
+from fedfree.errors import ConfigError
+from fedfree.start import LoadedStart
+from fedfree.statement import PrivacyStatement
+from server.events import ignore
+from server.storage.store import ACCEPTED, Store
+from server.verify.verify import verify_received
+from simulations.attacks.poison import COPIES, FROM_START, POISONS, poison
+
+GREY = InputSpec(channels=1, height=16, width=16)
+
+
+def honest(seed: int) -> Contribution:
+    torch.manual_seed(seed)
+    network = build(Architecture(), num_classes=3, input=GREY)
+    return Contribution(Architecture(), 3, GREY, PrivacyStatement(), encode_weights(network))
+
+
+@pytest.mark.parametrize("attack", sorted(POISONS.keys() - FROM_START))
+def test_what_hostile_organisations_send_is_accepted(attack: str, tmp_path: Path) -> None:
+    sent, store = [honest(seed) for seed in range(2)], Store(tmp_path)
+    hostile = poison(sent, attack, seed=0)
+    for each in hostile:
+        store.receive(encode_contribution(each), each.weights)
+    verify_received(store, ignore)
+    assert len(store.ids(ACCEPTED)) == 2
+    assert all(own.weights != each.weights for own, each in zip(sent, hostile, strict=True))
+
+
+@pytest.mark.parametrize("attack", ["random", "noise", *sorted(FROM_START)])
+def test_attacks_on_a_start_are_accepted_too(
+    attack: str,
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    start = make_start(0)
+    store = Store(tmp_path, lambda: start)
+    sent = [decode_contribution(*contribute_from(start, seed)) for seed in range(2)]
+    for each in poison(sent, attack, seed=0, start=start):
+        store.receive(encode_contribution(each), each.weights)
+    verify_received(store, ignore)
+    assert len(store.ids(ACCEPTED)) == 2
+
+
+@pytest.mark.parametrize("attack", sorted(COPIES))
+def test_copies_are_all_of_one_function(attack: str) -> None:
+    original, other = (honest(seed) for seed in range(2))
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = original.network()(images)
+    for each in poison([original, other], attack, seed=0):
+        torch.testing.assert_close(each.network()(images), expected, rtol=0.05, atol=0.05)
+
+
+def test_an_attack_on_a_start_needs_one() -> None:
+    with pytest.raises(ConfigError, match="scaled difference is an attack on models from a start"):
+        poison([honest(0)], "scaled difference", seed=0)
