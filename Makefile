@@ -21,8 +21,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/fedfree-sim run --config simulations/configs/demo$(if $(filter random,$(START)),-random).toml --engine $(ENGINE) --out $(OUT)
 
+# A process a CPU, each with one thread: more would wait for each other.
 test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800

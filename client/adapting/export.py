@@ -6,6 +6,7 @@ elsewhere does it without, and loses accuracy.
 
 import importlib.util
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ SQUARE: Mapping[Fit, str] = {
 }
 """What whoever runs the file does with an image that is not square, by the classifier's fit."""
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")
+# Otherwise onnxruntime reports every process that imports it to its maker, with an id of the machine.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def export_onnx(classifier: FewShotClassifier, path: Path) -> float:

@@ -1,6 +1,9 @@
 """ONNX: the same probabilities, for any number of images of any size, or a word why not."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,3 +209,11 @@ def test_whoever_does_what_the_file_says_of_photos_that_are_not_square_gets_what
     square = large[..., 16:112] if fit == "crop" else F.pad(large, (0, 0, 16, 16), value=0.5)
     found = run(tmp_path / "classifier.onnx", square)
     np.testing.assert_allclose(found, classifier(seen.images / 255).numpy(), atol=0.02)
+
+
+def test_onnxruntime_reports_to_nobody_and_gives_this_machine_no_id(tmp_path: Path) -> None:
+    environment = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    code = "import client.adapting.export, onnxruntime"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    assert not list(tmp_path.rglob("*onnxruntime*"))
