@@ -65,8 +65,8 @@ app = ClientApp()
 def contribute(message: Message, context: Context) -> Message:
     """Train, or take the model trained before, and send it; where the start is missing, ask for that."""
     sent = from_records(message.content) if brings_start(message.content) else None
-    starts = start_named(message.content), *further_named(message.content)
-    begun = begin(read_config(context), starts, sent)
+    named = start_named(message.content), *further_named(message.content)
+    begun = begin(read_config(context), [each for each in named if each], sent)
     if isinstance(begun, str):
         return Message(start_wanted(begun), reply_to=message)
     manifest, weights = pretrain(begun)
