@@ -29,7 +29,7 @@ def begin(
     federation's beside its trained models: of several that which ``start_sha256`` begins, or the first.
 
     Args:
-        starts: identities of the federation's starts, hexadecimal; a single empty one without any.
+        starts: identities of the federation's starts, hexadecimal; none for random weights.
         sent: manifest and weights of the start, where they came with the question.
         look: may refuse what was sent by its manifest; raises SignatureError.
 
@@ -40,7 +40,7 @@ def begin(
     own = config.training.start
     chosen = _chosen(starts, config.start_sha256 or "")
     if own is not None or not chosen:
-        require_same_start(read_start(own)[0].sha256 if own else "", *starts)
+        require_same_start(read_start(own)[0].sha256 if own else "", starts)
         return config
     folder = config.cache.parent / "starts" / chosen
     if not has_start(folder):
@@ -54,10 +54,10 @@ def begin(
 
 
 def _chosen(starts: Sequence[str], digits: str) -> str:
-    """The first of the starts that begins so; raises StartError."""
-    found = [each for each in starts if each.startswith(digits)]
+    """The first of the starts that begins so, empty where there are none; raises StartError."""
+    found = [each for each in starts or [""] if each.startswith(digits)]
     if not found:
-        named = ", ".join(short(each) for each in starts if each) or "none"
+        named = ", ".join(map(short, starts)) or "none"
         raise StartError(f"start_sha256 is {digits}, the federation's starts are {named}: name one of them")
     return found[0]
 

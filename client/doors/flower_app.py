@@ -68,8 +68,9 @@ def contribute(message: Message, context: Context) -> Message:
     """Train, or take the model trained before, and send it; where the start is missing, ask for that."""
     config = read_config(context)
     sent = from_records(message.content) if brings_start(message.content) else None
-    starts = start_named(message.content), *further_named(message.content)
+    named = start_named(message.content), *further_named(message.content)
     trust, signature = _trust(config, context), signature_of(message.content)
+    starts = [each for each in named if each]
     begun = begin(config, starts, sent, lambda manifest: trust.accept("start", manifest, signature))
     if isinstance(begun, str):
         return Message(start_wanted(begun), reply_to=message)

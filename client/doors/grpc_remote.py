@@ -157,8 +157,7 @@ class Remote:
 
     def require_same_start(self, contribution: Contribution) -> None:
         """Refuse, before anything is sent, what the coordinator would; raises StartError."""
-        run = self.run()
-        require_same_start(contribution.start, run.start_sha256, *run.further_starts)
+        require_same_start(contribution.start, self.run().starts)
 
     def contribution(self, manifest: bytes) -> ContributionState:
         """What became of a contribution."""

@@ -5,7 +5,6 @@ images. This one executes the client app of its own installation, whatever arriv
 this release does not make with both hashes.
 """
 
-import hashlib
 import sys
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from flwr.supernode.runtime import run_clientapp as runtime
 import fedfree
 from client.doors.flower_app import app
 from client.doors.flower_node import REPLACED
-from fedfree.codec import short
+from fedfree.codec import sha256, short
 from fedfree.flower_records import ORGANISATION_FAILED
 from fedfree.host.flower_bundle import bundle_files
 
@@ -33,11 +32,11 @@ class OwnApp:
     def install(self, bundle: bytes, *, skip_prompt: bool) -> None:
         """Take note of what a coordinator sent, and leave it unread."""
         del skip_prompt
-        self._sent = hashlib.sha256(bundle).hexdigest()
+        self._sent = sha256(bundle)
 
     def load(self, *of_the_bundle: object) -> App:
         """This installation's client app, or what refuses on its behalf."""
-        own = hashlib.sha256(build_fab_from_files(bundle_files())[0]).hexdigest()
+        own = sha256(build_fab_from_files(bundle_files())[0])
         return app if self._sent == own else refusing(self._sent, own)
 
 

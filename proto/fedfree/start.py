@@ -215,22 +215,21 @@ def body_for(contribution: Contribution, starts: Iterable[LoadedStart]) -> Mappi
     return next((each.body for each in starts if each.start.sha256 == contribution.start), None)
 
 
-def require_start(contribution: Contribution, start: Start | None, *further: Start) -> None:
+def require_start(contribution: Contribution, starts: Iterable[Start]) -> None:
     """Refuse a contribution that began at none of the federation's starts.
 
     Args:
-        start: the federation's; None where it has none.
-        further: others that it may have begun from.
+        starts: the federation's; none where it begins from random weights.
 
     Raises:
         StartError: it began elsewhere; all are named.
         ContributionError: what of the contribution is not as its start has it.
     """
-    starts = {each.sha256: each for each in (start, *further) if each}
-    require_same_start(contribution.start, *(starts or [""]))
-    if not starts:
+    known = {each.sha256: each for each in starts}
+    require_same_start(contribution.start, list(known))
+    if not known:
         return
-    start = starts[contribution.start]
+    start = known[contribution.start]
     if contribution.architecture != start.architecture:
         raise ContributionError(
             f"the contribution is a {contribution.architecture}, its start a {start.architecture}"
@@ -247,23 +246,22 @@ def require_start(contribution: Contribution, start: Start | None, *further: Sta
         )
 
 
-def require_same_start(began: str, federation: str, *further: str) -> None:
-    """Refuse one start in the place of another; each by its identity, empty for none.
+def require_same_start(began: str, starts: Sequence[str]) -> None:
+    """Refuse one start in the place of another; each by its identity.
 
     Args:
-        began: where the organisation begins, or its contribution began.
-        federation: where the federation does.
-        further: other starts of the federation, as good.
+        began: where the organisation begins, or its contribution began; empty for no start.
+        starts: where the federation does, one as good as another; none for random weights.
 
     Raises:
         StartError: it is none of the federation's; all are named.
     """
-    if began in (federation, *further):
+    if began in (starts or [""]):
         return
     own = f"the start {short(began)}" if began else "no public start"
     theirs, remedy = "no public start", "train without one"
-    if federation:
-        theirs = f"the start {' or '.join(map(short, (federation, *further)))}"
-        which = "one of them" if further else "that one"
+    if starts:
+        theirs = f"the start {' or '.join(map(short, starts))}"
+        which = "one of them" if len(starts) > 1 else "that one"
         remedy = f"bring {which} with fedfree-client start fetch, and train from it"
     raise StartError(f"the organisation begins from {own}, this federation from {theirs}: {remedy}")

@@ -220,7 +220,7 @@ def _wanted(starts: Sequence[LoadedStart], content: RecordDict) -> LoadedStart:
     """The start that an organisation lacks; raises ContributionError where it is none of these."""
     known = {each.start.sha256: each for each in starts}
     named = start_named(content) or next(iter(known))
-    require_same_start(named, *known)
+    require_same_start(named, list(known))
     return known[named]
 
 

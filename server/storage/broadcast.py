@@ -68,7 +68,7 @@ class Broadcast:
         absent = "this federation has no public start: train without one"
         folders = run.start_folders()
         if folders and sha256:
-            require_same_start(sha256, *folders)
+            require_same_start(sha256, list(folders))
         identity = sha256 or next(iter(folders), "")
         folder = folders.get(identity, run.start_folder)
         files = folder / MANIFEST, folder / WEIGHTS

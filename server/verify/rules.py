@@ -30,15 +30,8 @@ class Known:
 
     pool: Mapping[str, str]
     """The pool so far: SHA-256 of weights to contribution id."""
-    start: LoadedStart | None = None
-    """Where the federation begins; None for random weights."""
-    further: Sequence[LoadedStart] = ()
-    """Other starts that are as good."""
-
-    @property
-    def starts(self) -> Sequence[LoadedStart]:
-        """All of them."""
-        return (self.start, *self.further) if self.start else ()
+    starts: Sequence[LoadedStart] = ()
+    """Where the federation begins, one as good as another; none for random weights."""
 
 
 Rule = Callable[[Contribution, Known], Mapping[str, float]]
@@ -53,8 +46,7 @@ def check_start(contribution: Contribution, known: Known) -> Mapping[str, float]
 
     First, as other rules need its start.
     """
-    start = known.start.start if known.start else None
-    require_start(contribution, start, *(each.start for each in known.further))
+    require_start(contribution, [each.start for each in known.starts])
     return {}
 
 

@@ -23,7 +23,7 @@ def verify_received(store: Store, on_event: OnEvent) -> None:
     pool = {store.weights_hash(identity): identity for identity in store.ids(ACCEPTED)} if received else {}
     for identity in received:
         try:
-            known = Known(pool, store.start, store.further_starts)
+            known = Known(pool, store.starts)
             contribution, values = _look_at(store, identity, known)
         except ContributionError as error:
             store.quarantine(identity, str(error))

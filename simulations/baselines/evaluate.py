@@ -66,9 +66,8 @@ def _read_available(run: Path, config: SimulationConfig, datasets: Sequence[Data
         decode_meta_learner(directory.manifest.read_bytes(), directory.weights.read_bytes()),
         [store.contribution(identity) for identity in store.ids(ACCEPTED)],
         [each.load("meta_val", images_per_class=CHOICE_IMAGES if store.start else None) for each in datasets],
-        store.start,
+        store.starts,
         read_organisations(run, config),
-        store.further_starts,
     )
 
 

@@ -57,12 +57,15 @@ class Available:
     """Those in the pool."""
     validations: Sequence[ImageSet]
     """meta_val of each data set."""
-    start: LoadedStart | None = None
-    """What the models began from; None where they began from random weights."""
+    starts: Sequence[LoadedStart] = ()
+    """What the models began from, that of the meta-learner first; none for random weights."""
     organisations: Sequence[ClientConfig] = ()
     """With their images, which only a simulation can see together."""
-    further_starts: Sequence[LoadedStart] = ()
-    """What some models of other architectures began from instead of the start."""
+
+    @property
+    def start(self) -> LoadedStart | None:
+        """What the meta-learner began from; None for random weights."""
+        return self.starts[0] if self.starts else None
 
     @property
     def device(self) -> torch.device:
@@ -79,8 +82,7 @@ class Available:
 
     def network(self, model: Contribution) -> Classifier:
         """A contributed model's network."""
-        starts = (self.start, *self.further_starts) if self.start else ()
-        return model.network(body_for(model, starts))
+        return model.network(body_for(model, self.starts))
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def parameter_average(available: Available) -> Measure | None:
 
     Whether images may be mirrored is not a matter of shape. Of several starts the models of the first count.
     """
-    further = {each.start.sha256 for each in available.further_starts}
+    further = {each.start.sha256 for each in available.starts[1:]}
     models = [each for each in available.contributions if each.start not in further]
     shapes = {
         (each.architecture, each.num_classes, replace(each.input, horizontal_flip=False)) for each in models

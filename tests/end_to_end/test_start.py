@@ -16,13 +16,11 @@ from server.storage.store import Store
 from simulations.federation.grid import InProcessGrid
 
 
-def test_whoever_lacks_the_start_is_sent_it_once_and_another_start_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    make_start: Callable[..., LoadedStart],
-    contribute_from: Callable[..., tuple[bytes, bytes]],
-) -> None:
-    """The first lacks it, the second has a copy, the third has another."""
+@pytest.fixture
+def trained(
+    monkeypatch: pytest.MonkeyPatch, contribute_from: Callable[..., tuple[bytes, bytes]]
+) -> list[tuple[int, Path]]:
+    """Seed of each organisation that trained, and the folder of the start that it began from."""
     monkeypatch.setattr(server_app, "POLL_SECONDS", 0.01)
     trained: list[tuple[int, Path]] = []
 
@@ -32,6 +30,13 @@ def test_whoever_lacks_the_start_is_sent_it_once_and_another_start_is_refused(
         return contribute_from(load_start(config.training.start), config.seed)
 
     monkeypatch.setattr("client.doors.flower_app.pretrain", pretrain)
+    return trained
+
+
+def test_whoever_lacks_the_start_is_sent_it_once_and_another_start_is_refused(
+    tmp_path: Path, make_start: Callable[..., LoadedStart], trained: list[tuple[int, Path]]
+) -> None:
+    """The first lacks it, the second has a copy, the third has another."""
     copies = {1: make_start(0), 2: make_start(1)}
     (tmp_path / "organisations").mkdir()
     for index in range(3):
@@ -61,23 +66,11 @@ def test_whoever_lacks_the_start_is_sent_it_once_and_another_start_is_refused(
 
 
 def test_of_several_starts_an_organisation_is_sent_the_one_it_chose_and_else_the_first(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    make_start: Callable[..., LoadedStart],
-    contribute_from: Callable[..., tuple[bytes, bytes]],
+    tmp_path: Path, make_start: Callable[..., LoadedStart], trained: list[tuple[int, Path]]
 ) -> None:
     """The first chooses none, the second by digits, the third by a copy, the fourth one there is not."""
-    monkeypatch.setattr(server_app, "POLL_SECONDS", 0.01)
     starts = [make_start(0), make_start(1, architecture="conv4-64-group")]
     digits = {1: starts[1].start.sha256[:10], 3: "0" * 64}
-    trained: dict[int, LoadedStart] = {}
-
-    def pretrain(config: ClientConfig) -> tuple[bytes, bytes]:
-        assert config.training.start is not None
-        trained[config.seed] = begun = load_start(config.training.start)
-        return contribute_from(begun, config.seed)
-
-    monkeypatch.setattr("client.doors.flower_app.pretrain", pretrain)
     write_start(tmp_path / "own", starts[1].start, starts[1].weights)
     (tmp_path / "organisations").mkdir()
     for index in range(4):
@@ -92,7 +85,8 @@ def test_of_several_starts_an_organisation_is_sent_the_one_it_chose_and_else_the
     store, events = Store(tmp_path / "store", lambda: starts[0], lambda: starts[1:]), list[Event]()
     grid = InProcessGrid(client_app, {"run": str(tmp_path)}, organisations=4)
     server_app.collect(grid, store, CollectConfig(organisations=4), events.append)
-    assert trained == {0: starts[0], 1: starts[1], 2: starts[1]}
+    begun = {seed: load_start(folder) for seed, folder in trained}
+    assert begun == {0: starts[0], 1: starts[1], 2: starts[1]}
     (failed,) = [str(event.values["reason"]) for event in events if event.kind == "failed"]
     names = ", ".join(f"{each.start.sha256[:12]}…" for each in starts)
     assert failed.endswith(f"the federation's starts are {names}: name one of them")

@@ -259,10 +259,10 @@ def test_a_start_of_another_length_than_a_hash_is_refused() -> None:
 
 def test_who_began_where_the_federation_begins_is_let_in_mirrored_or_not() -> None:
     loaded, _, contribution = make_trained()
-    require_start(contribution, loaded.start)
-    require_start(replace(contribution, input=replace(SPEC, horizontal_flip=False)), loaded.start)
-    require_start(replace(contribution, start=""), None)
-    require_start(contribution, replace(loaded.start, source="elsewhere"), loaded.start)
+    require_start(contribution, [loaded.start])
+    require_start(replace(contribution, input=replace(SPEC, horizontal_flip=False)), [loaded.start])
+    require_start(replace(contribution, start=""), [])
+    require_start(contribution, [replace(loaded.start, source="elsewhere"), loaded.start])
 
 
 def test_who_began_elsewhere_is_refused_with_both_starts_named() -> None:
@@ -282,4 +282,4 @@ def test_who_began_elsewhere_is_refused_with_both_starts_named() -> None:
         (replace(contribution, privacy=PrivacyStatement()), start, "names other initial weights"),
     ]:
         with pytest.raises(ContributionError, match=words):
-            require_start(wrong, federation)
+            require_start(wrong, [federation] if federation else [])

@@ -43,6 +43,7 @@ NEVER_IMPORTED = {
     "onnxscript": "torch.onnx.export translates with it",
     "pytest-cov": "`make coverage` runs it",
     "pytest-timeout": "ends a test that hangs",
+    "pytest-xdist": "`make test` deals the tests out with it",
     "ruff": "`make check` runs it",
     "types-protobuf": "mypy reads it",
 }

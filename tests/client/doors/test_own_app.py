@@ -1,6 +1,5 @@
 """What a Flower node executes: its own installation's client app, whatever a coordinator sends."""
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from flwr.supernode.runtime import run_clientapp as runtime
 from client.doors import flower_app, own_app
 from client.doors.flower_node import REPLACED, replace_program
 from client.doors.own_app import OwnApp
+from fedfree.codec import sha256
 from fedfree.flower_records import ORGANISATION_FAILED
 from fedfree.host.flower_bundle import bundle_files, write_bundle
 
@@ -62,7 +62,7 @@ def test_another_bundle_is_refused_with_both_hashes(make: Callable[[], bytes]) -
     answer = loaded(bundle)(message=asked(), context=None)
     assert answer.error.code == ORGANISATION_FAILED
     for each in (bundle, fab()):
-        assert hashlib.sha256(each).hexdigest()[:12] in answer.error.reason
+        assert sha256(each)[:12] in answer.error.reason
     assert "install the same release" in answer.error.reason
 
 
@@ -85,7 +85,7 @@ def test_flowers_own_program_executes_nothing_of_a_bundle_that_writes_a_marker(
     message = asked()
     run = Run.create_empty(7)
     run.fab_id, run.fab_version = "fedfree/fedfree", "1.0.0"
-    sent = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
+    sent = Fab(sha256(bundle), bundle, {})
     context = Context(7, 1, {}, RecordDict(), {})
     answers: list[Message] = []
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))

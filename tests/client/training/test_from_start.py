@@ -85,7 +85,7 @@ def test_only_what_was_trained_travels_and_the_receiver_has_the_whole_network(
     assert all(tensor.ndim == 1 for name, tensor in sent.items() if is_body(name))
     state = contribution.network(start.body).state_dict()
     assert all(state[name].equal(sent.get(name, tensor)) for name, tensor in start.body.items())
-    require_start(contribution, start.start)
+    require_start(contribution, [start.start])
 
 
 def test_a_start_elsewhere_on_the_disk_trains_nothing_anew(

@@ -117,7 +117,7 @@ def test_only_the_factors_and_the_head_travel_and_are_accepted(
     assert len(weights) < len(start.weights) / 20
     assert pretrain(config) == (manifest, weights)
     for rule in RULES:
-        rule(contribution, Known({}, start))
+        rule(contribution, Known({}, [start]))
 
 
 def test_a_receiver_has_the_trained_network_to_the_bit(start: LoadedStart, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_under_privacy_the_factors_are_all_that_changes_and_the_contribution_is_
     assert {name.rpartition(".")[0] for name in sent if is_body(name)} == WEIGHTS
     assert contribution.privacy.differential_privacy is not None
     assert contribution.privacy.differential_privacy.epsilon <= 8
-    recorded = [rule(contribution, Known({}, start)) for rule in RULES]
+    recorded = [rule(contribution, Known({}, [start])) for rule in RULES]
     assert "epsilon_claimed_by_the_client" in recorded[-1]
 
 

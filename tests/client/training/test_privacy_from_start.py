@@ -79,7 +79,7 @@ def test_a_private_contribution_changes_scales_only_and_is_accepted_with_its_sta
     spent = contribution.privacy.differential_privacy
     assert spent is not None and 7.9 < spent.epsilon <= 8
     assert spent.run.steps == 4
-    recorded = [rule(contribution, Known({}, start)) for rule in RULES]
+    recorded = [rule(contribution, Known({}, [start])) for rule in RULES]
     assert recorded[-1]["epsilon_claimed_by_the_client"] == spent.epsilon
     assert [entry.state for entry in Ledger(config.ledger_path).entries()] == [SPENT]
     assert pretrain(config) == (manifest, weights)

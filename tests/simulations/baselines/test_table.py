@@ -82,7 +82,7 @@ def test_models_that_differ_in_whether_images_may_be_mirrored_have_an_average(
 def test_the_public_start_is_measured_as_it_is_and_random_weights_are_not(
     measured: list[torch.nn.Module], make_start: Callable[..., LoadedStart]
 ) -> None:
-    begun = replace(available(model(0)), start=make_start())
+    begun = replace(available(model(0)), starts=[make_start()])
     assert random_init(begun) is None and public_start(available(model(0))) is None
     public_start(begun)
     for name, value in make_start().body.items():
@@ -96,7 +96,7 @@ def test_what_was_trained_from_a_start_is_filled_up_from_it(
 ) -> None:
     start = make_start()
     models = [decode_contribution(*contribute_from(start, seed)) for seed in (0, 1)]
-    parameter_average(replace(available(*models), start=start))
+    parameter_average(replace(available(*models), starts=[start]))
     found, states = measured[0].state_dict(), [each.network(start.body).state_dict() for each in models]
     untouched, trained = "blocks.0.0.weight", "blocks.3.0.weight"
     assert torch.equal(found[untouched], start.body[untouched])
