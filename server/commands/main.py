@@ -202,7 +202,6 @@ def serve(
         run.store().discard_leftovers()
         if not Tokens(run.tokens).organisations():
             typer.echo(f"nobody has a token yet: fedfree-server token add NAME --store {store}")
-        typer.echo(f"signs with the key {run.signing_key.public}")
         log_to_stderr(json_lines=json_lines, run=run.id)
         if public_images:
             run.adopt_public_images(public_images)
@@ -212,7 +211,7 @@ def serve(
             address,
             tls,
             grace_seconds=chosen.settings.grace_seconds,
-            on_ready=lambda at: typer.echo(f"listening on {at}"),
+            on_ready=lambda at: typer.echo(f"listening on {at}\nsigns with the key {run.signing_key.public}"),
         )
         with served(run, metrics):
             asyncio.run(listening)

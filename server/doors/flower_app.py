@@ -167,7 +167,7 @@ def collect(
     store: Store,
     config: CollectConfig,
     on_event: OnEvent,
-    sign_start: Callable[[bytes], bytes] = lambda manifest: b"",
+    sign_start: Callable[[bytes], bytes],
 ) -> None:
     """Ask every node for its contribution as it appears, and store each the moment it arrives.
 

@@ -18,7 +18,16 @@ from fedfree.codec import is_body, short
 from fedfree.errors import FederationError
 from fedfree.start import Start
 from server.learning.pool import Member, Pool
-from server.learning.trust import FEWEST, Ground, Trust, by_direction, by_sharing, combine, own_directions
+from server.learning.trust import (
+    FEWEST,
+    Ground,
+    Trust,
+    by_direction,
+    by_sharing,
+    combine,
+    own_directions,
+    weigh,
+)
 
 CLIP = 2.0
 """A tensor that moved from the start so many times as far as the middle model's counts as if it had moved so
@@ -118,8 +127,9 @@ def _influence(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -
         for each in shares.T
     ]
     grounds = [by_direction(cosines), by_sharing(own_directions(cosines), organisations)]
-    votes = grounds[0].factors * grounds[1].factors
-    return Influence(votes, kept, combine(len(numbers), [*grounds, Ground(shares.mean(0), words)]))
+    return Influence(
+        weigh(len(numbers), grounds), kept, combine(len(numbers), [*grounds, Ground(shares.mean(0), words)])
+    )
 
 
 def _kept(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ FEWEST = 4
 ALIKE = 0.5
 """Two models whose own ways correlate more than this are one. Honest ones stay below 0.2, copies with a
 hundredth of noise above 0.8."""
+LEAST_AGREEMENT = 0.01
+"""Cosine below which the middle model does not move with the others."""
 SKILL_SPREAD = 0.05
 """Least spread of skill that is taken for ordinary."""
 
@@ -44,14 +46,20 @@ class Ground:
     """What was seen, for each model."""
 
 
+def weigh(count: int, grounds: Sequence[Ground]) -> Tensor:
+    """The product of all factors, [count]; where that would leave nobody, all count in full."""
+    product = torch.ones(count, dtype=torch.float64)
+    for each in grounds:
+        product = product * each.factors
+    return product if bool((product > 0).any()) else torch.ones_like(product)
+
+
 def combine(count: int, grounds: Sequence[Ground]) -> list[Trust]:
-    """The product of all factors, with the words of those that take something away."""
-    trusts = []
-    for index in range(count):
-        factors = [(float(each.factors[index]), each.words[index]) for each in grounds]
-        against = "; ".join(words for factor, words in factors if factor < 1)
-        trusts.append(Trust(float(torch.tensor([factor for factor, _ in factors]).prod()), against))
-    return trusts
+    """As :func:`weigh`, with the words of those grounds that take something away."""
+    return [
+        Trust(weight, "; ".join(each.words[index] for each in grounds if each.factors[index] < 1))
+        for index, weight in enumerate(weigh(count, grounds).tolist())
+    ]
 
 
 def relations(features: Tensor) -> Tensor:
@@ -178,6 +186,8 @@ def _own_products(cosines: Tensor, shares: Tensor) -> Tensor:
 def by_direction(cosines: Tensor) -> Ground:
     """Who moved from the start against the others; who moved elsewhere may hold other things.
 
+    Where the middle model does not move with the others there is no common way to move against.
+
     Args:
         cosines: [models, models], between differences from the start; copies have one vote on the others.
     """
@@ -185,9 +195,10 @@ def by_direction(cosines: Tensor) -> Ground:
     others = votes.expand_as(cosines) * (1 - torch.eye(len(cosines)).to(cosines))
     lengths = torch.einsum("ij,jk,ik->i", others, cosines, others).clamp(min=1e-12).sqrt()
     agreement = (others * cosines).sum(1) / lengths
-    middle = agreement.median().clamp(min=0.01)
+    middle = agreement.median()
     words = [
         f"moved from the start against the others (cosine {each:.2f}, the middle model {middle:.2f})"
         for each in agreement.tolist()
     ]
-    return Ground((1.25 + 2.5 * agreement / middle).clamp(0, 1), words)
+    factors = (1.25 + 2.5 * agreement / middle.clamp(min=1e-6)).clamp(0, 1)
+    return Ground(torch.where(middle < LEAST_AGREEMENT, 1.0, factors), words)

@@ -1,6 +1,7 @@
 """A start over Flower: the real apps on both sides, in one process, with nothing trained."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fedfree.start import LoadedStart
 from server.config import CollectConfig
 from server.doors import flower_app as server_app
 from server.events import Event
+from server.storage.signing_key import SigningKey
 from server.storage.store import Store
 from simulations.federation.grid import InProcessGrid
 
@@ -51,9 +53,16 @@ def test_whoever_lacks_the_start_is_sent_it_once_and_another_start_is_refused(
         )
         (tmp_path / "organisations" / f"{index}.toml").write_text(config.to_toml())
     store, events = Store(tmp_path / "store", make_start), list[Event]()
+    key = SigningKey(tmp_path / "key.json")
     for _ in range(2):
         grid = InProcessGrid(client_app, {"run": str(tmp_path)}, organisations=3)
-        server_app.collect(grid, store, CollectConfig(organisations=3), events.append)
+        server_app.collect(
+            grid,
+            store,
+            CollectConfig(organisations=3),
+            events.append,
+            partial(key.sign_again, "start", number=0),
+        )
     kept = tmp_path / "org-0" / "starts" / make_start(0).start.sha256
     assert sorted(trained) == sorted(2 * [(0, kept), (1, tmp_path / "org-1" / "own")])
     assert load_start(kept) == make_start(0)
@@ -83,8 +92,11 @@ def test_of_several_starts_an_organisation_is_sent_the_one_it_chose_and_else_the
         )
         (tmp_path / "organisations" / f"{index}.toml").write_text(config.to_toml())
     store, events = Store(tmp_path / "store", lambda: starts[0], lambda: starts[1:]), list[Event]()
+    key = SigningKey(tmp_path / "key.json")
     grid = InProcessGrid(client_app, {"run": str(tmp_path)}, organisations=4)
-    server_app.collect(grid, store, CollectConfig(organisations=4), events.append)
+    server_app.collect(
+        grid, store, CollectConfig(organisations=4), events.append, partial(key.sign_again, "start", number=0)
+    )
     begun = {seed: load_start(folder) for seed, folder in trained}
     assert begun == {0: starts[0], 1: starts[1], 2: starts[1]}
     (failed,) = [str(event.values["reason"]) for event in events if event.kind == "failed"]

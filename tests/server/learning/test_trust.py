@@ -14,6 +14,7 @@ from server.learning.trust import (
     own_ways,
     relations,
     skill,
+    weigh,
 )
 
 
@@ -96,3 +97,13 @@ def test_honest_models_that_go_one_way_do_not_share_a_vote_and_copies_of_one_do(
     unit = torch.nn.functional.normalize(moved, dim=1)
     factors = by_sharing(own_directions(unit @ unit.T), [None] * 8).factors
     assert factors.tolist() == [1] * 6 + [0.5] * 2
+
+
+def test_where_models_have_no_common_way_none_moves_against_it() -> None:
+    apart = torch.full((4, 4), -0.3, dtype=torch.float64).fill_diagonal_(1)
+    assert by_direction(apart).factors.eq(1).all()
+
+
+def test_grounds_that_would_leave_nobody_leave_everybody() -> None:
+    grounds = [Ground(torch.tensor(factors), ["", ""]) for factors in ([0.0, 1.0], [1.0, 0.0])]
+    assert weigh(2, grounds).tolist() == [1, 1]
