@@ -218,7 +218,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "start": {
-        "recipe": {"head": "ridge", "mirror": True},
+        "recipe": {"head": "ridge", "mirror": True, "levels": True},
         "precision": "float32",
         "iterations": 12,
         "invert": {"images_per_model": 50, "batch_norm_weight": 0.0},

@@ -12,7 +12,7 @@ from client.adapting.openness import measure_openness
 from client.config import ClientConfig
 from client.data.image_set import ImageSet, Inputs, LazyInputs
 from client.data.loading import load_configured
-from fedfree.adaptation import FEATURE_BATCH, AdaptedClassifier, Recipe, adapt, embed, head_accuracy
+from fedfree.adaptation import FEATURE_BATCH, AdaptedClassifier, Recipe, adapt, head_accuracy
 from fedfree.architectures import Classifier
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256
 from fedfree.episodes import Accuracy, Episode, EpisodeSpec, mean_and_ci95, sample_episode
@@ -50,9 +50,9 @@ def make_classifier(meta_learner: MetaLearner, images: ImageSet, *, fit: Fit = "
     with torch.no_grad():
         openness, means = None, None
         if recipe.keeps_network:
-            features = extract_features(network, inputs, mirror=recipe.mirror)
+            features = extract_features(network, inputs, recipe)
             head = recipe.fit_head(features, images.labels, n_way=n_way)
-            adapted = AdaptedClassifier(network, dict(network.named_parameters()), head, recipe.mirror)
+            adapted = AdaptedClassifier(network, dict(network.named_parameters()), head, recipe)
             logits, labels = _refit(recipe, features, images.labels, n_way=n_way)
             openness, means = measure_openness(features, images.labels, n_way=n_way)
         else:
@@ -89,7 +89,7 @@ def leave_one_out(
         Logits [left out, n_way], and their labels [left out].
     """
     if recipe.keeps_network:
-        features = extract_features(network, inputs, mirror=recipe.mirror)
+        features = extract_features(network, inputs, recipe)
         return _refit(recipe, features, labels, n_way=n_way)
     left_out = _to_leave_out(labels, MAX_READAPTATIONS)
     logits = [torch.empty(0, n_way)]
@@ -155,7 +155,7 @@ def episode_accuracies(
         sets: of episodes, for instance 1-shot and 5-shot.
     """
     if recipe.keeps_network:
-        return head_accuracies(extract_features(network, inputs, mirror=recipe.mirror), recipe, sets)
+        return head_accuracies(extract_features(network, inputs, recipe), recipe, sets)
     return [
         torch.stack([_adapted_accuracy(network, recipe, inputs, episode) for episode in episodes])
         for episodes in sets
@@ -163,16 +163,10 @@ def episode_accuracies(
 
 
 @torch.no_grad()
-def extract_features(network: Classifier, inputs: Inputs, *, mirror: bool = False) -> Tensor:
-    """Features [images, feature_size] on the CPU; in evaluation mode no image influences another's.
-
-    Args:
-        mirror: as in the recipe.
-    """
+def extract_features(network: Classifier, inputs: Inputs, recipe: Recipe) -> Tensor:
+    """What the recipe's head takes, [images, feature_size], on the CPU; no image influences another's."""
     batches = (part.contiguous(memory_format=torch.channels_last) for part in inputs.split(FEATURE_BATCH))
-    return torch.cat(
-        [embed(network.features, batch.to(network.device), mirror=mirror).cpu() for batch in batches]
-    )
+    return torch.cat([recipe.embed(network, batch.to(network.device)).cpu() for batch in batches])
 
 
 def head_accuracies(features: Tensor, recipe: Recipe, sets: Sequence[Sequence[Episode]]) -> list[Tensor]:

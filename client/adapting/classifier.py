@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, embed, head_tensors, unit_roots
+from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, head_tensors, unit_roots
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
 from fedfree.errors import ConfigError, ContributionError
@@ -83,14 +83,17 @@ class FewShotClassifier(nn.Module):
         self.temperature = description.calibration.temperature if description.calibration else 1.0
         self.head: FittedHead | None = None
         if description.recipe.fits_head:
+            size = description.recipe.feature_size(self.network)
             self.network.head = nn.Identity()
             # Fitted to nothing: it tells the shapes, and what of the head is no tensor.
-            blank = torch.zeros(n_way, self.network.feature_size)
+            blank = torch.zeros(n_way, size)
             self.head = description.recipe.fit_head(blank, torch.arange(n_way), n_way=n_way)
             for name, tensor in head_tensors(self.head).items():
                 self.register_buffer(name, torch.zeros_like(tensor))
         if description.openness:
-            self.register_buffer("class_means", torch.zeros(n_way, self.network.feature_size))
+            self.register_buffer(
+                "class_means", torch.zeros(n_way, description.recipe.feature_size(self.network))
+            )
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -146,7 +149,8 @@ class FewShotClassifier(nn.Module):
     def _outputs(self, pixels: Tensor) -> Tensor:
         """Features; logits where the network's own head decides."""
         recipe, input = self.description.recipe, self.description.input
-        return embed(self.network, input.normalise(input.resize(pixels)), mirror=recipe.mirror)
+        images = input.normalise(input.resize(pixels))
+        return recipe.embed(self.network, images) if recipe.fits_head else self.network(images)
 
     def _head_logits(self, outputs: Tensor) -> Tensor:
         if self.head is None:

@@ -11,7 +11,7 @@ Never transductive: networks run in evaluation mode, statistics come from the su
 so a query's prediction does not depend on the other queries.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -43,6 +43,8 @@ class Recipe:
     factor that grows with the support set; ``gradient`` knows none."""
     mirror: bool = False
     """The head takes the mean of the features of each image and of its mirror image; not ``gradient``."""
+    levels: bool = False
+    """The head takes features of several depths of the network, where it has such; not ``gradient``."""
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -54,8 +56,9 @@ class Recipe:
                 "learning_rate and temperature of a recipe lie between 0 and 100, got "
                 f"{self.learning_rate} and {self.temperature}"
             )
-        if self.mirror and not self.fits_head:
-            raise ContributionError(f"head {self.head} knows no mirror images: set mirror to false")
+        for name in ("mirror", "levels"):
+            if getattr(self, name) and not self.fits_head:
+                raise ContributionError(f"head {self.head} fits nothing to features: set {name} to false")
 
     @property
     def fits_head(self) -> bool:
@@ -71,6 +74,16 @@ class Recipe:
     def is_calibrated(self) -> bool:
         """Whether the softmax of its logits is calibrated as it is, by what was measured (docs/method.md)."""
         return self.head == "ridge" and self.keeps_network and self.temperature == Recipe.temperature
+
+    def embed(self, network: Classifier, images: Tensor) -> Tensor:
+        """What the head takes of normalised [batch, channels, height, width] images, [batch, size]."""
+        features_of = network.levels if self.levels else network.features
+        features = features_of(images)
+        return (features + features_of(images.flip(-1))) / 2 if self.mirror else features
+
+    def feature_size(self, network: Classifier) -> int:
+        """Of what :meth:`embed` gives."""
+        return network.level_size or network.feature_size if self.levels else network.feature_size
 
     def fit_head(self, features: Tensor, labels: Tensor, *, n_way: int) -> "FittedHead":
         """Fit the head to support features [images, feature_size] with labels [images] in 0 … n_way - 1."""
@@ -218,14 +231,13 @@ class AdaptedClassifier:
     """The network's parameters after adaptation; the linear head has n_way rows with head ``gradient``."""
     head: FittedHead | None
     """None: the network's own linear head decides."""
-    mirror: bool
-    """As in the recipe."""
+    recipe: Recipe
 
     def logits(self, images: Tensor) -> Tensor:
         """[queries, channels, height, width], normalised, to [queries, n_way]."""
         if self.head is None:
             return _forward(self.network, self.parameters, images)
-        return self.head.logits(_features(self.network, self.parameters, images, mirror=self.mirror))
+        return self.head.logits(_features(self.network, self.parameters, images, self.recipe))
 
 
 def adapt(
@@ -257,17 +269,17 @@ def adapt(
     def head_of(current: Mapping[str, Tensor]) -> FittedHead | None:
         if not recipe.fits_head:
             return None
-        features = _features(network, current, support_images, mirror=recipe.mirror)
+        features = _features(network, current, support_images, recipe)
         return recipe.fit_head(features, support_labels, n_way=n_way)
 
     with torch.enable_grad():
         if not recipe.fits_head:
             parameters |= _resized_head(parameters, n_way)
         for _ in range(recipe.steps):
-            current = AdaptedClassifier(network, parameters, head_of(parameters), recipe.mirror)
+            current = AdaptedClassifier(network, parameters, head_of(parameters), recipe)
             loss = F.cross_entropy(current.logits(support_images), support_labels)
             parameters = _descend(parameters, loss, recipe.learning_rate, create_graph)
-    return AdaptedClassifier(network, parameters, head_of(parameters), recipe.mirror)
+    return AdaptedClassifier(network, parameters, head_of(parameters), recipe)
 
 
 def _descend(
@@ -299,32 +311,24 @@ def _forward(network: Classifier, parameters: Mapping[str, Tensor], images: Tens
 
 
 class _Features(torch.nn.Module):
-    """Lets ``functional_call`` reach a classifier's features."""
+    """Lets ``functional_call`` reach what a head takes of a classifier."""
 
-    def __init__(self, network: Classifier) -> None:
+    def __init__(self, network: Classifier, recipe: Recipe) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.recipe = network, recipe
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network.features(images)
+        return self.recipe.embed(self.network, images)
 
 
 def _features(
-    network: Classifier, parameters: Mapping[str, Tensor], images: Tensor, *, mirror: bool
+    network: Classifier, parameters: Mapping[str, Tensor], images: Tensor, recipe: Recipe
 ) -> Tensor:
-    prefixed = {f"network.{name}": value for name, value in parameters.items()}
-
-    def features_of(batch: Tensor) -> Tensor:
-        features: Tensor = functional_call(_Features(network), prefixed, (batch,))
-        return features
-
-    return torch.cat([embed(features_of, batch, mirror=mirror) for batch in images.split(FEATURE_BATCH)])
-
-
-def embed(features_of: Callable[[Tensor], Tensor], images: Tensor, *, mirror: bool) -> Tensor:
-    """Features of [batch, channels, height, width] images, as a recipe with ``mirror`` takes them."""
-    features = features_of(images)
-    return (features + features_of(images.flip(-1))) / 2 if mirror else features
+    module, prefixed = (
+        _Features(network, recipe),
+        {f"network.{name}": value for name, value in parameters.items()},
+    )
+    return torch.cat([functional_call(module, prefixed, (batch,)) for batch in images.split(FEATURE_BATCH)])
 
 
 def head_accuracy(features: Tensor, recipe: Recipe, episode: Episode) -> Tensor:

@@ -461,6 +461,7 @@ def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
             learning_rate=recipe.learning_rate,
             temperature=recipe.temperature,
             mirror=recipe.mirror,
+            levels=recipe.levels,
         ),
         provenance=meta_learner_schema.Provenance(
             contribution_sha256=[bytes.fromhex(identity) for identity in provenance.contributions],
@@ -495,6 +496,7 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
             learning_rate=message.recipe.learning_rate,
             temperature=message.recipe.temperature,
             mirror=message.recipe.mirror,
+            levels=message.recipe.levels,
         ),
         provenance=Provenance(
             contributions=tuple(map(hash_from_wire, provenance.contribution_sha256)),

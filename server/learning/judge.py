@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedfree.adaptation import FEATURE_BATCH, Recipe, embed, head_accuracy
+from fedfree.adaptation import FEATURE_BATCH, Recipe, head_accuracy
 from fedfree.architectures import Classifier
 from fedfree.episodes import Accuracy, EpisodeSpec, mean_and_ci95
 from fedfree.seeding import make_generator
@@ -75,7 +75,7 @@ def _accuracy(state: State, network: Classifier, spec: EpisodeSpec) -> Accuracy:
     recipe = state.recipe if state.recipe.keeps_network else Recipe()
     features = torch.cat(
         [
-            embed(network.features, _inputs(state, rows), mirror=recipe.mirror)
+            recipe.embed(network, _inputs(state, rows))
             for rows in torch.arange(len(state.validation)).split(FEATURE_BATCH)
         ]
     )

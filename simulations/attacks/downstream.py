@@ -137,7 +137,7 @@ def score_meta_learner(plan: Plan, meta_learner: MetaLearner) -> Floats:
     know who was a member has the images of both.
     """
     recipe, inputs = meta_learner.recipe, LazyInputs(plan.images.images, meta_learner.input)
-    features = extract_features(meta_learner.network(), inputs, mirror=recipe.mirror)
+    features = extract_features(meta_learner.network(), inputs, recipe)
     labels, natural = plan.images.labels, ~plan.canaries
     head = nearest_mean(
         features[natural],

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from client.adapting.adapt import extract_features
+from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution
 
@@ -71,7 +72,7 @@ def feature_distances(witness: Contribution) -> Distances:
 
 
 def _features(network: Classifier, spec: InputSpec, images: Tensor) -> Tensor:
-    return F.normalize(extract_features(network, spec.normalise(spec.resize(images))), dim=1)
+    return F.normalize(extract_features(network, spec.normalise(spec.resize(images)), Recipe()), dim=1)
 
 
 @dataclass(frozen=True)

@@ -173,9 +173,7 @@ def pool_concatenation(available: Available) -> Measure:
 
     def features(images: Tensor, model: Contribution) -> Tensor:
         network = available.network(model).to(available.device)
-        return F.normalize(
-            extract_features(network, LazyInputs(images, model.input), mirror=recipe.mirror), dim=1
-        )
+        return F.normalize(extract_features(network, LazyInputs(images, model.input), recipe), dim=1)
 
     def measure(new: NewClasses) -> list[Tensor]:
         blocks = [features(new.images.images, each) for each in available.contributions]

@@ -116,9 +116,12 @@ def test_an_image_and_its_mirror_image_are_one_where_the_recipe_says_so() -> Non
     torch.testing.assert_close(adapted.logits(queries), head.logits(queried))
 
 
-def test_mirror_images_are_refused_where_gradients_adapt_the_head() -> None:
-    with pytest.raises(ContributionError, match="head gradient knows no mirror images"):
-        Recipe(head="gradient", steps=1, mirror=True)
+@pytest.mark.parametrize("name", ["mirror", "levels"])
+def test_what_a_head_is_fitted_to_is_refused_where_gradients_adapt_it(name: str) -> None:
+    with pytest.raises(
+        ContributionError, match=f"head gradient fits nothing to features: set {name} to false"
+    ):
+        Recipe("gradient", 1, **{name: True})
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)

@@ -80,7 +80,9 @@ def test_a_contribution_survives_the_round_trip(name: str) -> None:
     assert torch.equal(decoded.network()(images), contribution.network()(images))
 
 
-@pytest.mark.parametrize("recipe", [Recipe("gradient", 10, 0.25, 0.5), Recipe(mirror=True)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [Recipe("gradient", 10, 0.25, 0.5), Recipe(mirror=True), Recipe(levels=True)], ids=str
+)
 def test_a_meta_learner_survives_the_round_trip(recipe: Recipe) -> None:
     contribution = make_contribution()
     provenance = Provenance(("ab" * 32, "cd" * 32), "ef" * 32, 7, "fedfree 0")

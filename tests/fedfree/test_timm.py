@@ -47,6 +47,28 @@ def test_logits_are_a_head_of_ours_on_pooled_features(id: str) -> None:
 
 
 @each_family
+@torch.no_grad()
+def test_levels_are_the_features_with_means_of_the_stages_that_the_family_names(id: str) -> None:
+    network, images = make(id).eval(), draw_images(2)
+    levels, features = network.levels(images), network.features(images)
+    assert levels.shape == (2, Recipe(levels=True).feature_size(network))
+    stages = {stage: [] for stage in network.lengths}
+    for stage, outputs in stages.items():
+        network.network.blocks[stage].register_forward_hook(
+            lambda _, __, output, to=outputs: to.append(output)
+        )
+    network.features(images)
+    if not stages:
+        assert torch.equal(levels, features)
+        return
+    parts = [
+        length * F.normalize(stages[stage][0].mean((2, 3)), dim=1)
+        for stage, length in network.lengths.items()
+    ]
+    torch.testing.assert_close(levels, torch.cat([F.normalize(features, dim=1), *parts], dim=1))
+
+
+@each_family
 def test_a_network_trains(id: str) -> None:
     network, images, labels = make(id), draw_images(6), torch.tensor([0, 1, 2, 0, 1, 2])
     network.train()
@@ -143,7 +165,7 @@ def test_a_network_exports_to_the_same_probabilities(family: str, tmp_path: Path
         Description(
             architecture=Architecture(SMALLEST[family]),
             input=SPEC,
-            recipe=Recipe(),
+            recipe=Recipe(mirror=True, levels=True),
             support={"owl": 2, "cat": 1},
             calibration=Calibration(temperature=2.5, images=5, accuracy=0.8),
             meta_learner="ef" * 32,

@@ -12,6 +12,7 @@ from client.config import PrivacyConfig, TrainingConfig
 from client.data.image_set import ImageSet
 from client.training.fit import fit, initialise
 from client.training.privacy import dp_sgd, os_entropy_generator, plan, take_step, train_privately
+from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
 from fedfree.statement import DpSgd, PrivacyStatement
@@ -104,6 +105,6 @@ def test_features_are_those_of_the_cpu() -> None:
     torch.manual_seed(0)
     network = build(Architecture(), num_classes=2, input=INPUT).double()
     inputs = torch.randn(100, 1, 16, 16, dtype=torch.float64)
-    expected = extract_features(network, inputs, mirror=True)
-    features = extract_features(network.to(GPU), inputs, mirror=True)
+    expected = extract_features(network, inputs, Recipe(mirror=True))
+    features = extract_features(network.to(GPU), inputs, Recipe(mirror=True))
     torch.testing.assert_close(features, expected)

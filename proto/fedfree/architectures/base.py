@@ -70,6 +70,8 @@ class Classifier(nn.Module):
 
     head: nn.Module
     feature_size: int
+    level_size: int | None = None
+    """Of what :meth:`levels` gives; None where that is the features."""
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +81,10 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """[batch, channels, height, width], normalised, to [batch, feature_size]."""
         raise NotImplementedError
+
+    def levels(self, images: Tensor) -> Tensor:
+        """Features of several depths side by side, [batch, level_size]; else the features."""
+        return self.features(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """[batch, channels, height, width], normalised, to logits [batch, num_classes]."""

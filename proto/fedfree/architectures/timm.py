@@ -1,9 +1,11 @@
 """timm's networks, built without weights: those of the families whose ways are known here."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedfree.architectures.base import Classifier, InputSpec
@@ -18,10 +20,15 @@ class TimmFamily:
     norm: Literal["BatchNorm", "GroupNorm", "LayerNorm"]
     patch_size: int = 0
     """Pixels a side of what a transformer reads as one token; position embeddings fix the images' size."""
+    levels: Mapping[int, float] = field(default_factory=dict)
+    """Stages of ``network.blocks`` whose means help to tell new classes apart, with their lengths beside
+    features of length one (docs/log.md)."""
 
 
 FAMILIES: dict[str, TimmFamily] = {
-    "efficientnet-lite": TimmFamily(tuple(f"tf_efficientnet_lite{n}" for n in range(5)), "BatchNorm"),
+    "efficientnet-lite": TimmFamily(
+        tuple(f"tf_efficientnet_lite{n}" for n in range(5)), "BatchNorm", levels={4: 0.5, 5: 1.5}
+    ),
     "mobilenetv3": TimmFamily(
         (
             "mobilenetv3_small_050",
@@ -54,14 +61,35 @@ class TimmClassifier(Classifier):
 
         super().__init__()
         # Without classes it ends in pooled features; MobileNetV3 widens them first, to head_hidden_size.
-        self.network = timm.create_model(name, num_classes=0, **options_for(name, input))
-        self.head_name = str(self.network.pretrained_cfg["classifier"])  # type: ignore[index]
-        self.feature_size = int(self.network.head_hidden_size)  # type: ignore[arg-type]
+        network: Any = timm.create_model(name, num_classes=0, **options_for(name, input))
+        self.network = network
+        self.head_name = str(network.pretrained_cfg["classifier"])
+        self.feature_size = int(network.head_hidden_size)
         self.head = nn.Linear(self.feature_size, num_classes)
+        self.lengths = family_of(name).levels
+        if self.lengths:
+            ends = [network.blocks[stage][-1] for stage in self.lengths]
+            self.level_size = self.feature_size + sum(end.conv_pwl.out_channels for end in ends)
 
     def features(self, images: Tensor) -> Tensor:
-        hidden: Tensor = self.network(images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1))
+        hidden: Tensor = self.network(_coloured(images))
         return hidden
+
+    def levels(self, images: Tensor) -> Tensor:
+        if not self.lengths:
+            return self.features(images)
+        network: Any = self.network
+        hidden, taken = network.bn1(network.conv_stem(_coloured(images))), []
+        for number, stage in enumerate(network.blocks):
+            hidden = stage(hidden)
+            if number in self.lengths:
+                taken.append(self.lengths[number] * F.normalize(hidden.mean((2, 3)), dim=1))
+        hidden = network.forward_head(network.bn2(network.conv_head(hidden)))
+        return torch.cat([F.normalize(hidden, dim=1), *taken], dim=1)
+
+
+def _coloured(images: Tensor) -> Tensor:
+    return images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
 
 
 def options_for(name: str, input: InputSpec) -> dict[str, Any]:

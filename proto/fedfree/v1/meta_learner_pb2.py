@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedfree.v1 import contribution_pb2 as fedfree_dot_v1_dot_contribution__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64\x66ree/v1/meta_learner.proto\x12\nfedfree.v1\x1a\x1d\x66\x65\x64\x66ree/v1/contribution.proto\"a\n\x06Recipe\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x0e\n\x06mirror\x18\x05 \x01(\x08\"\xab\x01\n\nProvenance\x12\x1b\n\x13\x63ontribution_sha256\x18\x01 \x03(\x0c\x12\x15\n\rconfig_sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x10\n\x08software\x18\x04 \x01(\t\x12\x14\n\x0cstart_sha256\x18\x05 \x01(\x0c\x12\x15\n\rpublic_images\x18\x06 \x01(\x04\x12\x1c\n\x14public_images_sha256\x18\x07 \x01(\x0c\"\xfa\x01\n\x0bMetaLearner\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12.\n\x0c\x61rchitecture\x18\x02 \x01(\x0b\x32\x18.fedfree.v1.Architecture\x12\x13\n\x0bnum_classes\x18\x03 \x01(\r\x12$\n\x05input\x18\x04 \x01(\x0b\x32\x15.fedfree.v1.InputSpec\x12\"\n\x06recipe\x18\x05 \x01(\x0b\x32\x12.fedfree.v1.Recipe\x12*\n\nprovenance\x18\x06 \x01(\x0b\x32\x16.fedfree.v1.Provenance\x12\x16\n\x0eweights_sha256\x18\x07 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64\x66ree/v1/meta_learner.proto\x12\nfedfree.v1\x1a\x1d\x66\x65\x64\x66ree/v1/contribution.proto\"q\n\x06Recipe\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x0e\n\x06mirror\x18\x05 \x01(\x08\x12\x0e\n\x06levels\x18\x06 \x01(\x08\"\xab\x01\n\nProvenance\x12\x1b\n\x13\x63ontribution_sha256\x18\x01 \x03(\x0c\x12\x15\n\rconfig_sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x10\n\x08software\x18\x04 \x01(\t\x12\x14\n\x0cstart_sha256\x18\x05 \x01(\x0c\x12\x15\n\rpublic_images\x18\x06 \x01(\x04\x12\x1c\n\x14public_images_sha256\x18\x07 \x01(\x0c\"\xfa\x01\n\x0bMetaLearner\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12.\n\x0c\x61rchitecture\x18\x02 \x01(\x0b\x32\x18.fedfree.v1.Architecture\x12\x13\n\x0bnum_classes\x18\x03 \x01(\r\x12$\n\x05input\x18\x04 \x01(\x0b\x32\x15.fedfree.v1.InputSpec\x12\"\n\x06recipe\x18\x05 \x01(\x0b\x32\x12.fedfree.v1.Recipe\x12*\n\nprovenance\x18\x06 \x01(\x0b\x32\x16.fedfree.v1.Provenance\x12\x16\n\x0eweights_sha256\x18\x07 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedfree.v1.meta_learner_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECIPE']._serialized_start=76
-  _globals['_RECIPE']._serialized_end=173
-  _globals['_PROVENANCE']._serialized_start=176
-  _globals['_PROVENANCE']._serialized_end=347
-  _globals['_METALEARNER']._serialized_start=350
-  _globals['_METALEARNER']._serialized_end=600
+  _globals['_RECIPE']._serialized_end=189
+  _globals['_PROVENANCE']._serialized_start=192
+  _globals['_PROVENANCE']._serialized_end=363
+  _globals['_METALEARNER']._serialized_start=366
+  _globals['_METALEARNER']._serialized_end=616
 # @@protoc_insertion_point(module_scope)

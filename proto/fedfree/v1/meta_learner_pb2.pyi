@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Recipe(_message.Message):
-    __slots__ = ("head", "steps", "learning_rate", "temperature", "mirror")
+    __slots__ = ("head", "steps", "learning_rate", "temperature", "mirror", "levels")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     MIRROR_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
     head: str
     steps: int
     learning_rate: float
     temperature: float
     mirror: bool
-    def __init__(self, head: _Optional[str] = ..., steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., temperature: _Optional[float] = ..., mirror: _Optional[bool] = ...) -> None: ...
+    levels: bool
+    def __init__(self, head: _Optional[str] = ..., steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., temperature: _Optional[float] = ..., mirror: _Optional[bool] = ..., levels: _Optional[bool] = ...) -> None: ...
 
 class Provenance(_message.Message):
     __slots__ = ("contribution_sha256", "config_sha256", "seed", "software", "start_sha256", "public_images", "public_images_sha256")

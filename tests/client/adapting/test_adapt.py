@@ -125,7 +125,8 @@ def test_what_is_none_of_these_is_judged_by_the_features_that_the_head_was_fitte
     meta_learner = make_meta_learner(Recipe("ridge", mirror=True))
     inputs, asked = to_input(support.images, meta_learner.input), meta_learner.input.normalise(queries)
     features, queried = (
-        adaptation.extract_features(meta_learner.network(), images, mirror=True) for images in (inputs, asked)
+        adaptation.extract_features(meta_learner.network(), images, Recipe(mirror=True))
+        for images in (inputs, asked)
     )
     openness, means = measure_openness(features, support.labels, n_way=3)
     classifier = make_classifier(meta_learner, support)
