@@ -33,7 +33,8 @@ from server.learning.team import ALONE, Team
 def invert(state: State, iteration: int, team: Team = ALONE) -> list[RecoveredTask]:
     """FIVE: recover tasks from a meta-batch of models; after the warm-up the memory keeps them."""
     settings = state.config.invert
-    members = state.pool.sample(settings.models_per_iteration, state.rng)
+    chances = {identity: trust.weight for identity, trust in state.doubted().items()}
+    members = state.pool.sample(settings.models_per_iteration, state.rng, chances)
     warm = _is_warm(state, iteration)
     with autocast(state.config.precision, state.pool.device):
         recovered = recover(

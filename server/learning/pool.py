@@ -122,10 +122,21 @@ class Pool:
         begun = [each for each in (self._models.start, *self._models.further_starts) if each]
         return next(each.body for each in begun if each.start == start)
 
-    def sample(self, count: int, rng: torch.Generator) -> list[Member]:
-        """``count`` different members (all of them, if there are fewer), uniformly."""
-        order = torch.randperm(len(self.ids), generator=rng)[:count].tolist()
-        return [self.member(number) for number in order]
+    def sample(
+        self, count: int, rng: torch.Generator, chances: Mapping[str, float] | None = None
+    ) -> list[Member]:
+        """``count`` different members (all of them, if there are fewer), uniformly.
+
+        Args:
+            chances: of those by id that are drawn less often than others, which have 1.
+        """
+        if not chances:
+            order = torch.randperm(len(self.ids), generator=rng)[:count]
+        else:
+            weights = torch.tensor([chances.get(each, 1.0) for each in self.ids])
+            possible = int((weights > 0).sum())
+            order = torch.multinomial(weights, min(count, possible), generator=rng)
+        return [self.member(number) for number in order.tolist()]
 
     def require(self, quorum: int) -> None:
         """Raise FederationError with fewer than ``quorum`` members."""

@@ -7,6 +7,7 @@ import torch
 
 from server.learning.moves import ask_teachers, distil, invert, meta_learn, objective, replay, schedule
 from server.learning.state import State
+from server.learning.trust import Trust
 
 MakeState = Callable[..., State]
 REPLAY = {"replay_episodes": 1, "replay_ways": 2, "replay_queries": 1}
@@ -28,6 +29,16 @@ def test_inverting_moves_the_generator_and_fills_the_memory(make_state: MakeStat
     state = make_state()
     moved = changed(state, lambda: invert(state, 0))
     assert moved == {"generator", "generator_optimizer", "memory", "rng"}
+
+
+def test_a_model_that_does_not_count_is_not_inverted(
+    make_state: MakeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state()
+    ids = state.pool.ids
+    monkeypatch.setattr(State, "doubted", lambda self: {ids[0]: Trust(0.0, "no use to others")})
+    recovered = {task.member.id for iteration in range(4) for task in invert(state, iteration)}
+    assert recovered and ids[0] not in recovered
 
 
 def test_before_the_end_of_the_warm_up_nothing_is_remembered_and_nothing_learned(

@@ -38,6 +38,14 @@ def test_the_networks_used_last_stay_in_memory(
     assert models.built == ["0", "1", "2", "1"]
 
 
+def test_models_are_drawn_as_often_as_they_count(make_models: Callable[..., pool_module.Models]) -> None:
+    pool, rng = make_models().pool(), torch.Generator().manual_seed(0)
+    drawn = [[each.id for each in pool.sample(2, rng, {"1": 0.0, "2": 0.25})] for _ in range(200)]
+    assert all(sorted(each) == ["0", "2"] for each in drawn)
+    first = [each[0] for each in drawn]
+    assert 20 < first.count("2") < 60, "a fifth of the time"
+
+
 def test_fewer_models_than_the_quorum_are_refused(make_models: Callable[..., pool_module.Models]) -> None:
     pool = make_models().pool()
     pool.require(3)
