@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -40,3 +41,15 @@ def log_event(event: Event) -> None:
 
 def _short(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def doubted(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
+    """By contribution what does not count in full, how much it counts and why, as learning last ended."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if (event.stage, event.kind) == ("learn", "started"):
+            found = {}
+        elif (event.stage, event.kind) == ("learn", "doubted"):
+            values = dict(event.values)
+            found[str(values.pop("contribution"))] = values
+    return found

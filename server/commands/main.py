@@ -25,7 +25,7 @@ from server.doors.limits import ServiceConfig
 from server.doors.metrics import served
 from server.doors.status import RunStatus
 from server.doors.tokens import Tokens
-from server.events import log_event
+from server.events import doubted, log_event
 from server.removal import remove
 from server.storage.run_directory import RunDirectory
 from server.storage.store import MANIFEST, WEIGHTS
@@ -152,7 +152,7 @@ def status(
     directory, console = RunDirectory(run), Console()
     console.print(status_table(RunStatus.read(directory)))
     if contributions:
-        console.print(contributions_table(directory.store()))
+        console.print(contributions_table(directory.store(), doubted(directory.read_events())))
 
 
 SERVE_FLAGS = {

@@ -1,5 +1,8 @@
 """A run's status as an operator reads it at a terminal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -42,23 +45,31 @@ def _learning_rows(learning: LearningStatus | None) -> list[tuple[str, str]]:
     return rows
 
 
-def contributions_table(store: Store) -> Table:
-    """Every contribution: where it is, who handed it over, what it is, why it was refused."""
+def contributions_table(store: Store, doubts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Every contribution: where it is, who handed it over, what it is, why it was refused or counts less.
+
+    Args:
+        doubts: as of :func:`server.events.doubted`.
+    """
     table = Table(box=box.SIMPLE, pad_edge=False)
     for column in ("contribution", "state", "organisation", "architecture", "ε claimed", "reason"):
         table.add_column(column, overflow="fold")
     for place in PLACES:
         for identity in store.ids(place):
-            described = (Text(words) for words in _described(store, place, identity))
+            described = map(Text, _described(store, place, identity, doubts.get(identity)))
             table.add_row(identity[:_ID_DIGITS], place, *described)
     return table
 
 
-def _described(store: Store, place: str, identity: str) -> tuple[str, str, str, str]:
+def _described(
+    store: Store, place: str, identity: str, doubt: Mapping[str, Any] | None
+) -> tuple[str, str, str, str]:
     """Only what was accepted is known to be a contribution at all."""
     organisation = store.organisation(identity) or ABSENT
     if place != ACCEPTED:
         return organisation, ABSENT, ABSENT, store.reason(identity) if place == QUARANTINED else ""
     contribution = store.describe(identity)
     privacy = contribution.privacy.differential_privacy
-    return organisation, str(contribution.architecture), f"{privacy.epsilon:.2f}" if privacy else ABSENT, ""
+    claimed = f"{privacy.epsilon:.2f}" if privacy else ABSENT
+    reason = f"counts {doubt['counts']:.2f}: {doubt['evidence']}" if doubt else ""
+    return organisation, str(contribution.architecture), claimed, reason

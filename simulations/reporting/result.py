@@ -16,7 +16,7 @@ from fedfree.host.compute import count_threads
 from fedfree.host.files import write_file
 from fedfree.host.starts import describe_folder
 from fedfree.start import Start
-from server.events import Event
+from server.events import Event, doubted
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, QUARANTINED
 from simulations.baselines.evaluate import META_LEARNER, Comparison
@@ -107,18 +107,6 @@ def judged(events: Iterable[Event]) -> dict[str, Any]:
     """How what was learned did against the average of the models, as learning last ended; or nothing."""
     ends = [dict(each.values) for each in events if (each.stage, each.kind) == ("learn", "finished")]
     return ends[-1] if ends else {}
-
-
-def doubted(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
-    """By contribution what does not count in full, how much it counts and why, as learning last ended."""
-    found: dict[str, dict[str, Any]] = {}
-    for event in events:
-        if (event.stage, event.kind) == ("learn", "started"):
-            found = {}
-        elif (event.stage, event.kind) == ("learn", "doubted"):
-            values = dict(event.values)
-            found[str(values.pop("contribution"))] = values
-    return found
 
 
 def _public_images(config: SimulationConfig, directory: RunDirectory) -> dict[str, object]:

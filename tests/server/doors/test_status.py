@@ -18,7 +18,7 @@ from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
 from server.doors.metrics import served
 from server.doors.status import LearningStatus, RunStatus, read_learning
-from server.events import Event, ignore
+from server.events import Event, doubted, ignore
 from server.storage.run_directory import RunDirectory, event_to_line
 
 
@@ -106,15 +106,24 @@ def test_the_table_tells_contributions_losses_and_time_left(run: RunDirectory) -
 def test_every_contribution_is_listed_with_the_reason_of_a_refusal(run: RunDirectory) -> None:
     identity, store = receive(run), run.store()
     store.quarantine(identity, "the network's outputs do not depend on the image")
-    text = printed(contributions_table(store))
+    text = printed(contributions_table(store, {}))
     assert identity[:12] in text and "quarantined" in text and "do not depend on" in text
+
+
+def test_what_counts_less_says_how_much_and_why(run: RunDirectory) -> None:
+    identity = receive(run)
+    run.store().accept(identity)
+    words = {"contribution": identity, "counts": 0.25, "evidence": "shares one vote with 3"}
+    record(run, Event("learn", "doubted", words))
+    text = printed(contributions_table(run.store(), doubted(run.read_events())))
+    assert "counts 0.25: shares one vote with 3" in " ".join(text.split())
 
 
 def test_words_of_others_in_a_reason_neither_break_the_table_nor_move_the_cursor(run: RunDirectory) -> None:
     identity, store = receive(run), run.store()
     store.quarantine(identity, "tensor [/x] [bold] \x1b[2J\nverify accepted" + "y" * 20_000)
     assert len((store.path / "quarantined" / identity / "reason.txt").read_text()) <= 1000
-    text = printed(contributions_table(store))
+    text = printed(contributions_table(store, {}))
     assert "[/x] [bold]" in text and "\x1b" not in text
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.events import Event
-from simulations.reporting.result import doubted, judged, spent_learning
+from server.events import Event, doubted
+from simulations.reporting.result import judged, spent_learning
 
 
 def iteration(number: int, *, start: float, images: int) -> list[Event]:
