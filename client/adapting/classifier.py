@@ -82,8 +82,8 @@ class FewShotClassifier(nn.Module):
         self.network = build(description.architecture, num_classes=n_way, input=description.input)
         self.temperature = description.calibration.temperature if description.calibration else 1.0
         self.head: FittedHead | None = None
+        size = description.recipe.feature_size(self.network)
         if description.recipe.fits_head:
-            size = description.recipe.feature_size(self.network)
             self.network.head = nn.Identity()
             # Fitted to nothing: it tells the shapes, and what of the head is no tensor.
             blank = torch.zeros(n_way, size)
@@ -91,9 +91,7 @@ class FewShotClassifier(nn.Module):
             for name, tensor in head_tensors(self.head).items():
                 self.register_buffer(name, torch.zeros_like(tensor))
         if description.openness:
-            self.register_buffer(
-                "class_means", torch.zeros(n_way, description.recipe.feature_size(self.network))
-            )
+            self.register_buffer("class_means", torch.zeros(n_way, size))
         self.requires_grad_(False).eval()
 
     @classmethod

@@ -153,10 +153,11 @@ def load_network(
 
 
 def read_tensors(data: bytes, what: str) -> dict[str, Tensor]:
-    """Tensors by name from safetensors bytes; raises ContributionError."""
+    """Tensors by name, in the order of their names, from safetensors bytes; raises ContributionError."""
     check_weights_size(len(data), what)
     try:
-        return safetensors.torch.load(data)
+        # safetensors gives them in another order in each process, and sums over them to other last digits.
+        return dict(sorted(safetensors.torch.load(data).items()))
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise ContributionError(f"{what} are not valid safetensors: {error}") from error
 

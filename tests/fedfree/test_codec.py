@@ -18,8 +18,10 @@ from fedfree.codec import (
     decode_meta_learner,
     encode_contribution,
     encode_meta_learner,
+    encode_tensors,
     encode_weights,
     load_network,
+    read_tensors,
 )
 from fedfree.errors import ContributionError
 from fedfree.statement import (
@@ -78,6 +80,12 @@ def test_a_contribution_survives_the_round_trip(name: str) -> None:
     assert decoded == contribution
     images = torch.rand(2, 1, 16, 16)
     assert torch.equal(decoded.network()(images), contribution.network()(images))
+
+
+def test_tensors_are_read_in_the_order_of_their_names() -> None:
+    names = [f"{number:02}" for number in range(30)]
+    data = encode_tensors({name: torch.zeros(1) for name in reversed(names)})
+    assert list(read_tensors(data, "the weights")) == names
 
 
 @pytest.mark.parametrize(

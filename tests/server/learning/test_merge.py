@@ -127,7 +127,7 @@ def store_of_six(
     return Pool(store, store.ids(ACCEPTED), torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("times", "words"), [(8.0, "was cut"), (-1.0, "against the others")])
+@pytest.mark.parametrize(("times", "words"), [(12.0, "was cut"), (-1.0, "against the others")])
 def test_one_model_does_not_move_the_robust_mean_as_far_as_it_likes(
     times: float,
     words: str,
@@ -143,7 +143,7 @@ def test_one_model_does_not_move_the_robust_mean_as_far_as_it_likes(
     assert merge_into(plain, pool) == {}
     trusts = merge_into(robust, pool, robust=True)
     (doubted,) = [each for each in trusts.values() if each.weight < 1]
-    assert words in doubted.evidence and doubted.weight < 0.72  # 8 of 20 tensors cut to a quarter
+    assert words in doubted.evidence and doubted.weight < 0.7
     honest = [number for number, each in enumerate(pool.ids) if trusts[each].weight == 1]
     mean = torch.stack([pool.member(each).network.get_parameter(name) for each in honest]).mean(0)
     far, near = ((each.get_parameter(name) - mean).norm() for each in (plain, robust))
