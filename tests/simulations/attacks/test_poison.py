@@ -1,11 +1,13 @@
 """Every attack is accepted by VERIFY, and does what it says."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from client.data.image_set import ImageSet
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, decode_contribution, encode_contribution, encode_weights
 from fedfree.errors import ConfigError
@@ -25,10 +27,30 @@ def honest(seed: int) -> Contribution:
     return Contribution(Architecture(), 3, GREY, PrivacyStatement(), encode_weights(network))
 
 
+def images_of(seed: int) -> ImageSet:
+    """Three classes of grey images, told apart by their pattern."""
+    rng = torch.Generator().manual_seed(seed)
+    patterns = torch.randint(0, 200, (3, 1, 16, 16), generator=rng)
+    labels = torch.arange(30) % 3
+    pixels = patterns[labels] + torch.randint(0, 56, (30, 1, 16, 16), generator=rng)
+    return ImageSet(pixels.to(torch.uint8), labels, ("a", "b", "c"))
+
+
+IMAGES = [partial(images_of, seed) for seed in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulations.attacks.backdoor.STEPS", 2)
+    monkeypatch.setattr("simulations.attacks.adaptive.STEPS", 10)
+    monkeypatch.setattr("simulations.attacks.adaptive.BATCH", 16)
+    monkeypatch.setattr("simulations.attacks.adaptive.LOOK_EVERY", 1)
+
+
 @pytest.mark.parametrize("attack", sorted(POISONS.keys() - FROM_START))
 def test_what_hostile_organisations_send_is_accepted(attack: str, tmp_path: Path) -> None:
     sent, store = [honest(seed) for seed in range(2)], Store(tmp_path)
-    hostile = poison(sent, attack, seed=0)
+    hostile = poison(sent, attack, seed=0, images=IMAGES)
     for each in hostile:
         store.receive(encode_contribution(each), each.weights)
     verify_received(store, ignore)
@@ -36,7 +58,7 @@ def test_what_hostile_organisations_send_is_accepted(attack: str, tmp_path: Path
     assert all(own.weights != each.weights for own, each in zip(sent, hostile, strict=True))
 
 
-@pytest.mark.parametrize("attack", ["random", "noise", *sorted(FROM_START)])
+@pytest.mark.parametrize("attack", ["random", "noise", "backdoor", "adaptive", *sorted(FROM_START)])
 def test_attacks_on_a_start_are_accepted_too(
     attack: str,
     tmp_path: Path,
@@ -46,7 +68,7 @@ def test_attacks_on_a_start_are_accepted_too(
     start = make_start(0)
     store = Store(tmp_path, lambda: start)
     sent = [decode_contribution(*contribute_from(start, seed)) for seed in range(2)]
-    for each in poison(sent, attack, seed=0, start=start):
+    for each in poison(sent, attack, seed=0, start=start, images=IMAGES):
         store.receive(encode_contribution(each), each.weights)
     verify_received(store, ignore)
     assert len(store.ids(ACCEPTED)) == 2
