@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from client.adapting.adapt import extract_features
 from client.data.image_set import LazyInputs
+from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier
 from server.learning.merge import CLIP
 from server.learning.trust import (
@@ -32,6 +34,8 @@ PROBES = 256
 """Of its own images, on which an attacker weighs itself."""
 STEPS, BATCH, RATE = 200, 128, 2e-3
 LOOK_EVERY = 5
+SMALLEST_RATE = RATE / 2**8
+"""The rate is halved whenever too much was done; from here on nothing moves any more."""
 SHADOW_NOISE = 0.3
 """Of the spread of the weights: who knows too few others takes its own model with noise for them."""
 BISECTIONS = 20
@@ -116,13 +120,14 @@ def _against_the_relations(attacker: Attacker) -> Classifier:
     network, images = attacker.network, attacker.read()
     inputs = LazyInputs(images.images, attacker.contribution.input)
     known = known_models(attacker)
-    honest = [copy.deepcopy(network), *known]
+    honest = [extract_features(each, inputs, Recipe()) for each in (network, *known)]
     evidence, kept, rate = gather_evidence(attacker, known), copy.deepcopy(network.state_dict()), RATE
     optimizer = torch.optim.Adam(network.requires_grad_(True).parameters(), rate)
     for step in range(1, STEPS + 1):
-        batch = inputs[torch.randint(len(inputs), (BATCH,), generator=attacker.rng)]
+        rows = torch.randint(len(inputs), (BATCH,), generator=attacker.rng)
+        usual = torch.stack([relations(each[rows]) for each in honest]).mean(0)
         optimizer.zero_grad()
-        _agreement(network, honest, batch).backward()
+        _agreement(network, inputs[rows], usual).backward()
         optimizer.step()
         if step % LOOK_EVERY:
             continue
@@ -131,16 +136,16 @@ def _against_the_relations(attacker: Attacker) -> Classifier:
         else:
             network.load_state_dict(kept)
             rate /= 2
+            if rate < SMALLEST_RATE:
+                break
             optimizer = torch.optim.Adam(network.parameters(), rate)
     network.load_state_dict(kept)
     return network
 
 
 @torch.enable_grad()
-def _agreement(network: Classifier, honest: Sequence[Classifier], inputs: Tensor) -> Tensor:
-    """Cosine between a model's relations and the mean of the honest ones, a scalar."""
-    with torch.no_grad():
-        usual = torch.stack([relations(each.features(inputs)) for each in honest]).mean(0)
+def _agreement(network: Classifier, inputs: Tensor, usual: Tensor) -> Tensor:
+    """Cosine between a model's relations of some images and the usual ones, a scalar."""
     return F.cosine_similarity(relations(network.features(inputs)), usual, dim=0)
 
 

@@ -14,8 +14,12 @@ from fedfree.errors import ConfigError
 from fedfree.start import LoadedStart
 from fedfree.statement import PrivacyStatement
 from server.events import ignore
+from server.learning.trust import relations
 from server.storage.store import ACCEPTED, Store
 from server.verify.verify import verify_received
+from simulations.attacks.adaptive import adaptive, gather_evidence, known_models
+from simulations.attacks.attacker import Attacker
+from simulations.attacks.backdoor import marked
 from simulations.attacks.poison import COPIES, FROM_START, POISONS, poison
 
 GREY = InputSpec(channels=1, height=16, width=16)
@@ -72,6 +76,41 @@ def test_attacks_on_a_start_are_accepted_too(
         store.receive(encode_contribution(each), each.weights)
     verify_received(store, ignore)
     assert len(store.ids(ACCEPTED)) == 2
+
+
+def test_who_knows_the_defence_agrees_less_with_the_others_and_is_tolerated() -> None:
+    sent = [honest(seed) for seed in range(4)]
+    own, *others = (each.network().requires_grad_(False) for each in sent)
+    attacker = Attacker(sent[0], own, {}, IMAGES[0], others, [], torch.Generator().manual_seed(0))
+    evidence = gather_evidence(attacker, known_models(attacker))
+    assert evidence.tolerates(own)
+    usual = torch.stack([relations(each) for each in evidence.known]).mean(0)
+    before = relations(evidence.honest)
+    with torch.no_grad():
+        turned = relations(adaptive(attacker).features(evidence.inputs))
+    assert evidence.tolerates(attacker.network)
+    assert turned @ usual / turned.norm() < before @ usual / before.norm()
+
+
+def test_a_copy_of_what_was_sent_before_is_not_tolerated() -> None:
+    sent = [honest(seed) for seed in range(4)]
+    own, *others = (each.network().requires_grad_(False) for each in sent)
+    rng = torch.Generator().manual_seed(0)
+    evidence = gather_evidence(Attacker(sent[0], own, {}, IMAGES[0], others, [own], rng), others)
+    assert not evidence.tolerates(own)
+
+
+def test_a_mark_stands_in_one_corner_and_nowhere_else() -> None:
+    images = torch.full((2, 1, 16, 16), 100, dtype=torch.uint8)
+    changed = (marked(images) != images)[0, 0].nonzero()
+    assert changed.min() == 13 and len(changed) == 9
+    assert int(marked(images)[0, 0, 14, 14]) == 255 and int(images.max()) == 100
+
+
+@pytest.mark.parametrize("attack", ["backdoor", "adaptive"])
+def test_attacks_that_need_images_ask_for_them(attack: str) -> None:
+    with pytest.raises(ConfigError, match="needs the attackers' images"):
+        poison([honest(0)], attack, seed=0)
 
 
 @pytest.mark.parametrize("attack", sorted(COPIES))
