@@ -1,1 +1,1 @@
-"""Audits: what contributed models, their synthetic images and the broadcast meta-learner give away."""
+"""Audits of what models, their synthetic images and the meta-learner give away; and hostile contributions."""

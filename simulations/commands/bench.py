@@ -9,7 +9,7 @@ from fedfree.errors import ConfigError
 from fedfree.host.cli import App
 from fedfree.host.options import Chosen, configured
 from simulations import series
-from simulations.benchmarks import alignment, quality, quality_table, scale, speed
+from simulations.benchmarks import alignment, poison, poison_table, quality, quality_table, scale, speed
 from simulations.benchmarks.quality_plots import plots
 from simulations.command_line import flags
 from simulations.config import SimulationConfig
@@ -113,6 +113,40 @@ def bench_alignment(
         details={"rows": alignment.values(measured)},
         plots={"alignment": alignment.plot(measured)},
         config=chosen.file,
+    )
+
+
+@app.command("poison")
+@configured(SimulationConfig, flags(*POOL, "start"))
+def bench_poison(
+    chosen: Chosen[SimulationConfig],
+    out: Folder = Path("runs/bench-poison"),
+    seeds: Seeds = 1,
+    attacks: Annotated[
+        str, typer.Option(help="Attacks, separated by commas; all that this pool allows.")
+    ] = poison.ALL,
+    shares: Annotated[
+        str, typer.Option(help="Hostile organisations: percentages, separated by commas, or one.")
+    ] = "30",
+) -> None:
+    """What hostile organisations cost the others, with and without the defence, attack by attack."""
+    configs = [chosen.settings.model_copy(update={"seed": seed}) for seed in range(seeds)]
+    cells = poison.plan(chosen.settings, attacks=attacks, shares=shares)
+    measured = [
+        each
+        for config in configs
+        for each in poison.measure(out / str(config.seed), config, cells, output.tell)
+    ]
+    output.leave(
+        out,
+        "poison",
+        table=poison_table.table(measured, clients=chosen.settings.clients),
+        setup=chosen.settings.server,
+        seeds=range(seeds),
+        details=poison_table.values(measured),
+        plots={"poison": poison_table.plot(measured)},
+        config=chosen.file,
+        seconds=sum(each.seconds for each in measured),
     )
 
 

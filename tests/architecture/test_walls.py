@@ -138,7 +138,8 @@ STOREYS = (
     ("reporting",),
     ("simulate",),
     ("series",),
-    ("attacks", "benchmarks"),
+    ("attacks",),
+    ("benchmarks",),
     ("commands", "__main__"),
 )
 """Of simulations, from the ground up: each imports what is beneath it, none what is beside or above it."""
