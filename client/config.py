@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from client.limits import LimitsConfig
 from fedfree.architectures import Architecture, ArchitectureId
 from fedfree.errors import ConfigError
 from fedfree.host.compute import ComputeConfig
@@ -259,6 +260,7 @@ class ClientConfig(Settings):
     the first that is seen is believed, and kept beside this file."""
     evaluate: EvaluateConfig | None = None
     """Without it the organisation receives the meta-learner and reports nothing."""
+    limits: LimitsConfig = LimitsConfig()
     share_metrics: bool = False
     """Whether mean accuracy and its interval may be sent to the server."""
     cache: Path = Field(default_factory=lambda: cache_folder() / "models")

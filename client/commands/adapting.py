@@ -15,9 +15,10 @@ from client.adapting.export import export_onnx
 from client.adapting.predict import Prediction
 from client.adapting.predict import predict as predict_all
 from client.commands.files import META_LEARNER, read_meta_learner
-from client.commands.options import FIT, Data, MetaLearnerFile, Split, Square
+from client.commands.options import FIT, Data, LimitsFile, MetaLearnerFile, Split, Square
 from client.config import ClientConfig, DataConfig
 from client.data.loading import load_configured
+from client.limits import read_limits
 from fedfree.errors import FedFreeError
 from fedfree.host.cli import WRONG_INPUT, App, print_refusal
 
@@ -35,9 +36,10 @@ def evaluate_command(
     ways: Annotated[int, typer.Option(help="Classes an episode.")] = 5,
     episodes: Annotated[int, typer.Option(help="Few-shot tasks to draw from the images.")] = 600,
     seed: Annotated[int, typer.Option(min=0, help="Of the episodes.")] = 0,
+    limits: LimitsFile = None,
 ) -> None:
     """Measure a meta-learner on your own new classes, from one and from five images each."""
-    received = read_meta_learner(meta_learner)
+    received = read_meta_learner(meta_learner, read_limits(limits))
     source = {"source": data, "split": split, "fit": fit}
     values = {
         "data": source,
@@ -57,9 +59,10 @@ def adapt(
     split: Split = None,
     fit: Square = FIT,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("classifier.safetensors"),
+    limits: LimitsFile = None,
 ) -> None:
     """Turn a meta-learner into a classifier for your own classes, from one image each or more."""
-    received = read_meta_learner(meta_learner)
+    received = read_meta_learner(meta_learner, read_limits(limits))
     input = received.input
     data = DataConfig(source=support, split=split, fit=fit)
     images = load_configured(data, size=input.height, channels=input.channels)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fedfree.codec import MetaLearner, decode_meta_learner
+from client.limits import LimitsConfig, check_meta_learner
+from fedfree.codec import MetaLearner, decode_meta_learner, describe_meta_learner
 from fedfree.errors import ConfigError
 from fedfree.host.files import read_file
 from fedfree.signing import read_signature
@@ -20,16 +21,18 @@ def signature_beside(meta_learner: Path) -> Path:
     return meta_learner.with_name(f"{meta_learner.stem}.signature.pb")
 
 
-def read_meta_learner(weights: Path) -> MetaLearner:
+def read_meta_learner(weights: Path, limits: LimitsConfig | None = None) -> MetaLearner:
     """A meta-learner from its weights and the manifest beside them.
 
     Whose it is was asked when it was fetched; where its signature was kept, it must still hold.
 
     Args:
         weights: their file, or the folder of the run that wrote it.
+        limits: what it may ask of whoever adapts it; None where nobody will.
 
     Raises:
         ConfigError: they are not there.
+        TooMuchError: it asks for more, and its weights were not read.
         SignatureError, ContributionError: the files do not belong together, or break the contract.
     """
     if weights.is_dir():
@@ -41,4 +44,6 @@ def read_meta_learner(weights: Path) -> MetaLearner:
     manifest = read_file(manifest_beside(weights))
     if signature_beside(weights).is_file():
         read_signature("meta-learner", manifest, read_file(signature_beside(weights)))
+    if limits is not None:
+        check_meta_learner(describe_meta_learner(manifest), limits)
     return decode_meta_learner(manifest, read_file(weights))

@@ -23,4 +23,13 @@ LedgerFile = Annotated[
         show_default=False,
     ),
 ]
+LimitsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--limits",
+        help="TOML file whose table [limits] says what the coordinator may ask of this machine, such as "
+        "client.toml (default: the defaults).",
+        show_default=False,
+    ),
+]
 MetaLearnerFile = Annotated[Path, typer.Option(help="What fetch wrote, its manifest beside it; or a folder.")]

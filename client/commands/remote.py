@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.commands.files import manifest_beside, signature_beside
+from client.commands.options import LimitsFile
 from client.doors.trust import Trust
+from client.limits import read_limits
 from client.training.cache import MANIFEST, WEIGHTS
 from fedfree.codec import decode_contribution
 from fedfree.errors import AccessError, ConfigError
@@ -90,6 +92,7 @@ def fetch(
     allow_older: Annotated[
         bool, typer.Option("--allow-older", help="Take one that is older than what came before.")
     ] = False,
+    limits: LimitsFile = None,
     ca: CA = None,
     token_file: TokenFile = None,
     cert: Certificate = None,
@@ -97,9 +100,11 @@ def fetch(
     insecure: Insecure = False,
 ) -> None:
     """Fetch the meta-learner, going on where an earlier attempt was cut off."""
+    allowed = read_limits(limits)
     trust = trusted(from_, coordinator_key, allow_older=allow_older)
     with connected(from_, ca, token_file, cert, key, insecure, trust) as remote:
-        meta_learner = remote.fetch(out, manifest_beside(out), signature_beside(out))
+        files = out, manifest_beside(out), signature_beside(out)
+        meta_learner = remote.fetch(*files, limits=allowed)
     typer.echo(f"wrote {out} ({meta_learner.architecture}, {len(meta_learner.weights)} bytes)")
 
 

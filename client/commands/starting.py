@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from client.commands.options import LimitsFile
 from client.commands.remote import (
     CA,
     DOOR,
@@ -16,6 +17,7 @@ from client.commands.remote import (
     connected,
     trusted,
 )
+from client.limits import read_limits
 from fedfree.codec import short
 from fedfree.host.cli import App
 from fedfree.host.starts import read_start, start_lines
@@ -43,6 +45,7 @@ def fetch(
         str, typer.Option(help="First digits of the start to fetch, where the federation has several.")
     ] = "",
     coordinator_key: CoordinatorKey = None,
+    limits: LimitsFile = None,
     ca: CA = None,
     token_file: TokenFile = None,
     cert: Certificate = None,
@@ -50,9 +53,10 @@ def fetch(
     insecure: Insecure = False,
 ) -> None:
     """Fetch the federation's start, going on where an attempt was cut off; one that is there is compared."""
+    allowed = read_limits(limits)
     trust = trusted(from_, coordinator_key)
     with connected(from_, ca, token_file, cert, key, insecure, trust) as remote:
-        start = remote.fetch_start(out, sha256, accepted=accept_licence or ())
+        start = remote.fetch_start(out, sha256, accepted=accept_licence or (), limits=allowed)
         others = [each[:12] for each in remote.run().starts if each != start.sha256]
     also = f"; it has others, which --sha256 names: {', '.join(others)}" if others else ""
     typer.echo(f"{out} holds the federation's start {short(start.sha256)} ({start.architecture}){also}")

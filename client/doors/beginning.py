@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from client.config import ClientConfig
+from client.limits import check_start
 from fedfree.codec import sha256, short
 from fedfree.errors import StartError
 from fedfree.host.starts import has_start, keep_start, read_start
 from fedfree.settings import merge
-from fedfree.start import check_licence, decode_start, require_same_start
+from fedfree.start import check_licence, decode_start, describe_start, find_start, require_same_start
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def begin(
 
     An organisation that names a start of its own only compares hashes. One that names none keeps the
     federation's beside its trained models: of several that which ``start_sha256`` begins, or the first.
+    What asks for more than ``limits`` allow is neither kept nor built.
 
     Args:
         starts: identities of the federation's starts, hexadecimal; none for random weights.
@@ -34,11 +36,13 @@ def begin(
         look: may refuse what was sent by its manifest; raises SignatureError.
 
     Raises:
-        StartError: the two begin from different starts, or the start's licence is not one of the usual.
+        StartError: the two begin from different starts, none or several begin as ``start_sha256``, or the
+            start's licence is not one of the usual.
+        TooMuchError: the start's images are larger than the limits allow.
         StorageError, ContributionError: a start that cannot be read, kept, or used.
     """
     own = config.training.start
-    chosen = _chosen(starts, config.start_sha256 or "")
+    chosen = find_start(starts, config.start_sha256 or "")
     if own is not None or not chosen:
         require_same_start(read_start(own)[0].sha256 if own else "", starts)
         return config
@@ -49,17 +53,9 @@ def begin(
         if sha256(sent[0]) != chosen:
             raise StartError(f"the start {short(sha256(sent[0]))} was sent in the place of {short(chosen)}")
         look(sent[0])
+        check_start(describe_start(sent[0]), config.limits)
         _keep(folder, *sent)
     return _begun_at(config, folder)
-
-
-def _chosen(starts: Sequence[str], digits: str) -> str:
-    """The first of the starts that begins so, empty where there are none; raises StartError."""
-    found = [each for each in starts or [""] if each.startswith(digits)]
-    if not found:
-        named = ", ".join(map(short, starts)) or "none"
-        raise StartError(f"start_sha256 is {digits}, the federation's starts are {named}: name one of them")
-    return found[0]
 
 
 def _keep(folder: Path, manifest: bytes, weights: bytes) -> None:

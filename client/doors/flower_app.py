@@ -15,9 +15,10 @@ from client.adapting import adapt as adaptation
 from client.config import ClientConfig
 from client.doors.beginning import begin
 from client.doors.trust import Trust
+from client.limits import check_meta_learner
 from client.training.pretrain import pretrain
-from fedfree.codec import decode_meta_learner
-from fedfree.errors import ConfigError, FedFreeError, StartError, VersionError
+from fedfree.codec import decode_meta_learner, describe_meta_learner
+from fedfree.errors import ConfigError, FedFreeError, StartError, TooMuchError, VersionError
 from fedfree.flower_records import (
     CONTRIBUTE,
     ORGANISATION_FAILED,
@@ -52,7 +53,8 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
     except Exception as error:
         if context.node_config.get(RAISE_BUGS) and not isinstance(error, FedFreeError):
             raise
-        if isinstance(error, VersionError | StartError):  # they name versions and hashes, and nothing else
+        # They name versions, hashes, and what was asked of how much is allowed, and nothing else.
+        if isinstance(error, VersionError | StartError | TooMuchError):
             return Message(Error(ORGANISATION_FAILED, str(error)), reply_to=message)
         step = "train" if message.metadata.message_type == CONTRIBUTE else "adapt the meta-learner"
         log.exception("could not %s", step)
@@ -84,6 +86,7 @@ def adapt(message: Message, context: Context) -> Message:
     config = read_config(context)
     manifest, weights = from_records(message.content)
     _trust(config, context).accept("meta-learner", manifest, signature_of(message.content))
+    check_meta_learner(describe_meta_learner(manifest), config.limits)
     results = adaptation.evaluate(decode_meta_learner(manifest, weights), config)
     for result in results:
         log.info("%s: %s", result.spec.name, result.accuracy)
@@ -111,4 +114,4 @@ def _config_file(context: Context) -> Path:
 
 def _trust(config: ClientConfig, context: Context) -> Trust:
     """What is believed of the coordinator; what is known of it is beside the node's configuration."""
-    return Trust(_config_file(context).with_suffix(".coordinator.json"), config.coordinator_key)
+    return Trust.beside(_config_file(context), config.coordinator_key)

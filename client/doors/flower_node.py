@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field
 
 from client.config import LEDGER, ClientConfig
+from client.doors.trust import Trust
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.files import write_file, write_new
@@ -138,13 +139,15 @@ def make_key() -> tuple[bytes, bytes]:
 
 
 def up(node: Node) -> None:
-    """Keep a SuperNode running until this process is told to end.
+    """Keep a SuperNode running until this process is told to end; says first what limits it.
 
     Raises:
         AccessError: the coordinator shows a certificate that the authority did not sign.
         ProcessEndedError: the SuperNode broke down or was refused more often than ``retries`` allows.
     """
-    ClientConfig.read(node.client_toml)
+    config = ClientConfig.read(node.client_toml)
+    log.info("limits: %s", config.limits.words())
+    log.info("%s", Trust.beside(node.client_toml, config.coordinator_key).words())
     retries = node.config().retries
     home = node.path.resolve() / ".flwr"
     with signals_raise(), exclusive(home):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import grpc
 
 from client.doors.trust import Trust
+from client.limits import LimitsConfig, check_meta_learner, check_start
 from fedfree.codec import (
     Contribution,
     MetaLearner,
@@ -21,6 +22,7 @@ from fedfree.codec import (
     check_weights_size,
     contribution_id,
     decode_meta_learner,
+    describe_meta_learner,
     hash_from_wire,
     sha256,
     short,
@@ -41,7 +43,14 @@ from fedfree.host.starts import MANIFEST, WEIGHTS, has_start, read_start
 from fedfree.host.tls import read_authority, read_certificate
 from fedfree.release import this_release
 from fedfree.signing import What, read_signature
-from fedfree.start import Start, check_licence, decode_start, describe_start, require_same_start
+from fedfree.start import (
+    Start,
+    check_licence,
+    decode_start,
+    describe_start,
+    find_start,
+    require_same_start,
+)
 from fedfree.v1 import service_pb2 as schema
 from fedfree.v1.service_pb2_grpc import FedFREEStub
 
@@ -64,6 +73,7 @@ _PLACES = {
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 # Gone wrong before the server's certificate was seen.
 _NO_CONNECTION = "failed to connect.*(refused|closed|reset|HTTP proxy|unreachable|timeout)|errors resolving"
+_DEFAULT_LIMITS = LimitsConfig()
 _HEX_DIGIT = "[0-9a-f]"
 _Result = TypeVar("_Result")
 
@@ -178,22 +188,43 @@ class Remote:
             further_starts=tuple(map(hash_from_wire, answer.further_start_sha256)),
         )
 
-    def fetch(self, weights: Path, manifest: Path, signature: Path | None = None) -> MetaLearner:
+    def fetch(
+        self,
+        weights: Path,
+        manifest: Path,
+        signature: Path | None = None,
+        *,
+        limits: LimitsConfig = _DEFAULT_LIMITS,
+    ) -> MetaLearner:
         """Bring the meta-learner into two files, going on where an earlier attempt ended.
 
         Args:
             signature: where the signature over the manifest goes, if it is to be kept.
+            limits: what it may ask of this machine.
 
         Raises:
             NotReadyError: there is none yet.
             SignatureError: it is not signed by the key that is known, or is older; nothing was fetched.
+            TooMuchError: its input or its recipe asks for more than the limits allow; likewise.
             ContributionError: what came breaks the contract; nothing of it is kept.
             StorageError: the disk is full, or the folder cannot be written; what came is gone on with later.
         """
         small = {"manifest": manifest} | ({"signature": signature} if signature else {})
-        return self._fetch(self._stub.FetchMetaLearner, "meta-learner", weights, small, decode_meta_learner)
 
-    def fetch_start(self, folder: Path, wanted: str = "", *, accepted: Sequence[str] = ()) -> Start:
+        def look(manifest: bytes) -> None:
+            check_meta_learner(describe_meta_learner(manifest), limits)
+
+        method = self._stub.FetchMetaLearner
+        return self._fetch(method, "meta-learner", weights, small, decode_meta_learner, look)
+
+    def fetch_start(
+        self,
+        folder: Path,
+        wanted: str = "",
+        *,
+        accepted: Sequence[str] = (),
+        limits: LimitsConfig = _DEFAULT_LIMITS,
+    ) -> Start:
         """Bring a start into a folder, going on where an earlier attempt ended.
 
         A folder that holds a start is compared with the coordinator's, and left as it is.
@@ -201,19 +232,22 @@ class Remote:
         Args:
             wanted: first digits of the identity of one of several; by default the first is brought.
             accepted: licences besides the usual ones, see :func:`fedfree.start.check_licence`.
+            limits: what it may ask of this machine.
 
         Raises:
             NotReadyError: the federation has no start.
             StartError: the folder holds another start, the licence is not accepted, or none or several begin
                 with these digits; nothing was fetched.
             SignatureError: it is not signed by the key that is known; likewise.
+            TooMuchError: its images are larger than the limits allow; likewise.
             ConfigError: the folder holds weights of something else.
             ContributionError, StorageError: as :meth:`fetch`.
         """
-        start = self._only(wanted) if wanted else ""
+        start = find_start(self.run().starts, wanted) if wanted else ""
         if has_start(folder):
             own = read_start(folder)[0]
             _require_it(own.sha256, [start] if start else self.run().starts, folder)
+            check_start(own, limits)
             return own
         if (folder / WEIGHTS).exists():
             raise ConfigError(f"{folder} holds weights and no start: choose another folder")
@@ -224,21 +258,12 @@ class Remote:
                     f"the server was asked for the start {short(start)}, and sends "
                     f"{short(sha256(manifest))}: ask the coordinator"
                 )
-            check_licence(describe_start(manifest).licence, accepted=accepted)
+            described = describe_start(manifest)
+            check_licence(described.licence, accepted=accepted)
+            check_start(described, limits)
 
         target, small = folder / WEIGHTS, {"manifest": folder / MANIFEST}
         return self._fetch(self._stub.FetchStart, "start", target, small, decode_start, look, start=start)
-
-    def _only(self, wanted: str) -> str:
-        """That start of the federation whose identity begins so; raises StartError."""
-        starts = self.run().starts
-        found = [each for each in starts if each.startswith(wanted.lower())]
-        if len(found) != 1:
-            raise StartError(
-                f"{len(found)} of the federation's starts begin with {wanted}: name one of "
-                f"{', '.join(map(short, starts)) or 'none'}"
-            )
-        return found[0]
 
     def _fetch(
         self,
@@ -247,7 +272,7 @@ class Remote:
         weights: Path,
         small: Mapping[str, Path],
         decode: Callable[[bytes, bytes], _Result],
-        look: Callable[[bytes], None] = lambda manifest: None,
+        look: Callable[[bytes], None],
         *,
         start: str = "",
     ) -> _Result:

@@ -45,6 +45,20 @@ class Trust:
         """Towards the coordinator behind HOST:PORT, for this user."""
         return cls(state_folder() / "coordinators" / f"{door}.json", pinned, allow_older)
 
+    @classmethod
+    def beside(cls, config: Path, pinned: str | None = None) -> "Trust":
+        """Towards the coordinator of a node, whose configuration this file is."""
+        return cls(config.with_suffix(".coordinator.json"), pinned)
+
+    def words(self) -> str:
+        """What is known of the coordinator's key, in one line; raises ConfigError as :meth:`check`."""
+        known = self._known()
+        if known is None:
+            return "the coordinator's key is not known yet: the first that is seen will be believed"
+        how = "pinned" if self.pinned else "the first that was seen"
+        since = "" if known.key == known.pinned else f", which has replaced {known.pinned}"
+        return f"the coordinator's key is {known.key}{since} ({how})"
+
     def check(self, what: What, manifest: bytes, signature: bytes) -> Signed:
         """Refuse what is not this coordinator's, before it is used; :meth:`keep` it once all of it is here.
 

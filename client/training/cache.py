@@ -19,7 +19,7 @@ from client.config import ClientConfig, DataConfig, TrainingConfig
 from client.data.finding import hash_images
 from client.data.image_set import ImageSet
 from fedfree.codec import Contribution, decode_contribution, encode_contribution, sha256
-from fedfree.errors import ConfigError
+from fedfree.errors import ConfigError, OutOfTimeError
 from fedfree.host.code import code_sha256
 from fedfree.host.files import named, read_file, sync, write_file
 from fedfree.host.starts import describe_folder
@@ -129,6 +129,27 @@ def check_writable(cache: Path, size: int = 0) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache) as file:
             file.write(bytes(size))
+
+
+def check_time(folder: Path, seconds: float | None) -> None:
+    """Raise OutOfTimeError where so many seconds were too few for this model before."""
+    path = _too_short(folder)
+    if seconds is None or not path.exists():
+        return
+    if seconds <= (before := float(read_file(path))):
+        raise OutOfTimeError(
+            f"training this model was ended after {before:g} s before, and limits.seconds is {seconds:g}: "
+            "another attempt would spend privacy budget on nothing; raise limits.seconds"
+        )
+
+
+def remember_time(folder: Path, seconds: float) -> None:
+    """Keep, for :func:`check_time`, that so many seconds were too few for the model of this folder."""
+    write_file(_too_short(folder), f"{seconds!r}\n".encode())
+
+
+def _too_short(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.seconds")
 
 
 def write_cached(folder: Path, contribution: Contribution, more: Mapping[str, bytes]) -> None:

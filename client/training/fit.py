@@ -81,7 +81,7 @@ def fit(images: ImageSet, config: TrainingConfig, *, seed: int, observe: Observe
 
     Args:
         images: uint8 [images, channels, image_size, image_size].
-        observe: told after every epoch how many steps are done.
+        observe: told after every step how many are done.
     """
     use_cpu(config.threads)
     untrained = initialise(images, config, seed=seed)
@@ -196,8 +196,9 @@ def _descend(
             return F.cross_entropy(network(inputs), labels)
         return with_turns(network, turns, inputs, labels, generator)
 
-    for epoch in range(planned.epochs):
-        observe("train", epoch * planned.batches, planned.steps)
+    done = 0
+    observe("train", done, planned.steps)
+    for _ in range(planned.epochs):
         order = torch.randperm(len(training), generator=generator)
         for batch in order.tensor_split(planned.batches):
             pixels = augment(
@@ -212,7 +213,8 @@ def _descend(
             _backward(loss_of, inputs, labels, parts=_parts(inputs) if untrained.start else 1)
             optimizer.step()
             schedule.step()
-    observe("train", planned.steps, planned.steps)
+            done += 1
+            observe("train", done, planned.steps)
     if turns is not None and untrained.start:
         _take_upright(network.head, turns)
     network.eval()

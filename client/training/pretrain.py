@@ -15,19 +15,22 @@ from client.config import ClientConfig
 from client.data.finding import hash_images
 from client.data.image_set import ImageSet
 from client.data.loading import load_configured
+from client.limits import check_spending, check_training
 from client.training.cache import (
     HELD_OUT,
     MANIFEST,
     RESERVATION,
     WEIGHTS,
     cached_folder,
+    check_time,
     check_writable,
     read_cached,
+    remember_time,
     write_cached,
 )
 from client.training.fit import Fitted, Untrained, course, fit, held_out, initialise, read_start
 from client.training.ledger import Ledger, open_ledger
-from client.training.observer import Observer, ignore
+from client.training.observer import Observer, ignore, until
 from client.training.privacy import ACCOUNTANT, plan, software, train_privately, trainable
 from fedfree.codec import (
     Contribution,
@@ -38,7 +41,7 @@ from fedfree.codec import (
     raise_variances,
     sha256,
 )
-from fedfree.errors import ContributionError
+from fedfree.errors import ContributionError, OutOfTimeError
 from fedfree.host.compute import choose_device, use_cpu
 from fedfree.host.files import read_file
 from fedfree.seeding import make_generator
@@ -83,6 +86,11 @@ def pretrain_measured(
     training begins. Whoever interrupts training loses it, and its row stays, reserved: what a run that was
     begun has shown to anybody, nobody can say.
 
+    ``limits.seconds`` ends training likewise: no model is kept. Without differential privacy nothing is
+    written down. Under it, where the time is up before the first step, nothing is either; later the row
+    stays, reserved, and no other attempt is begun, nor reserved, until the limit is raised: a coordinator
+    that asks again spends nothing more.
+
     Args:
         observe: told how many steps are done.
         tell: told what will be done before it is, and how well the model does.
@@ -92,7 +100,10 @@ def pretrain_measured(
         ConfigError: a GPU was asked for that is not there.
         StorageError: the cache or the ledger cannot be written.
         PrivacyError: the promise cannot be kept, or the contribution would exceed the privacy budget.
+        TooMuchError: the images are larger than ``limits`` allow, or budget would be spent that they keep.
+        OutOfTimeError: training took longer than they allow.
     """
+    check_training(config.training.image_size, config.limits)
     data, start = config.data, read_start(config.training)
     images = load_configured(
         data,
@@ -108,12 +119,13 @@ def pretrain_measured(
     if cached.is_dir() and not _can_be_contributed(cached):
         log.warning("model %s was cached in a form this release cannot read: trained again", cached.name[:12])
         shutil.rmtree(cached)
+    if not (cached.is_dir() and ledger.knows(_reservation(cached))):
+        check_spending(config.limits)
     if cached.is_dir():
         tell(f"taken from {config.cache}: this model was trained before, on the same images in the same way")
     else:
         check_writable(config.cache)
-        train = _train_privately_into if config.privacy.is_dp else _train_into
-        train(cached, config, images, files, ledger, observe, tell)
+        _train_in_time(cached, config, images, files, ledger, observe, tell)
     done = _ready(cached, config, files, ledger)
     tell(_how_good(done, images))
     return done
@@ -137,6 +149,28 @@ def _can_be_contributed(cached: Path) -> bool:
     except ContributionError:
         return False
     return True
+
+
+def _train_in_time(
+    folder: Path,
+    config: ClientConfig,
+    images: ImageSet,
+    files: frozenset[str],
+    ledger: Ledger,
+    observe: Observer,
+    tell: Tell,
+) -> None:
+    """Train within ``limits.seconds``; where that was too short under privacy, it is not tried again."""
+    train, seconds = _train_into, config.limits.seconds
+    if config.privacy.is_dp:
+        train = _train_privately_into
+        check_time(folder, seconds)
+    try:
+        train(folder, config, images, files, ledger, until(seconds, observe), tell)
+    except OutOfTimeError:
+        if config.privacy.is_dp and seconds is not None:
+            remember_time(folder, seconds)
+        raise
 
 
 def _train_into(
@@ -204,6 +238,7 @@ def _train_privately_into(
     tell(f"looking for the noise that spends at most epsilon {privacy.epsilon:g} on {len(images)} images")
     epochs = config.training.epochs
     run = plan(len(images), privacy, epochs=epochs)
+    observe("plan", 1, 1)
     reservation = uuid.uuid4().hex
     composition = ledger.reserve(
         reservation, files, run, delta=privacy.delta, epsilon_budget=privacy.epsilon_budget
@@ -293,7 +328,7 @@ def _initial_weights(config: ClientConfig, start: LoadedStart | None) -> Initial
 def _ready(cached: Path, config: ClientConfig, files: frozenset[str], ledger: Ledger) -> Pretrained:
     """A cached model, which the ledger holds from now on if it did not before."""
     manifest, weights = read_file(cached / MANIFEST), read_file(cached / WEIGHTS)
-    reservation = read_file(cached / RESERVATION).decode()
+    reservation = _reservation(cached)
     spent = describe_contribution(manifest).privacy.differential_privacy
     if spent and not ledger.knows(reservation):
         ledger.reserve(
@@ -302,6 +337,11 @@ def _ready(cached: Path, config: ClientConfig, files: frozenset[str], ledger: Le
     ledger.spend(reservation, files, contribution_id(manifest))
     measured = cached / HELD_OUT
     return Pretrained(manifest, weights, float(read_file(measured)) if measured.exists() else None)
+
+
+def _reservation(cached: Path) -> str:
+    """Which row of the ledger a cached model is."""
+    return read_file(cached / RESERVATION).decode()
 
 
 def shuffle_classes(images: ImageSet, seed: int) -> ImageSet:

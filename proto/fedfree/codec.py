@@ -450,6 +450,10 @@ def hash_from_wire(value: bytes) -> str:
 
 def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
     """The manifest of a meta-learner; its weights travel beside it."""
+    return _meta_learner_manifest(meta_learner, bytes.fromhex(sha256(meta_learner.weights)))
+
+
+def _meta_learner_manifest(meta_learner: MetaLearner, weights_sha256: bytes) -> bytes:
     recipe, provenance = meta_learner.recipe, meta_learner.provenance
     return meta_learner_schema.MetaLearner(
         protocol_version=PROTOCOL_VERSION,
@@ -473,7 +477,7 @@ def encode_meta_learner(meta_learner: MetaLearner) -> bytes:
             public_images=provenance.public_images,
             public_images_sha256=bytes.fromhex(provenance.public_images_sha256),
         ),
-        weights_sha256=bytes.fromhex(sha256(meta_learner.weights)),
+        weights_sha256=weights_sha256,
     ).SerializeToString(deterministic=True)
 
 
@@ -483,11 +487,34 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
     Raises:
         ContributionError: anything that does not hold to the contract, with the reason.
     """
+    message = _parsed_meta_learner(manifest)
+    check_envelope(message.protocol_version, message.weights_sha256, weights)
+    meta_learner = _meta_learner_from_wire(message, weights)
+    check_same(encode_meta_learner(meta_learner), manifest)
+    network = blueprint(meta_learner.architecture, meta_learner.num_classes, meta_learner.input)
+    read_received(weights, network.state_dict(), str(meta_learner.architecture))
+    return meta_learner
+
+
+def describe_meta_learner(manifest: bytes) -> MetaLearner:
+    """What a manifest says, with empty weights; raises ContributionError where it breaks the contract."""
+    message = _parsed_meta_learner(manifest)
+    check_protocol(message.protocol_version)
+    hash_from_wire(message.weights_sha256)
+    meta_learner = _meta_learner_from_wire(message, b"")
+    check_same(_meta_learner_manifest(meta_learner, message.weights_sha256), manifest)
+    return meta_learner
+
+
+def _parsed_meta_learner(manifest: bytes) -> meta_learner_schema.MetaLearner:
     message = meta_learner_schema.MetaLearner()
     parse_manifest(message, manifest)
-    check_envelope(message.protocol_version, message.weights_sha256, weights)
+    return message
+
+
+def _meta_learner_from_wire(message: meta_learner_schema.MetaLearner, weights: bytes) -> MetaLearner:
     provenance = message.provenance
-    meta_learner = MetaLearner(
+    return MetaLearner(
         architecture=architecture_from_wire(message.architecture),
         num_classes=message.num_classes,
         input=input_from_wire(message.input),
@@ -510,10 +537,6 @@ def decode_meta_learner(manifest: bytes, weights: bytes) -> MetaLearner:
         ),
         weights=weights,
     )
-    check_same(encode_meta_learner(meta_learner), manifest)
-    network = blueprint(meta_learner.architecture, meta_learner.num_classes, meta_learner.input)
-    read_received(weights, network.state_dict(), str(meta_learner.architecture))
-    return meta_learner
 
 
 @rule("manifest-size")

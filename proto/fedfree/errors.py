@@ -57,12 +57,20 @@ class StartError(ContributionError):
     """Two sides that do not begin from the same start; the message holds hashes and a licence, no more."""
 
 
+class TooMuchError(ContributionError):
+    """A coordinator asks for more than the organisation's limits allow; the message says what of, no more."""
+
+
 class SignatureError(ContributionError):
     """What a coordinator hands out is not signed by the key that is known here, or is older than what is."""
 
 
 class PrivacyError(FedFreeError):
     """A privacy guarantee that cannot be given, or a privacy budget that is used up."""
+
+
+class OutOfTimeError(FedFreeError):
+    """Training took longer than the organisation's limits allow; nothing of it is kept."""
 
 
 class FederationError(FedFreeError):

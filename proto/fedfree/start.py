@@ -215,6 +215,29 @@ def body_for(contribution: Contribution, starts: Iterable[LoadedStart]) -> Mappi
     return next((each.body for each in starts if each.start.sha256 == contribution.start), None)
 
 
+def find_start(starts: Sequence[str], digits: str = "") -> str:
+    """That one of a federation's starts whose identity begins so, in either case.
+
+    Args:
+        starts: identities, hexadecimal; none for random weights.
+        digits: none for the first.
+
+    Returns:
+        Its identity; empty where there are neither starts nor digits.
+
+    Raises:
+        StartError: none of them begins so, or several do, which are named.
+    """
+    if not digits:
+        return next(iter(starts), "")
+    found = [each for each in dict.fromkeys(starts) if each.startswith(digits.lower())]
+    if len(found) == 1:
+        return found[0]
+    candidates = ", ".join(map(short, found or starts))
+    remedy = f"name one of {candidates}" if candidates else "it has none, so name none"
+    raise StartError(f"{len(found) or 'none'} of the federation's starts begin with {digits}: {remedy}")
+
+
 def require_start(contribution: Contribution, starts: Iterable[Start]) -> None:
     """Refuse a contribution that began at none of the federation's starts.
 

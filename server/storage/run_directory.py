@@ -53,6 +53,7 @@ from server.storage.store import ACCEPTED, Store
 log = logging.getLogger(__name__)
 
 _IDENTITY = re.compile("[0-9a-f]{64}")
+SIGNING_KEY = "signing.json"
 PUBLIC_IMAGE_SIZE = 128
 """Pixels a side that public images are kept at without a start; learning brings them to its own size."""
 
@@ -117,7 +118,7 @@ class RunDirectory:
     @property
     def signing_key(self) -> SigningKey:
         """The key by which what is handed out is signed, made when somebody first asks for it."""
-        return SigningKey(self.path / "signing.json")
+        return SigningKey(self.path / SIGNING_KEY)
 
     @property
     def recovered(self) -> Path:

@@ -11,7 +11,8 @@ from fedfree.host.files import write_file
 from fedfree.host.starts import describe_folder
 from fedfree.seeding import derive_seed
 from server.config import ServerConfig
-from server.storage.run_directory import RunDirectory
+from server.storage.run_directory import SIGNING_KEY, RunDirectory
+from server.storage.signing_key import SigningKey
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import partition
 from simulations.federation.splits import DataSet, check_splits, find_datasets
@@ -40,8 +41,9 @@ def prepare(run: Path, config: SimulationConfig) -> None:
     for dataset in datasets:
         check_splits(dataset.source, config)
     files = {run / "server.toml": server_config(config).to_toml()}
+    pinned = {"coordinator_key": SigningKey(run / SIGNING_KEY).public}
     for index, organisation in enumerate(organisation_configs(run, config, datasets)):
-        files[_organisation_toml(run, index)] = organisation.to_toml()
+        files[_organisation_toml(run, index)] = organisation.model_copy(update=pinned).to_toml()
     if not (run / CONFIG).exists():
         _check_alike(files)
     (run / "organisations").mkdir(parents=True, exist_ok=True)

@@ -165,6 +165,8 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
     rehearsed = write_images(folder / "rehearsed", classes=2, images=60)
     assert "not evidence of safety" in walk("client", "rehearse", "--data", rehearsed, "--shadows", 4, *small)
 
+    (folder / "limits.toml").write_text("[limits]\nimage_size = 16\nrecipe_steps = 0\n")
+    limits = ("--limits", "limits.toml")
     known = ("--mean", "0.5,0.4,0.3", "--std", 0.5, "--source", "us", "--licence", "MIT")
     own = ("--weights", checkpoint, "--architecture", "conv4", "--image-size", 16)
     assert "wrote start" in walk("server", "start make", *own, *known)
@@ -173,7 +175,7 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
     (folder / "begun-token").write_text(walk("server", "token add", "org-1", "--store", "begun"))
     with serving(folder / "begun", "--start", "start") as address:
         door = (address, "--insecure", "--token-file", "begun-token")
-        assert "fetched holds" in walk("client", "start fetch", *door, "--out", "fetched")
+        assert "fetched holds" in walk("client", "start fetch", *door, *limits, "--out", "fetched")
     assert walk("server", "start show", "fetched") == shown
 
     token = walk("server", "token add", "org-1", "--store", "run").strip()
@@ -186,7 +188,7 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
             assert "received" in walk("client", "contribute", model, "--to", address, *door)
         assert "wrote" in walk("server", "learn", "run")
         assert "2 accepted" in walk("client", "status", "--from", address, *door)
-        assert "wrote" in walk("client", "fetch", "--from", address, *door)
+        assert "wrote" in walk("client", "fetch", "--from", address, *door, *limits)
     walk.walked.add(("server", "serve"))
     own, new = walk("server", "key rotate", "--store", "run").split(" is replaced by\n")
     assert len(own) == 64 and walk("server", "key show", "--store", "run") == new
@@ -201,8 +203,8 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
     walk("server", "token revoke", "org-1", "--store", "run")
 
     new = write_images(folder / "new", classes=5, images=20, seed=1)
-    assert "5-way 5-shot" in walk("client", "evaluate", "--data", new, "--episodes", 2)
-    assert "wrote classifier.safetensors" in walk("client", "adapt", "--support", new)
+    assert "5-way 5-shot" in walk("client", "evaluate", "--data", new, "--episodes", 2, *limits)
+    assert "wrote classifier.safetensors" in walk("client", "adapt", "--support", new, *limits)
     assert "class" in walk("client", "predict", new / "class0")
     assert "wrote classifier.onnx" in walk("client", "export", "--onnx", "classifier.onnx")
 

@@ -101,5 +101,5 @@ def test_of_several_starts_an_organisation_is_sent_the_one_it_chose_and_else_the
     assert begun == {0: starts[0], 1: starts[1], 2: starts[1]}
     (failed,) = [str(event.values["reason"]) for event in events if event.kind == "failed"]
     names = ", ".join(f"{each.start.sha256[:12]}…" for each in starts)
-    assert failed.endswith(f"the federation's starts are {names}: name one of them")
+    assert failed.endswith(f"none of the federation's starts begin with {'0' * 64}: name one of {names}")
     assert len(store.all_ids()) == 3

@@ -16,6 +16,7 @@ from fedfree.codec import (
     contribution_id,
     decode_contribution,
     decode_meta_learner,
+    describe_meta_learner,
     encode_contribution,
     encode_meta_learner,
     encode_tensors,
@@ -98,6 +99,23 @@ def test_a_meta_learner_survives_the_round_trip(recipe: Recipe) -> None:
     assert decode_meta_learner(encode_meta_learner(sent), sent.weights) == sent
     begun = dataclasses.replace(sent, provenance=dataclasses.replace(provenance, start="12" * 32))
     assert decode_meta_learner(encode_meta_learner(begun), sent.weights) == begun
+
+
+def test_the_manifest_of_a_meta_learner_says_everything_but_its_weights() -> None:
+    contribution = make_contribution()
+    provenance = Provenance(("ab" * 32,), "ef" * 32, 7, "fedfree 0")
+    sent = MetaLearner(contribution.architecture, 3, INPUT, Recipe(), provenance, contribution.weights)
+    manifest = encode_meta_learner(sent)
+    assert describe_meta_learner(manifest) == dataclasses.replace(sent, weights=b"")
+    message = meta_learner_pb2.MetaLearner.FromString(manifest)
+    message.weights_sha256 = b"short"
+    with pytest.raises(ContributionError, match="has 32 bytes, the manifest states 5"):
+        describe_meta_learner(message.SerializeToString(deterministic=True))
+    message.protocol_version += 1
+    with pytest.raises(ContributionError, match="install the same release"):
+        describe_meta_learner(message.SerializeToString(deterministic=True))
+    with pytest.raises(ContributionError, match=r"not a valid fedfree\.v1\.MetaLearner"):
+        describe_meta_learner(manifest[:-1])
 
 
 def test_the_same_contribution_has_the_same_id_and_another_has_not() -> None:

@@ -15,7 +15,7 @@ from fedfree.codec import (
     encode_weights,
     sha256,
 )
-from fedfree.errors import ContributionError
+from fedfree.errors import ContributionError, StartError
 from fedfree.start import (
     LICENCES,
     LoadedStart,
@@ -26,6 +26,7 @@ from fedfree.start import (
     encode_body,
     encode_start,
     fill_body,
+    find_start,
     read_body,
     require_start,
     trained_tensors,
@@ -255,6 +256,29 @@ def test_a_start_of_another_length_than_a_hash_is_refused() -> None:
     message.start_sha256 = b"short"
     with pytest.raises(ContributionError, match="has 32 bytes, the manifest states 5"):
         decode_contribution(message.SerializeToString(), contribution.weights)
+
+
+def test_one_of_several_starts_is_found_by_its_first_digits_and_else_the_first() -> None:
+    starts = ["ab1" + "0" * 61, "ab2" + "0" * 61, "c" * 64]
+    assert find_start(starts) == find_start(starts, "ab1") == find_start(starts, starts[0]) == starts[0]
+    assert find_start(starts, "C") == starts[2]
+    assert find_start([*starts, starts[2]], "c") == starts[2], "one that is named twice is one"
+    assert find_start([]) == ""
+
+
+def test_digits_of_several_starts_or_of_none_are_refused_with_the_candidates() -> None:
+    starts = ["ab1" + "0" * 61, "ab2" + "0" * 61, "c" * 64]
+    for digits, named, words in (
+        (
+            "ab",
+            starts,
+            "2 of the federation's starts begin with ab: name one of ab1000000000…, ab2000000000…$",
+        ),
+        ("d", starts, "^none of .* with d: name one of ab1000000000…, ab2000000000…, cccccccccccc…$"),
+        ("d", [], "^none of .* with d: it has none, so name none$"),
+    ):
+        with pytest.raises(StartError, match=words):
+            find_start(named, digits)
 
 
 def test_who_began_where_the_federation_begins_is_let_in_mirrored_or_not() -> None:

@@ -1,6 +1,7 @@
 """What a coordinator answers is looked at: no number, state, hash or word of it is believed unseen."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import pytest
 
 from client.doors.grpc_remote import Remote
 from client.doors.trust import Trust
+from client.limits import LimitsConfig
+from fedfree.adaptation import Recipe
 from fedfree.codec import MetaLearner, contribution_id, encode_meta_learner, sha256
-from fedfree.errors import ContributionError
+from fedfree.errors import ContributionError, TooMuchError
+from fedfree.host.starts import keep_start
 from fedfree.signing import make_key, public_key, sign
 from fedfree.start import LoadedStart, encode_start
 from fedfree.v1 import service_pb2 as schema
@@ -34,7 +38,8 @@ class Stub:
         return schema.ContributeResponse(contribution=self._state)
 
     def FetchMetaLearner(self, request: Any, **options: Any) -> Any:  # noqa: N802
-        return _Answers(self._parts)
+        self.answers = _Answers(self._parts)
+        return self.answers
 
     FetchStart = FetchMetaLearner
 
@@ -42,12 +47,15 @@ class Stub:
 class _Answers(Iterator[Any]):
     def __init__(self, parts: list[Any]) -> None:
         self._parts = iter(parts)
+        self.taken: list[Any] = []
+        self.ended = False
 
     def __next__(self) -> Any:
-        return next(self._parts)
+        self.taken.append(next(self._parts))
+        return self.taken[-1]
 
     def cancel(self) -> None:
-        """Nobody waits."""
+        self.ended = True
 
 
 def remote(**answers: Any) -> Remote:
@@ -145,3 +153,80 @@ def test_of_several_starts_another_than_the_one_asked_for_is_refused_before_its_
         remote(parts=parts, **told).fetch_start(tmp_path, other.start.sha256[:9])
     assert not list(tmp_path.iterdir())
     assert remote(parts=parts, **told).fetch_start(tmp_path, first.start.sha256[:9]) == first.start
+
+
+SMALL = LimitsConfig(image_size=16, recipe_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "limits", "setting"),
+    [
+        (Recipe("gradient", steps=6), SMALL, "recipe_steps"),
+        (Recipe("gradient", steps=1), LimitsConfig(recipe_steps=0), "recipe_steps"),
+    ],
+)
+def test_a_meta_learner_whose_recipe_asks_for_too_much_is_refused_before_any_of_its_weights(
+    tmp_path: Path,
+    make_meta_learner: Callable[..., MetaLearner],
+    recipe: Recipe,
+    limits: LimitsConfig,
+    setting: str,
+) -> None:
+    sent = make_meta_learner(recipe)
+    head = header(sent)
+    asking = remote(parts=[head, schema.FetchResponse(chunk=sent.weights)])
+    with pytest.raises(TooMuchError, match=f"limits.{setting}"):
+        asking.fetch(tmp_path / "w", tmp_path / "m", limits=limits)
+    answers = asking._stub.answers  # type: ignore[attr-defined]
+    assert answers.taken == [head] and answers.ended, "no part with weights was asked for"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_meta_learner_of_larger_images_is_refused_before_any_of_its_weights(
+    tmp_path: Path, make_meta_learner: Callable[..., MetaLearner]
+) -> None:
+    sent = make_meta_learner()
+    larger = replace(sent, input=replace(sent.input, height=17))
+    head = header(larger)
+    asking = remote(parts=[head, schema.FetchResponse(chunk=sent.weights)])
+    with pytest.raises(TooMuchError, match="asks for 17 pixels a side, and 16 is the most"):
+        asking.fetch(tmp_path / "w", tmp_path / "m", limits=SMALL)
+    assert asking._stub.answers.taken == [head]  # type: ignore[attr-defined]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_asks_for_exactly_the_limits_is_fetched(
+    tmp_path: Path, make_meta_learner: Callable[..., MetaLearner]
+) -> None:
+    sent = make_meta_learner(Recipe("gradient", steps=5))
+    parts = [header(sent), schema.FetchResponse(chunk=sent.weights)]
+    assert remote(parts=parts).fetch(tmp_path / "w", tmp_path / "m", limits=SMALL) == sent
+
+
+def test_a_start_of_larger_images_is_refused_before_any_of_its_weights_and_where_it_is_here_too(
+    tmp_path: Path, make_start: Callable[..., LoadedStart]
+) -> None:
+    small = make_start()
+    begun = LoadedStart(replace(small.start, input=replace(small.start.input, width=17)), small.weights)
+    manifest = encode_start(begun.start)
+    head = header_of(manifest, begun.weights, signature=sign("start", manifest, KEY, 0))
+    told = {"start_sha256": bytes.fromhex(begun.start.sha256)}
+    asking = remote(parts=[head, schema.FetchResponse(chunk=begun.weights)], **told)
+    with pytest.raises(TooMuchError, match=r"the start asks for 17 pixels.* limits\.image_size"):
+        asking.fetch_start(tmp_path / "start", limits=SMALL)
+    assert asking._stub.answers.taken == [head]  # type: ignore[attr-defined]
+    assert not list((tmp_path / "start").iterdir())
+    keep_start(tmp_path / "kept", begun.start, begun.weights)
+    with pytest.raises(TooMuchError, match=r"limits\.image_size"):
+        asking.fetch_start(tmp_path / "kept", limits=SMALL)
+    assert asking.fetch_start(tmp_path / "kept") == begun.start
+
+
+def test_of_starts_that_begin_alike_none_is_fetched_and_the_candidates_are_named(
+    tmp_path: Path,
+) -> None:
+    alike = [bytes.fromhex("ab" * 31 + last) for last in ("01", "02")]
+    asking = remote(start_sha256=bytes(32), further_start_sha256=alike)
+    with pytest.raises(ContributionError, match=r"^2 of .* begin with ABAB: name one of abab"):
+        asking.fetch_start(tmp_path / "start", "ABAB")
+    assert not (tmp_path / "start").exists()

@@ -13,11 +13,12 @@ from client.adapting import adapt as adaptation
 from client.adapting.adapt import FewShotAccuracy
 from client.config import ClientConfig, DataConfig, TrainingConfig
 from client.doors.flower_app import RAISE_BUGS, app
+from client.limits import LimitsConfig
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import MetaLearner, Provenance, encode_meta_learner, encode_weights
 from fedfree.episodes import Accuracy, EpisodeSpec
-from fedfree.errors import DataError
+from fedfree.errors import DataError, OutOfTimeError
 from fedfree.flower_records import (
     ADAPT,
     CONTRIBUTE,
@@ -60,8 +61,10 @@ def _message(message_type: str, content: RecordDict) -> Message:
     return Message(content, metadata=metadata)  # type: ignore[call-overload]
 
 
-def _meta_learner(key: str = KEY, number: int = 1) -> RecordDict:
-    spec = InputSpec(channels=1, height=16, width=16)
+def _meta_learner(
+    key: str = KEY, number: int = 1, *, recipe: Recipe | None = None, side: int = 16
+) -> RecordDict:
+    spec = InputSpec(channels=1, height=side, width=side)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(Architecture(), num_classes=5, input=spec)
@@ -69,7 +72,7 @@ def _meta_learner(key: str = KEY, number: int = 1) -> RecordDict:
         architecture=Architecture(),
         num_classes=5,
         input=spec,
-        recipe=Recipe(),
+        recipe=recipe or Recipe(),
         provenance=Provenance((), "00" * 32, 0, "fedfree"),
         weights=encode_weights(network),
     )
@@ -319,3 +322,80 @@ def test_a_key_that_the_node_pins_is_asked_of_the_first_start_and_meta_learner_t
     assert not (config.cache.parent / "starts").exists()
     assert app(_message(CONTRIBUTE, _sent(make_start())), _own(own)).has_content()
     assert app(_message(ADAPT, _meta_learner()), _own(own)).has_content()
+
+
+def _limited(config: ClientConfig, **limits: object) -> ClientConfig:
+    return config.model_copy(update={"limits": LimitsConfig.checked(limits)})
+
+
+def test_a_start_of_larger_images_than_the_limit_is_refused_and_named_before_it_is_kept_or_built(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, make_start: Callable[..., LoadedStart]
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: pytest.fail("trained"))
+    monkeypatch.setattr("client.doors.beginning.decode_start", lambda *_: pytest.fail("built"))
+    small = make_start()
+    larger = LoadedStart(replace(small.start, input=replace(small.start.input, height=17)), small.weights)
+    reply = app(_message(CONTRIBUTE, _sent(larger)), _own(_limited(config, image_size=16)))
+    assert reply.error.reason == (
+        "the start asks for 17 pixels a side, and 16 is the most here: ask the coordinator for less, or "
+        "raise limits.image_size"
+    )
+    assert not (config.cache.parent / "starts").exists()
+
+
+def test_a_start_as_large_as_the_limit_is_kept_and_trained_from(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, make_start: Callable[..., LoadedStart]
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", _train)
+    reply = app(_message(CONTRIBUTE, _sent(make_start())), _own(_limited(config, image_size=16)))
+    assert from_records(reply.content)[1] == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("limit", "recipe", "setting"),
+    [
+        ({"recipe_steps": 4}, Recipe("gradient", steps=5), "recipe_steps"),
+        ({"image_size": 16}, Recipe(), "image_size"),
+    ],
+)
+def test_a_meta_learner_that_asks_for_too_much_is_refused_and_named_before_it_is_built(
+    config: ClientConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: dict[str, int],
+    recipe: Recipe,
+    setting: str,
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.decode_meta_learner", lambda *_: pytest.fail("built"))
+    side = 17 if setting == "image_size" else 16
+    sent = _meta_learner(recipe=recipe, side=side)
+    reply = app(_message(ADAPT, sent), _own(_limited(config, **limit)))
+    assert reply.error.reason.endswith(f"or raise limits.{setting}")
+
+
+def test_a_recipe_of_exactly_the_limit_is_adapted(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptation, "evaluate", lambda *_: [])
+    sent = _meta_learner(recipe=Recipe("gradient", steps=5))
+    assert app(_message(ADAPT, sent), _own(_limited(config, recipe_steps=5))).has_content()
+
+
+def test_of_starts_that_begin_alike_none_is_taken_and_the_candidates_are_named(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.doors.flower_app.pretrain", lambda _: pytest.fail("trained"))
+    alike = ["ab" * 31 + last for last in ("01", "02")]
+    chosen = config.model_copy(update={"start_sha256": "abab"})
+    reply = app(_message(CONTRIBUTE, question("00" * 32, *alike)), _own(chosen))
+    assert reply.error.reason.startswith("2 of the federation's starts begin with abab: name one of abab")
+
+
+def test_training_that_took_too_long_is_answered_without_its_words(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_long(_: ClientConfig) -> tuple[bytes, bytes]:
+        raise OutOfTimeError("(train: 3 of 4)")
+
+    monkeypatch.setattr("client.doors.flower_app.pretrain", take_long)
+    reply = app(_message(CONTRIBUTE, question()), _own(config))
+    assert reply.error.reason == "the organisation could not train: OutOfTimeError"

@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from client.config import ClientConfig
-from client.doors.flower_node import Node
+from client.doors.flower_node import Node, NodeConfig, init, up
 from server.doors.authority import certificate_pem, make_authority
 
 
@@ -62,3 +62,22 @@ def test_a_folder_that_is_no_organisations_is_refused(
     status, _, error = run_client("up", tmp_path)
     assert status == 2
     assert "fedfree-client init" in error
+
+
+def test_a_node_says_its_limits_and_what_it_knows_of_the_coordinators_key(
+    tmp_path: Path,
+    authority: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("client.doors.flower_node.persist", lambda *_, **__: None)
+    key = "ab" * 32
+    node = init(tmp_path / "org", NodeConfig(server="localhost:1"), authority, images, coordinator_key=key)
+    text = node.client_toml.read_text().replace("recipe_steps = 1000", "recipe_steps = 7")
+    node.client_toml.write_text(text)
+    with caplog.at_level("INFO"):
+        up(node)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("limits: a coordinator may ask for") and "of at most 7 steps" in said[0]
+    assert said[1] == f"the coordinator's key is {key} (pinned)"

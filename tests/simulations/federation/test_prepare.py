@@ -129,6 +129,15 @@ def test_what_a_person_changed_in_a_prepared_directory_stays(make_tree: MakeTree
     assert [each.training.epochs for each in read_organisations(run, config)] == [9, 1]
 
 
+def test_every_organisation_pins_the_key_that_the_coordinator_signs_with(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", tiny(dataset=str(make_tree("only")), clients=2, image_sizes="16")
+    prepare(run, config)
+    keys = [each.coordinator_key for each in read_organisations(run, config)]
+    assert keys == [RunDirectory(run).signing_key.public] * 2
+
+
 def test_a_preparation_that_was_killed_is_finished_with_the_same_options_and_refused_with_others(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
