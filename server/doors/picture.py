@@ -13,7 +13,7 @@ CELL = 64
 """Pixels a side that an image is shown at."""
 GAP = 4
 MAX_MODELS, MAX_CLASSES = 100, 20
-_PAPER = 236
+_PAPER = 128
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
