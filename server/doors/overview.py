@@ -118,7 +118,7 @@ class Overview:
 
 
 def read_overview(path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Overview:
-    """Look at a run directory; never fails, and writes nothing of its own."""
+    """Look at a run directory; never fails."""
     unread: list[str] = []
 
     def part(name: str, read: Callable[[], Part], otherwise: Part) -> Part:
