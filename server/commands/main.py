@@ -1,6 +1,8 @@
 """``fedfree-server``: the server's work without a federation around it."""
 
 import asyncio
+import signal
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +20,7 @@ from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer, value_at
 from server import run as runs
 from server.commands import deploying, starting
-from server.commands.options import JsonLines, MetricsAddress, PublicImagesFolder, StartFolders
+from server.commands.options import PAGE_ADDRESS, JsonLines, MetricsAddress, PublicImagesFolder, StartFolders
 from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
 from server.doors.limits import ServiceConfig
@@ -147,12 +149,37 @@ def status(
     contributions: Annotated[
         bool, typer.Option("--contributions", help="List every contribution as well.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve it as a page that follows the run, until Ctrl-C.")
+    ] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help=f"HOST:PORT of the page, on this machine (default: {PAGE_ADDRESS}); port 0 takes a free one."
+        ),
+    ] = None,
 ) -> None:
     """Show how far a run is: contributions by state, iterations, losses, and the time left."""
     directory, console = RunDirectory(run), Console()
+    if serve:
+        _serve_page(directory, Address.parse(listen or PAGE_ADDRESS))
+        return
+    if listen:
+        raise ConfigError(f"--listen {listen} is for the page: give --serve as well")
     console.print(status_table(RunStatus.read(directory)))
     if contributions:
         console.print(contributions_table(directory.store(), doubted(directory.read_events())))
+
+
+def _serve_page(directory: RunDirectory, listen: Address) -> None:
+    from server.doors import page
+
+    told_to_end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told_to_end.set())
+    with page.served(directory.path, listen) as at:
+        typer.echo(f"the page is at http://{at}/ (Ctrl-C ends it)")
+        told_to_end.wait()
 
 
 SERVE_FLAGS = {

@@ -21,3 +21,5 @@ PublicImagesFolder = Annotated[
 MetricsAddress = Annotated[
     str | None, typer.Option("--metrics", help="HOST:PORT on which Prometheus may ask for metrics.")
 ]
+PAGE_ADDRESS = "localhost:8765"
+"""Where `status --serve` listens unless told otherwise."""

@@ -7,8 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from server.doors.status import LearningStatus, RunStatus
-from server.storage.store import ACCEPTED, PLACES, QUARANTINED, Store
+from server.doors.status import LearningStatus, RunStatus, contribution_lines
+from server.storage.store import PLACES, Store
 
 _ID_DIGITS = 12
 ABSENT = "—"
@@ -54,22 +54,7 @@ def contributions_table(store: Store, doubts: Mapping[str, Mapping[str, Any]]) -
     table = Table(box=box.SIMPLE, pad_edge=False)
     for column in ("contribution", "state", "organisation", "architecture", "ε claimed", "reason"):
         table.add_column(column, overflow="fold")
-    for place in PLACES:
-        for identity in store.ids(place):
-            described = map(Text, _described(store, place, identity, doubts.get(identity)))
-            table.add_row(identity[:_ID_DIGITS], place, *described)
+    for line in contribution_lines(store, doubts):
+        words = line.organisation or ABSENT, line.architecture or ABSENT, line.epsilon or ABSENT, line.reason
+        table.add_row(line.id[:_ID_DIGITS], line.place, *map(Text, words))
     return table
-
-
-def _described(
-    store: Store, place: str, identity: str, doubt: Mapping[str, Any] | None
-) -> tuple[str, str, str, str]:
-    """Only what was accepted is known to be a contribution at all."""
-    organisation = store.organisation(identity) or ABSENT
-    if place != ACCEPTED:
-        return organisation, ABSENT, ABSENT, store.reason(identity) if place == QUARANTINED else ""
-    contribution = store.describe(identity)
-    privacy = contribution.privacy.differential_privacy
-    claimed = f"{privacy.epsilon:.2f}" if privacy else ABSENT
-    reason = f"counts {doubt['counts']:.2f}: {doubt['evidence']}" if doubt else ""
-    return organisation, str(contribution.architecture), claimed, reason

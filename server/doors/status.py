@@ -1,18 +1,18 @@
-"""How far a run is, read from its directory: what `status`, the metrics and the gRPC door tell alike."""
+"""How far a run is, read from its directory: what `status`, the page, metrics and the gRPC door tell."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from google.protobuf.message import DecodeError
 
-from fedfree.errors import StorageError
+from fedfree.errors import FedFreeError, StorageError
 from fedfree.host.files import read_file
 from fedfree.v1.meta_learner_pb2 import MetaLearner
 from server.events import Event
 from server.storage.run_directory import RunDirectory, events_from_lines
-from server.storage.store import PLACES
+from server.storage.store import ACCEPTED, PLACES, QUARANTINED, Store
 
 _TAIL_BYTES = 1 << 16
 """Of the events, in which learning is looked for: some hundred iterations."""
@@ -74,6 +74,51 @@ class RunStatus:
         )
 
 
+@dataclass(frozen=True)
+class ContributionLine:
+    """One contribution in words, some of which are another party's."""
+
+    id: str
+    place: str
+    """Of the store."""
+    organisation: str = ""
+    """Who handed it over; empty where the door does not know."""
+    architecture: str = ""
+    """Only what was accepted is known to be a contribution at all."""
+    epsilon: str = ""
+    """Claimed; empty without differential privacy."""
+    reason: str = ""
+    """Why it was refused, or counts less."""
+
+
+def contribution_lines(store: Store, doubts: Mapping[str, Mapping[str, Any]]) -> Iterator[ContributionLine]:
+    """Every contribution, by its place.
+
+    One that cannot be read, since it is damaged or was just moved, says so as its reason.
+
+    Args:
+        doubts: as of :func:`server.events.doubted`.
+    """
+    for place in PLACES:
+        for identity in store.ids(place):
+            try:
+                yield _line(store, place, identity, doubts.get(identity))
+            except FedFreeError as error:
+                yield ContributionLine(identity, place, reason=str(error))
+
+
+def _line(store: Store, place: str, identity: str, doubt: Mapping[str, Any] | None) -> ContributionLine:
+    organisation = store.organisation(identity) or ""
+    if place != ACCEPTED:
+        reason = store.reason(identity) if place == QUARANTINED else ""
+        return ContributionLine(identity, place, organisation, reason=reason)
+    contribution = store.describe(identity)
+    privacy = contribution.privacy.differential_privacy
+    claimed = f"{privacy.epsilon:.2f}" if privacy else ""
+    reason = f"counts {doubt['counts']:.2f}: {doubt['evidence']}" if doubt else ""
+    return ContributionLine(identity, place, organisation, str(contribution.architecture), claimed, reason)
+
+
 def _broadcast_sha256(run: RunDirectory) -> bytes:
     if not run.manifest.is_file():
         return b""
@@ -89,7 +134,7 @@ def read_learning(run: RunDirectory) -> LearningStatus | None:
     """Learning by the end of the events; None before the first iteration."""
     iterations: list[Event] = []
     recovered: list[Event] = []
-    for event in _latest(run.events):
+    for event in reversed(latest_events(run.events, _TAIL_BYTES)):
         if (event.stage, event.kind) == ("learn", "started"):
             break
         if event.stage == "learn" and event.kind in ("progress", "recovered"):
@@ -121,14 +166,11 @@ def _inverse(rate: float | None) -> float | None:
     return 1 / rate if rate else None
 
 
-def _latest(path: Path) -> Iterator[Event]:
-    """Events from the last one back."""
-    return events_from_lines(reversed(_last_lines(path)))
-
-
-def _last_lines(path: Path) -> list[str]:
+def latest_events(path: Path, at_most: int) -> list[Event]:
+    """What the last ``at_most`` bytes of a file of events hold, oldest first."""
     if not path.exists():
         return []
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()
+        file.seek(max(0, path.stat().st_size - at_most))
+        lines = file.read(at_most).decode(errors="replace").splitlines()
+    return list(events_from_lines(lines))

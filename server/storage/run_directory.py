@@ -412,7 +412,7 @@ def events_from_lines(lines: Iterable[str]) -> Iterator[Event]:
         try:
             fields = json.loads(line)
             time = datetime.fromisoformat(fields["time"]).timestamp()
-            event = Event(fields["stage"], fields["kind"], fields["values"], time)
-        except (ValueError, KeyError, TypeError):
+            event = Event(str(fields["stage"]), str(fields["kind"]), dict(fields["values"]), time)
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         yield event

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.ticker import MaxNLocator
 
 from fedfree.host.files import write_file
+from server.doors.curves import series, titled
 from server.events import Event
 from server.storage.run_directory import events_from_lines
 from simulations.baselines.evaluate import META_LEARNER
@@ -21,26 +21,6 @@ from simulations.baselines.table import BASELINES
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label
 from simulations.reporting.summary import contribution_counts, judged_words, public_words, start_words
 from simulations.reporting.words import ABSENT, duration
-
-CURVES = {
-    "inversion_loss": (
-        "Inversion loss",
-        "How far recovered images are from what their model asks for; lower is closer.",
-    ),
-    "inversion_agreement": (
-        "Inversion agreement",
-        "Share of recovered images that their model assigns to the intended class.",
-    ),
-    "distillation_loss": (
-        "Distillation loss",
-        "How far the meta-learner is from the models that teach it; lower is closer.",
-    ),
-    "replay_loss": (
-        "Replay loss",
-        "The meta-learner's loss on episodes whose classes come from different models.",
-    ),
-}
-"""Learning curves: value of a learn event to its title and what it says, in the order shown."""
 
 _WIDTH, _HEIGHT = 340.0, 190.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 330.0, 12.0, 162.0
@@ -225,29 +205,10 @@ def stage_bars(seconds: Mapping[str, float]) -> list[Bar]:
 
 def curves(events: Iterable[Event]) -> list[Curve]:
     """What the learn stage reported at every iteration, one curve a value."""
-    series: dict[str, dict[int, float]] = {}
-    last = 0
-    for event in events:
-        if (event.stage, event.kind) != ("learn", "progress") or "iteration" not in event.values:
-            continue
-        iteration = int(event.values["iteration"])
-        if iteration <= last:
-            # The log of a run that was started again holds what was lost of the earlier attempt too.
-            series = {key: _before(iteration, values) for key, values in series.items()}
-        last = iteration
-        for key, value in event.values.items():
-            if key not in ("iteration", "of") and not isinstance(value, str) and math.isfinite(value):
-                series.setdefault(key, {})[iteration] = float(value)
-    order = [key for key in CURVES if key in series] + [key for key in series if key not in CURVES]
-    return [_curve(key, series[key]) for key in order]
+    return [_curve(*titled(name), values) for name, values in series(events).items()]
 
 
-def _before(iteration: int, values: Mapping[int, float]) -> dict[int, float]:
-    return {place: value for place, value in values.items() if place < iteration}
-
-
-def _curve(key: str, values: Mapping[int, float]) -> Curve:
-    title, meaning = CURVES.get(key, (key.replace("_", " ").capitalize(), ""))
+def _curve(title: str, meaning: str, values: Mapping[int, float]) -> Curve:
     iterations, heights = list(values), list(values.values())
     y_ticks = _ticks(min(heights), max(heights))
     x_ticks = [tick for tick in _ticks(0, iterations[-1]) if tick <= iterations[-1]]

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,22 +100,19 @@ def write_checkpoint(path: Path) -> Path:
 @contextmanager
 def serving(store: Path, *options: str) -> Iterator[str]:
     """``fedfree-server serve`` as a process of its own, and the address that it says it listens on."""
-    command = [
-        sys.executable,
-        "-m",
-        "server",
-        "serve",
-        "--store",
-        str(store),
-        "--listen",
-        "127.0.0.1:0",
-        "--insecure",
-        *options,
-    ]
+    words = ("serve", "--store", str(store), "--listen", "127.0.0.1:0", "--insecure", *options)
+    with started(words, "listening on ") as address:
+        yield address
+
+
+@contextmanager
+def started(words: tuple[str, ...], says: str) -> Iterator[str]:
+    """``fedfree-server`` with these words as a process of its own, and what follows ``says`` on a line."""
+    command = [sys.executable, "-m", "server", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield next(line.split()[-1] for line in process.stdout if line.startswith("listening on "))
+            yield next(line.removeprefix(says).split()[0] for line in process.stdout if line.startswith(says))
         finally:
             process.terminate()
             assert process.wait(30) == 0
@@ -194,6 +192,9 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
     assert len(own) == 64 and walk("server", "key show", "--store", "run") == new
     assert walk("client", "provenance").endswith("2 of the 2 contributions there are yours\n")
     assert "accepted" in walk("server", "status", "run", "--contributions")
+    page = ("status", str(folder / "run"), "--serve", "--listen", "127.0.0.1:0")
+    with started(page, "the page is at ") as address, urllib.request.urlopen(address) as answer:
+        assert "The meta-learner is published." in answer.read().decode()
     assert "wrote" in walk("server", "resume", "run")
     refused = next(iter((folder / "run" / "store" / "accepted").iterdir())).name
     (folder / "run" / "server.toml").write_text(server_toml().replace("[", "collect.quorum = 1\n[", 1))
