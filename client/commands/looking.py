@@ -110,7 +110,9 @@ def _refusals(found: Look, foreseen: Foresight | FedFreeError) -> Iterator[str]:
 
 def _show(found: Look, foreseen: Foresight | FedFreeError, config: ClientConfig) -> None:
     console = Console(highlight=False)
-    console.print(_class_table(found, config))
+    title = f"{found.images} images of {len(found.classes)} classes in {config.data.source}"
+    console.print(Text(readable(title)), soft_wrap=True)
+    console.print(_class_table(found))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
@@ -119,9 +121,8 @@ def _show(found: Look, foreseen: Foresight | FedFreeError, config: ClientConfig)
     console.print(facts)
 
 
-def _class_table(found: Look, config: ClientConfig) -> Table:
-    title = f"{found.images} images of {len(found.classes)} classes in {config.data.source}"
-    table = Table(title=Text(readable(title)), title_justify="left", caption_justify="left")
+def _class_table(found: Look) -> Table:
+    table = Table(caption_justify="left")
     for heading in ("class", "images", "smallest", "median", "largest", "grey", "turned", "broken"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for each in found.classes[:SHOWN_CLASSES]:
