@@ -151,17 +151,20 @@ def _facts(
     if found.passed_over:
         yield "passed over", str(found.passed_over).removeprefix("passed over ")
     if found.has_heic:
-        yield "", HOW_TO_CONVERT
+        yield "HEIC", HOW_TO_CONVERT
     for line in _copies(found):
         yield "the same twice", line
     if isinstance(foreseen, FedFreeError):
         yield "worth it?", "pretrain would refuse this as it is: see below"
         return
-    yield "pretrain is", foreseen.plan
-    yield "", f"about {_time(foreseen.seconds)} on this machine, estimated from a few steps on noise"
+    yield "pretrain says", foreseen.plan
+    yield (
+        "time",
+        f"about {_time(foreseen.seconds)} on this machine, estimated from a few steps on noise, beside what "
+        "else runs here now",
+    )
     yield "memory", _memory(foreseen)
-    for name, line in zip(("worth it?", *[""] * 9), _advice(found, foreseen, config), strict=False):
-        yield name, line
+    yield from _advice(found, foreseen, config)
 
 
 def _form(found: Look, config: ClientConfig) -> str:
@@ -213,26 +216,33 @@ def _memory(foreseen: Foresight) -> str:
     )
 
 
-def _advice(found: Look, foreseen: Foresight, config: ClientConfig) -> Iterator[str]:
+def _advice(found: Look, foreseen: Foresight, config: ClientConfig) -> Iterator[tuple[str, str]]:
+    """What it is about, and what to say about it."""
     few = [each for each in found.classes if each.images < FEWEST_MEASURED]
     if found.unreadable:
-        yield "not yet: pretrain refuses a set with images that cannot be read"
+        yield "worth it?", "not yet: pretrain refuses a set with images that cannot be read"
     elif not few:
         yield (
+            "worth it?",
             f"yes: every class has {FEWEST_MEASURED} images or more, as in the federations that "
-            "docs/results.md measures"
+            "docs/results.md measures",
         )
     if few:
         yield (
+            "" if found.unreadable else "worth it?",
             f"perhaps: {len(few)} of {len(found.classes)} classes have fewer than {FEWEST_MEASURED} images, "
-            "and no federation with so few was measured (docs/results.md); add images if you can"
+            "and no federation with so few was measured (docs/results.md); add images if you can",
         )
     if config.training.start is None:
-        yield "from a public start (--start) few images are worth more than from random weights, as now"
+        yield (
+            "start",
+            "from a public start (--start) few images are worth more than from random weights, as now",
+        )
     if foreseen.held_out:
         yield (
-            f"pretrain will measure its accuracy on {_times(foreseen.held_out)}: one image is "
-            f"{100 / foreseen.held_out:.2g} points"
+            "accuracy",
+            f"pretrain will measure it on {_times(foreseen.held_out)}: one image is "
+            f"{100 / foreseen.held_out:.2g} points",
         )
 
 
@@ -266,7 +276,9 @@ def _as_dict(
         },
         "copies": [{"images": each.names, "classes": each.classes} for each in found.copies],
         "training": None if isinstance(foreseen, FedFreeError) else _training_dict(foreseen),
-        "advice": [] if isinstance(foreseen, FedFreeError) else list(_advice(found, foreseen, config)),
+        "advice": []
+        if isinstance(foreseen, FedFreeError)
+        else [line for _, line in _advice(found, foreseen, config)],
         "trainable": not refusals,
         "refusals": refusals,
     }

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -205,10 +205,11 @@ def _read(
 ) -> Photo | Unreadable:
     name = readable("/".join(parts))
     try:
-        pixels = read_array(source, parts, size, channels, data.fit)
+        content = source.read(parts)
+        pixels = read_array(replace(source, read_bytes=lambda _: content), parts, size, channels, data.fit)
     except DataError as error:
         return Unreadable(name, label, readable(str(error.__cause__)))
-    header = read_header(source.read(parts))
+    header = read_header(content)
     return Photo(
         name=name,
         label=label,

@@ -31,7 +31,7 @@ def test_a_good_folder_is_shown_and_ends_well(images: Path, run_client: RunClien
     assert f"42 images of 2 classes in {images}" in out and "16×16" in out
     assert "training conv4-32-batch on 38 images of 2 classes, 4 more held out: 300 steps" in out
     assert "on this machine" in out and "memory" in out and "yes: every class has 20 images" in out
-    assert "random weights" in out and "measure its accuracy on 4 images" in out
+    assert "random weights" in out and "measure it on 4 images" in out
 
 
 def test_few_images_are_said_to_be_few(
