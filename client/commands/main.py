@@ -1,6 +1,6 @@
 """``fedfree-client``: what one organisation does on its own machine."""
 
-from client.commands import adapting, contributing, deploying, rehearsing, remote, starting
+from client.commands import adapting, contributing, deploying, looking, rehearsing, remote, starting
 from fedfree.host.cli import App, run_app
 
 app = App(
@@ -8,7 +8,7 @@ app = App(
     "Contribute a classifier of your own images, see exactly what would be sent, measure and use what "
     "comes back.",
 )
-for commands in (starting, contributing, rehearsing, remote, deploying, adapting):
+for commands in (looking, starting, contributing, rehearsing, remote, deploying, adapting):
     app.add_typer(commands.app)
 
 

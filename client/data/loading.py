@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ OnUnreadable = Callable[[DataError], None]
 OnRead = Callable[[int, int], None]
 """Told how many images are read, and of how many."""
 
+Result = TypeVar("Result")
+
+TRAINED_CLASSES = 2
+"""Fewest classes that a classifier can be trained on."""
 DECODERS = 4
 """Most images that are decoded at once; each may be held whole for a moment."""
 
@@ -47,7 +52,7 @@ def load_images(
     size: int | None = None,
     channels: int | None = None,
     fit: Fit = "crop",
-    min_classes: int = 2,
+    min_classes: int = TRAINED_CLASSES,
     on_passed_over: OnPassedOver = warn_of_passed_over,
     on_read: OnRead = lambda done, of: None,
 ) -> ImageSet:
@@ -117,7 +122,7 @@ def load_image(path: Path, *, size: int, channels: int, fit: Fit = "crop") -> Te
     if not path.is_file():
         raise DataError(f"no such image: {path}")
     alone = Source(path.parent, Listing(), lambda parts: read_image_file(path))
-    return torch.from_numpy(np.array(_read_array(alone, (path.name,), size, channels, fit)))
+    return torch.from_numpy(np.array(read_array(alone, (path.name,), size, channels, fit)))
 
 
 def read_images(
@@ -145,7 +150,7 @@ def read_images(
             on_passed_over(path, passed_over)
         for parts in sorted(opened.listing.images):
             try:
-                pixels = _read_array(opened, parts, size, channels, fit)
+                pixels = read_array(opened, parts, size, channels, fit)
             except DataError as error:
                 on_unreadable(error)
             else:
@@ -167,26 +172,44 @@ def _read_all(
     on_read: OnRead,
 ) -> Tensor:
     """All images, [n, channels, size, size], uint8; the first decides what is left open."""
-    if size is None or channels is None:
-        with _named(source, paths[0]):
-            side, own_channels = look_at(source.read(paths[0]))
-        size, channels = size or side, channels or own_channels
+    size, channels = decide_form(source, paths[0], size, channels)
     pixels = room_for((len(paths), channels, size, size))
     places = pixels.numpy()
 
     def read(index: int) -> None:
-        places[index] = _read_array(source, paths[index], size, channels, fit)
+        places[index] = read_array(source, paths[index], size, channels, fit)
 
-    pool = ThreadPoolExecutor(min(DECODERS, count_threads(None)))
-    try:
-        for done, _ in enumerate(pool.map(read, range(len(paths))), start=1):
-            on_read(done, len(paths))
-    finally:  # after an image that cannot be read, or Ctrl-C, those that wait are left alone
-        pool.shutdown(cancel_futures=True)
+    for _ in in_threads(read, len(paths), on_read):
+        pass
     return pixels
 
 
-def _read_array(source: Source, parts: Parts, size: int, channels: int, fit: Fit) -> NDArray[np.uint8]:
+def decide_form(source: Source, first: Parts, size: int | None, channels: int | None) -> tuple[int, int]:
+    """Side in pixels and channels of a set of images: what the ``first`` has, where that is left open.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if size is None or channels is None:
+        with _named(source, first):
+            side, own_channels = look_at(source.read(first))
+        return size or side, channels or own_channels
+    return size, channels
+
+
+def in_threads(read: Callable[[int], Result], count: int, on_read: OnRead) -> Iterator[Result]:
+    """What ``read`` gives for 0 to ``count`` - 1, in order, a few at once."""
+    pool = ThreadPoolExecutor(min(DECODERS, count_threads(None)))
+    try:
+        for done, result in enumerate(pool.map(read, range(count)), start=1):
+            on_read(done, count)
+            yield result
+    finally:  # after an image that cannot be read, or Ctrl-C, those that wait are left alone
+        pool.shutdown(cancel_futures=True)
+
+
+def read_array(source: Source, parts: Parts, size: int, channels: int, fit: Fit) -> NDArray[np.uint8]:
+    """One image of a source, [channels, size, size]; raises DataError where it cannot be read."""
     with _named(source, parts):
         return decode_square(source.read(parts), size, channels, fit)
 

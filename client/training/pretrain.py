@@ -183,7 +183,7 @@ def _train_into(
     tell: Tell,
 ) -> None:
     shuffled = shuffle_classes(images, config.seed)
-    tell(_announcement(config, shuffled))
+    tell(announcement(config, shuffled))
     trained = fit(shuffled, config.training, seed=config.seed, observe=observe)
     statement = PrivacyStatement(initial_weights=_initial_weights(config, trained.start))
     contribution = _contribution(config, images, trained, statement)
@@ -191,8 +191,12 @@ def _train_into(
     write_cached(folder, contribution, {RESERVATION: uuid.uuid4().hex.encode(), HELD_OUT: held_out})
 
 
-def _announcement(config: ClientConfig, images: ImageSet) -> str:
-    """What a training without differential privacy will do."""
+def announcement(config: ClientConfig, images: ImageSet) -> str:
+    """What a training without differential privacy will do; of the images only the labels are looked at.
+
+    Raises:
+        DataError: no class has two images.
+    """
     training, held = config.training, held_out(images, config.training, seed=config.seed)
     planned = course(int((~held).sum()), training)
     line = (
@@ -244,8 +248,7 @@ def _train_privately_into(
         reservation, files, run, delta=privacy.delta, epsilon_budget=privacy.epsilon_budget
     )
     tell(
-        f"training {architecture} by DP-SGD on all {len(images)} images of {images.num_classes} classes: "
-        f"{run.steps} steps, {epochs} epochs of {run.steps // epochs}, {_head_first(config)}noise multiplier "
+        f"{private_announcement(config, images, run)}, {_head_first(config)}noise multiplier "
         f"{run.noise_multiplier:.3g}; the ledger {ledger.path} counts it from now on, also if it is stopped"
     )
     spent = train_privately(
@@ -262,6 +265,15 @@ def _train_privately_into(
     statement = _dp_statement(config, len(images), run, spent, composition, initial)
     contribution = _contribution(config, images, untrained, statement)
     write_cached(folder, contribution, {RESERVATION: reservation.encode()})
+
+
+def private_announcement(config: ClientConfig, images: ImageSet, run: DpSgd) -> str:
+    """What a training under differential privacy will do; of the images only the labels are looked at."""
+    training = config.training
+    return (
+        f"training {training.architecture} by DP-SGD on all {len(images)} images of {images.num_classes} "
+        f"classes: {run.steps} steps, {training.epochs} epochs of {run.steps // training.epochs}"
+    )
 
 
 def _head_first(config: ClientConfig) -> str:

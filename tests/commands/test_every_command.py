@@ -153,6 +153,7 @@ def contribute_and_learn(walk: Walk, folder: Path) -> None:
     """One organisation trains, another packs; both contribute; what is learned is fetched and used."""
     images = write_images(folder / "images", classes=3, images=8)
     small = ("--image-size", 16, "--epochs", 1, "--set", "training.min_steps=2", "--threads", 1)
+    assert "24 images of 3 classes" in walk("client", "look", images, *small)
     assert "held-out accuracy" in walk("client", "pretrain", "--data", images, *small)
     assert "conv4-32-batch" in walk("client", "inspect", "contribution")
     assert "none. Nothing limits" in walk("client", "statement", "contribution")

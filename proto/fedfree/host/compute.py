@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,3 +64,13 @@ def choose_device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch finds no GPU here: use auto or cpu")
     return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has held so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,9 +9,10 @@ import inspect
 import shlex
 import tomllib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import tomli_w
@@ -72,30 +73,36 @@ class Chosen(Generic[Chosen_]):
 
 
 def configured(
-    settings: type[Chosen_], flags: Flags, *, under: Layer | None = None
+    settings: type[Chosen_],
+    flags: Flags,
+    *,
+    arguments: Flags = MappingProxyType({}),
+    under: Layer | None = None,
 ) -> Callable[[Callable[Concatenate[Chosen[Chosen_], _Parameters], Any]], Callable[..., Any]]:
     """Give a command the options of a settings class, and hand it what they come to as its first argument.
 
     Later wins: ``under``, the file named by ``--config``, ``--set``, flags.
 
     Args:
+        arguments: as ``flags``, of what is named by its place instead.
         under: values that this command begins from instead of the defaults.
     """
+    named = {**arguments, **flags}
 
     def decorate(command: Callable[Concatenate[Chosen[Chosen_], _Parameters], Any]) -> Callable[..., Any]:
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
 
         @functools.wraps(command)
         def with_options(**given: Any) -> Any:
-            flagged = {name: given.pop(name) for name in flags}
+            flagged = {name: given.pop(name) for name in named}
             file, assignments = given.pop("config_file"), given.pop("assignments")
             layers = [under] if under else []
             layers += [_file_layer(settings, file)] if file else []
-            layers += [*_assigned(settings, assignments or []), *_flagged(flags, flagged)]
+            layers += [*_assigned(settings, assignments or []), *_flagged(settings, named, flagged)]
             chosen = replace(choose(settings, layers, begun=1 if under else 0), file=file)
             return command(chosen, **given)  # type: ignore[call-arg]
 
-        parameters = [*own, *_parameters(settings, flags, under)]
+        parameters = [*own, *_parameters(settings, named, under, places=arguments)]
         parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -226,7 +233,8 @@ def _assigned(settings: type[Settings], assignments: Sequence[str]) -> list[Laye
     return layers
 
 
-def _flagged(flags: Flags, given: Mapping[str, Any]) -> list[Layer]:
+def _flagged(settings: type[Settings], flags: Flags, given: Mapping[str, Any]) -> list[Layer]:
+    as_typed = {leaf.path for leaf in leaves(settings) if leaf.kinds <= {Path, str, type(None)}}
     layers = []
     for name, value in given.items():
         if value is None or value == []:
@@ -234,7 +242,8 @@ def _flagged(flags: Flags, given: Mapping[str, Any]) -> list[Layer]:
         value = ",".join(value) if isinstance(value, list) else value
         values: dict[str, Any] = {}
         for path in _as_tuple(flags[name]):
-            values = merge(values, nested(path, parse_value(value) if isinstance(value, str) else value))
+            is_read = isinstance(value, str) and path not in as_typed
+            values = merge(values, nested(path, parse_value(value) if is_read else value))
         layers.append(Layer(_option(name), values))
     return layers
 
@@ -247,18 +256,28 @@ def parse_value(text: str) -> object:
         return text
 
 
-def _parameters(settings: type[Settings], flags: Flags, under: Layer | None) -> list[inspect.Parameter]:
+def _parameters(
+    settings: type[Settings], flags: Flags, under: Layer | None, *, places: Collection[str]
+) -> list[inspect.Parameter]:
     by_path = {leaf.path: leaf for leaf in leaves(settings)}
     made = []
     for name, paths in flags.items():
         leaf = by_path[_as_tuple(paths)[0]]
         begun = value_at(under.values, leaf.path) if under else None
-        made.append(_parameter(name, leaf, leaf.default if begun is None else begun))
+        if name in places:
+            made.append(_place(name, leaf))
+        else:
+            made.append(_parameter(name, leaf, leaf.default if begun is None else begun))
     file = typer.Option("--config", help="TOML file with any of these settings.", show_default=False)
     others = typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
     made.append(_keyword("config_file", Annotated[Path | None, file]))
     made.append(_keyword("assignments", Annotated[list[str] | None, others]))
     return made
+
+
+def _place(name: str, leaf: Leaf) -> inspect.Parameter:
+    argument = typer.Argument(help=leaf.help.removesuffix("."), metavar=name.upper(), show_default=False)
+    return _keyword(name, Annotated[str | None, argument])
 
 
 def _parameter(name: str, leaf: Leaf, default: object) -> inspect.Parameter:

@@ -91,6 +91,28 @@ def test_a_flag_of_a_text_that_lists_several_may_be_given_several_times() -> Non
     assert choose("--source", "x").settings.begun is None
 
 
+def test_a_path_or_a_text_is_taken_as_it_was_typed() -> None:
+    chosen = choose("--source", "2024", "--begun", "true").settings
+    assert (chosen.source, chosen.begun) == (Path("2024"), "true")
+
+
+@pytest.mark.parametrize(
+    "words", [("images", "--epochs", "3"), ("--epochs", "3", "images"), ("images", "-f")]
+)
+def test_an_option_may_be_named_by_its_place(words: tuple[str, ...], tmp_path: Path) -> None:
+    app, chosen = App(), []
+
+    @app.command()
+    @configured(Config, {"epochs": "training.epochs"}, arguments={"images": "source"})
+    def command(given: Chosen[Config]) -> None:
+        chosen.append(given)
+
+    (tmp_path / "c.toml").write_text('source = "elsewhere"\n[training]\nepochs = 3\n')
+    said = [word.replace("-f", f"--config={tmp_path / 'c.toml'}") for word in words]
+    assert CliRunner().invoke(app, said).exit_code == 0
+    assert (chosen[0].settings.source, chosen[0].settings.training.epochs) == (Path("images"), 3)
+
+
 def test_one_flag_may_set_several_options() -> None:
     found = choose("--source", "x", "--threads", 7).settings
     assert (found.threads, found.training.threads) == (7, 7)

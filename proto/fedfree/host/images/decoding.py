@@ -4,12 +4,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fedfree.host.images.formats import FORMATS, Fit
 
@@ -31,6 +32,9 @@ TURNED_BY_EXIF = ("JPEG", "MPO", "WEBP", "AVIF")
 MPO is what Pillow calls a JPEG with further pictures behind the first, as many telephones write it.
 """
 
+TURNED, SIDEWAYS = range(2, 9), range(5, 9)
+"""Values of the tag that turn or mirror an image at all, and those that swap its sides."""
+
 _pillows_limit, _alone = threading.Lock(), threading.Lock()
 
 
@@ -47,6 +51,29 @@ def look_at(content: bytes) -> tuple[int, int]:
     with _reasons_named():
         image = _open(content)
     return min(image.size), 1 if image.mode in GREY_MODES else 3
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image, without its pixels."""
+
+    width: int
+    """In pixels, of the upright image."""
+    height: int
+    is_grey: bool
+    """Whether it is stored without colours."""
+    is_turned: bool
+    """Whether its metadata have it turned or mirrored when it is read."""
+
+
+def read_header(content: bytes) -> Header:
+    """What the bytes of a file say of the image in it; raises UndecodableError as :func:`look_at`."""
+    with _reasons_named():
+        image = _open(content)
+        is_looked_at = image.format in (*TURNED_BY_EXIF, "TIFF")
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if is_looked_at else 1
+    sides = image.size[::-1] if orientation in SIDEWAYS and image.format in TURNED_BY_EXIF else image.size
+    return Header(*sides, is_grey=image.mode in GREY_MODES, is_turned=orientation in TURNED)
 
 
 def decode_square(content: bytes, size: int, channels: int, fit: Fit = "crop") -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from fedfree.host.images.decoding import (
     _upright,
     decode_square,
     look_at,
+    read_header,
     to_array,
 )
 from fedfree.host.images.formats import FORMATS, Fit
@@ -262,3 +263,25 @@ def test_sides_and_channels_are_known_without_decoding(
 ) -> None:
     assert look_at(encode(Image.new(mode, (40, 20)), "PNG")) == (20, channels)
     assert decoded_sizes == []
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned", "sides"), [(1, False, (40, 20)), (3, True, (40, 20)), (6, True, (20, 40))]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_a_header_tells_the_upright_size_and_whether_the_image_is_turned(
+    kind: str, orientation: int, turned: bool, sides: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(Image.new("RGB", (40, 20)), kind, exif=exif)
+    header = read_header(content)
+    assert ((header.width, header.height), header.is_turned, header.is_grey) == (sides, turned, False)
+    assert decode(content).size == sides
+
+
+def test_a_header_tells_what_is_stored_without_colours() -> None:
+    assert read_header(encode(Image.new("L", (4, 4)), "PNG")).is_grey
+    assert not read_header(encode(Image.new("P", (4, 4)), "PNG")).is_grey
+    with pytest.raises(UndecodableError):
+        read_header(b"no")

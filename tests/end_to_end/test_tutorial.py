@@ -1,0 +1,79 @@
+"""docs/tutorial.md: its blocks, one after the other in an empty folder, as a person would type them."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "tutorial.md").read_text()
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
+PORT = "9443"
+
+
+def walk(blocks: list[str], folder: Path) -> str:
+    """All that one shell prints that runs these blocks, and stops at the first command that fails."""
+    here = Path(sys.executable).parent
+    environment = os.environ | {
+        "PATH": f"{here}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}",
+        "FEDFREE_HOME": str(folder / "home"),
+        "COLUMNS": "80",
+        "OMP_NUM_THREADS": "1",
+    }
+    script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + "".join(blocks)
+    ended = subprocess.run(
+        ["bash", "-c", script.replace(PORT, str(free_port()))],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    return ended.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return int(door.getsockname()[1])
+
+
+def test_looking_at_the_photos_tells_what_a_telephone_did_to_them(tmp_path: Path) -> None:
+    (last,) = [index for index, block in enumerate(BLOCKS) if block.startswith("rm ")]
+    said = walk(BLOCKS[: last + 1], tmp_path)
+    before, after = said.split("error: pretrain refuses a set with images that cannot be read: 1 here")
+    assert "195 images of 8 classes" in before and "193 images" not in before
+    assert "broken.jpg (image file is truncated" in before and "HEIC photos are not read" in before
+    words = " ".join(before.split())
+    assert "labels contradict each other: meta_train/star/03.jpg = meta_train/sun/twice.jpg" in words
+    assert "as their EXIF tag says: 1" in words
+    assert "194 images of 8 classes" in after and "yes: every class has 20 images or more" in " ".join(
+        after.split()
+    )
+
+
+def test_what_the_page_shows_of_look_is_what_it_prints(tmp_path: Path) -> None:
+    shown = [
+        line[4:].rstrip() for line in PAGE.splitlines() if re.match(r"    (│|training sees|cannot be)", line)
+    ]
+    assert len(shown) >= 9
+    said = walk(BLOCKS[1:3], tmp_path)
+    printed = [line.rstrip() for line in said.splitlines()]
+    assert [line for line in shown if line not in printed] == []
+
+
+@pytest.mark.slow
+def test_the_whole_page_ends_in_predictions(tmp_path: Path) -> None:
+    said = walk(BLOCKS, tmp_path)
+    for name in ("synthetic.png", "report.html", "result.json", "events.jsonl", "config.toml"):
+        assert (tmp_path / "runs" / "mine" / name).is_file(), name
+    assert said.count("wrote classifier.safetensors") == 2
+    predicted = re.findall(r"meta_test/(\w+)/1\d\.jpg +(gear|needle|none of these)", said)
+    assert len(predicted) >= 40
+    assert "1 of the 2 contributions there are yours" in said
