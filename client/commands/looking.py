@@ -236,7 +236,7 @@ def _advice(found: Look, foreseen: Foresight, config: ClientConfig) -> Iterator[
     if config.training.start is None:
         yield (
             "start",
-            "training would begin from random weights: from a public start (--start) few images are worth more",
+            "training would begin from random weights; from a start (--start) few images are worth more",
         )
     if foreseen.held_out:
         yield (
