@@ -236,7 +236,7 @@ def _advice(found: Look, foreseen: Foresight, config: ClientConfig) -> Iterator[
     if config.training.start is None:
         yield (
             "start",
-            "it would begin from random weights: few images are worth more from a public start (--start)",
+            "training would begin from random weights; from a start (--start) few images are worth more",
         )
     if foreseen.held_out:
         yield (
