@@ -10,7 +10,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -143,9 +144,14 @@ def check_time(folder: Path, seconds: float | None) -> None:
         )
 
 
-def remember_time(folder: Path, seconds: float) -> None:
-    """Keep, for :func:`check_time`, that so many seconds were too few for the model of this folder."""
-    write_file(_too_short(folder), f"{seconds!r}\n".encode())
+@contextmanager
+def remembered_time(folder: Path, seconds: float | None) -> Iterator[None]:
+    """Keep, for :func:`check_time`, that so many seconds were too few: where the block is out of time."""
+    try:
+        yield
+    except OutOfTimeError:
+        write_file(_too_short(folder), f"{seconds!r}\n".encode())
+        raise
 
 
 def _too_short(folder: Path) -> Path:

@@ -25,7 +25,7 @@ from client.training.cache import (
     check_time,
     check_writable,
     read_cached,
-    remember_time,
+    remembered_time,
     write_cached,
 )
 from client.training.fit import Fitted, Untrained, course, fit, held_out, initialise, read_start
@@ -41,7 +41,7 @@ from fedfree.codec import (
     raise_variances,
     sha256,
 )
-from fedfree.errors import ContributionError, OutOfTimeError
+from fedfree.errors import ContributionError
 from fedfree.host.compute import choose_device, use_cpu
 from fedfree.host.files import read_file
 from fedfree.seeding import make_generator
@@ -125,7 +125,9 @@ def pretrain_measured(
         tell(f"taken from {config.cache}: this model was trained before, on the same images in the same way")
     else:
         check_writable(config.cache)
-        _train_in_time(cached, config, images, files, ledger, observe, tell)
+        train = _train_privately_into if config.privacy.is_dp else _train_into
+        in_time = until(config.limits.seconds, observe)
+        train(cached, config, images, files, ledger, in_time, tell)
     done = _ready(cached, config, files, ledger)
     tell(_how_good(done, images))
     return done
@@ -149,28 +151,6 @@ def _can_be_contributed(cached: Path) -> bool:
     except ContributionError:
         return False
     return True
-
-
-def _train_in_time(
-    folder: Path,
-    config: ClientConfig,
-    images: ImageSet,
-    files: frozenset[str],
-    ledger: Ledger,
-    observe: Observer,
-    tell: Tell,
-) -> None:
-    """Train within ``limits.seconds``; where that was too short under privacy, it is not tried again."""
-    train, seconds = _train_into, config.limits.seconds
-    if config.privacy.is_dp:
-        train = _train_privately_into
-        check_time(folder, seconds)
-    try:
-        train(folder, config, images, files, ledger, until(seconds, observe), tell)
-    except OutOfTimeError:
-        if config.privacy.is_dp and seconds is not None:
-            remember_time(folder, seconds)
-        raise
 
 
 def _train_into(
@@ -232,6 +212,7 @@ def _train_privately_into(
 
     The model is not measured on held-out images: nothing is chosen by it, and every image trains.
     """
+    check_time(folder, config.limits.seconds)
     use_cpu(config.training.threads)
     privacy, architecture = config.privacy, config.training.architecture
     untrained = initialise(images, config.training, seed=config.seed)
@@ -251,15 +232,16 @@ def _train_privately_into(
         f"{private_announcement(config, images, run)}, {_head_first(config)}noise multiplier "
         f"{run.noise_multiplier:.3g}; the ledger {ledger.path} counts it from now on, also if it is stopped"
     )
-    spent = train_privately(
-        untrained,
-        shuffle_classes(images, config.seed),
-        privacy,
-        run,
-        crop_padding=config.training.crop_padding,
-        device=config.training.device,
-        observe=observe,
-    )
+    with remembered_time(folder, config.limits.seconds):
+        spent = train_privately(
+            untrained,
+            shuffle_classes(images, config.seed),
+            privacy,
+            run,
+            crop_padding=config.training.crop_padding,
+            device=config.training.device,
+            observe=observe,
+        )
     log.info("trained %s on %d images, epsilon %.2f", architecture, len(images), spent)
     initial = _initial_weights(config, untrained.start)
     statement = _dp_statement(config, len(images), run, spent, composition, initial)

@@ -104,6 +104,8 @@ def test_private_training_whose_time_is_up_before_its_first_step_reserves_nothin
     with pytest.raises(OutOfTimeError, match=r"\(plan: 1 of 1\)"):
         pretrain(privately(config))
     assert states(config) == []
+    let_pass(monkeypatch, 0)
+    assert pretrain(privately(config)), "nothing was spent, so it may be tried again"
 
 
 @pytest.mark.parametrize("private", [False, True], ids=["plain", "DP-SGD"])
