@@ -15,6 +15,7 @@ from fedfree.host.places import cache_folder
 from fedfree.settings import Layer
 from simulations.command_line import FLAGS, Out, run_command
 from simulations.commands import bench, privacy, results, runs
+from simulations.commands.stopping import goes_on_later
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import prepare as prepare_run
 from simulations.federation.public_weights import GLYPHS, make_public_weights
@@ -22,7 +23,6 @@ from simulations.planning.words import dry_run_lines
 from simulations.reporting.tables import tell
 from simulations.reporting.trackers import LogTo, tracked
 from simulations.simulate import simulate
-from simulations.stopping import goes_on_later
 
 app = App(
     "fedfree-sim",

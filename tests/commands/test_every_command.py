@@ -285,6 +285,8 @@ def simulate(walk: Walk, folder: Path) -> None:
     few = (*tiny, "--set", "training.min_steps=2")
     assert "# --device" in walk("simulations", "config", *tiny)
     assert "flwr run" in walk("simulations", "prepare", *few, "--out", "prepared")
+    planned = walk("simulations", "run", *few, "--clients", 2, "--out", "simulated", "--dry-run")
+    assert "2 to be trained" in planned and not (folder / "simulated").exists()
     assert "report:" in walk("simulations", "run", *few, "--clients", 2, "--out", "simulated")
     begun = ("--start", folder / "start", "--clients", 2, "--out", "simulated-from-start")
     printed = walk("simulations", "run", *few, *begun)
