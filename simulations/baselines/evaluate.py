@@ -1,5 +1,6 @@
 """Meta-learner and baselines on the same episodes of meta_test, which nothing has touched before."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from client.adapting.adapt import sample_episodes
-from fedfree.codec import decode_meta_learner
-from fedfree.episodes import EpisodeSpec
+from client.data.finding import hash_images
+from fedfree.codec import decode_meta_learner, sha256
+from fedfree.episodes import Episode, EpisodeSpec
 from server.events import Event, OnEvent
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
@@ -29,6 +31,8 @@ class Comparison:
     spec: EpisodeSpec
     accuracies: Mapping[str, Tensor]
     """Name to fractions [episodes]; ``meta_learner`` and the baselines there are."""
+    episodes_sha256: str = ""
+    """Of the image files and the episodes drawn from them: where it is the same, so is every episode."""
 
 
 def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[str, list[Comparison]]:
@@ -50,12 +54,31 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
             on_event(Event("evaluate", "progress", {"done": done, "of": of}))
             accuracies[name] = measure(new)
             done += 1
+        files = _files_sha256(dataset.source, test.class_names)
         comparisons[dataset.name] = [
-            Comparison(spec, {name: each[position] for name, each in accuracies.items()})
+            Comparison(
+                spec,
+                {name: each[position] for name, each in accuracies.items()},
+                _episodes_sha256(files, episodes[position]),
+            )
             for position, spec in enumerate(specs)
         ]
     on_event(Event("evaluate", "finished", {"done": done, "of": of}))
     return comparisons
+
+
+def _files_sha256(source: Path, class_names: Sequence[str]) -> str:
+    """Hash of what is tested on, at whatever size: the files, and the order of their classes."""
+    return sha256("\n".join([*class_names, *sorted(hash_images(source, split="meta_test"))]).encode())
+
+
+def _episodes_sha256(files: str, episodes: Sequence[Episode]) -> str:
+    """Hash of which images of these files each episode holds, and in what part."""
+    digest = hashlib.sha256(files.encode())
+    for each in episodes:
+        for part in (each.support, each.query):
+            digest.update(part.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _read_available(run: Path, config: SimulationConfig, datasets: Sequence[DataSet]) -> Available:

@@ -31,8 +31,7 @@ def train_pooled(
     """
     training, seed = _training(organisations[0].training, config), derive_seed(config.seed, "pooled data")
     images = load_together(organisations)
-    epochs = course(len(images) // len(organisations), training).epochs
-    training = training.model_copy(update={"epochs": epochs})
+    training = pooled_course(training, len(images) // len(organisations))
     begun = initialise(images, training, seed=seed)
     key = training_key(images, f"{without_paths(training).sha256()} {begun_from(training)}", seed=seed)
     file = config.cache / "pooled" / f"{key}.safetensors"
@@ -40,6 +39,11 @@ def train_pooled(
         write_file(file, encode_weights(fit(images, training, seed=seed).network))
     fill_network(begun.network, read_tensors(read_file(file), WHAT), WHAT)
     return begun.network.eval(), begun.input
+
+
+def pooled_course(training: TrainingConfig, images_each: int) -> TrainingConfig:
+    """As long as an organisation with so many images trains, in passes over them."""
+    return training.model_copy(update={"epochs": course(images_each, training).epochs})
 
 
 def load_together(organisations: Sequence[ClientConfig]) -> ImageSet:

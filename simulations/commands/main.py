@@ -14,11 +14,14 @@ from fedfree.host.options import Chosen, configured
 from fedfree.host.places import cache_folder
 from fedfree.settings import Layer
 from simulations.command_line import FLAGS, Out, run_command
-from simulations.commands import bench, privacy, results
+from simulations.commands import bench, privacy, results, runs
+from simulations.commands.stopping import goes_on_later
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import prepare as prepare_run
 from simulations.federation.public_weights import GLYPHS, make_public_weights
-from simulations.reporting.summary import result_lines, result_table
+from simulations.planning.words import dry_run_lines
+from simulations.reporting.tables import tell
+from simulations.reporting.trackers import LogTo, tracked
 from simulations.simulate import simulate
 
 app = App(
@@ -32,14 +35,27 @@ app.add_typer(results.app)
 
 @app.command()
 @configured(SimulationConfig, FLAGS)
-def run(chosen: Chosen[SimulationConfig], out: Out = Path("runs/latest")) -> None:
+def run(
+    chosen: Chosen[SimulationConfig],
+    out: Out = Path("runs/latest"),
+    log_to: Annotated[LogTo | None, typer.Option(help="Log everything there too.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would happen, and what it takes.")
+    ] = False,
+) -> None:
     """Run a federation end to end, compare it with the baselines, and write a report."""
-    result = simulate(out, chosen.settings, command=run_command(out, chosen.settings))
-    console = Console()
-    console.print(result_table(result))
-    for line in result_lines(result):
-        console.print(line)
-    console.print(f"report: {out / 'report.html'}")
+    config = chosen.settings
+    if dry_run:
+        for line in dry_run_lines(out, config):
+            tell(line)
+        return
+    with goes_on_later(out), tracked(log_to, out, config) as tracker:
+        result = simulate(out, config, command=run_command(out, config), on_event=tracker)
+        tracker.finish(result)
+    runs.show_result(out, result)
+
+
+app.add_typer(runs.app)
 
 
 @app.command()

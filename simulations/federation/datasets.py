@@ -77,17 +77,30 @@ def resolve(name_or_path: str, *, cache: Path, seed: int, images_per_class: int)
     Raises:
         DataError: no such data set or path, or the download failed.
     """
+    path = location(name_or_path, cache=cache, seed=seed, images_per_class=images_per_class)
+    if path.exists():
+        return path
     if name_or_path == "glyphs":
-        return _glyphs(cache, seed, images_per_class)
+        return glyphs.write_tree(path, seed=seed, images_per_class=images_per_class)
     if name_or_path in DATASETS:
-        return _downloaded(name_or_path, cache)
-    path = Path(name_or_path)
-    if not path.exists():
-        raise DataError(
-            f"no such data set or path: {name_or_path}; use {', '.join(('glyphs', *DATASETS))}, "
-            "or the path of an image folder or zip"
-        )
-    return path
+        return _downloaded(name_or_path, path)
+    raise DataError(
+        f"no such data set or path: {name_or_path}; use {', '.join(('glyphs', *DATASETS))}, "
+        "or the path of an image folder or zip"
+    )
+
+
+def location(name_or_path: str, *, cache: Path, seed: int, images_per_class: int) -> Path:
+    """Where a data set is, or will be once :func:`resolve` has made or downloaded it.
+
+    Raises:
+        DataError: fewer than one image a class.
+    """
+    if name_or_path == "glyphs":
+        if images_per_class < 1:
+            raise DataError(f"images_per_class is at least 1, got {images_per_class}")
+        return cache / f"glyphs-v{GLYPHS_VERSION}-seed{seed}-{images_per_class}.zip"
+    return cache / f"{name_or_path}.zip" if name_or_path in DATASETS else Path(name_or_path)
 
 
 def partition(
@@ -131,17 +144,8 @@ def domain_of(class_name: str) -> str:
     return class_name
 
 
-def _glyphs(cache: Path, seed: int, images_per_class: int) -> Path:
-    if images_per_class < 1:
-        raise DataError(f"images_per_class is at least 1, got {images_per_class}")
-    path = cache / f"glyphs-v{GLYPHS_VERSION}-seed{seed}-{images_per_class}.zip"
-    return path if path.exists() else glyphs.write_tree(path, seed=seed, images_per_class=images_per_class)
-
-
-def _downloaded(name: str, cache: Path) -> Path:
-    path = cache / f"{name}.zip"
-    if path.exists():
-        return path
+def _downloaded(name: str, path: Path) -> Path:
+    cache = path.parent
     cache.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=cache) as folder:

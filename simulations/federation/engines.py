@@ -8,18 +8,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import client.doors.flower_app
 import server.doors.flower_app
+from fedfree.codec import decode_meta_learner
 from fedfree.errors import ConfigError, FederationError
 from fedfree.host.channel import Address
 from fedfree.host.compute import count_threads
-from fedfree.host.flower_process import environment, free_port
+from fedfree.host.files import read_file
+from fedfree.host.flower_process import environment, free_port, kill_all
 from fedfree.host.supervise import signals_raise
 from server.doors.superlink import COMPLETED, SuperLink, Tail, follow, reason, superlink
 from server.events import OnEvent
 from server.storage.run_directory import RunDirectory
+from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
 from simulations.federation.grid import InProcessGrid
 
@@ -47,7 +51,8 @@ def run_flower(run: Path, *, organisations: int, on_event: OnEvent) -> None:
     directory = _check(run, organisations)
     directory.error.unlink(missing_ok=True)
     events = Tail(directory.events)
-    with signals_raise(), _simulation(run.resolve()) as flower:
+    at_once = partial(kill_all, run.resolve() / ".flwr")
+    with signals_raise(first=at_once), _simulation(run.resolve()) as flower:
         run_id = flower.submit(
             run.resolve(), *_as_simulation(organisations, count_threads(directory.config().threads))
         )
@@ -60,6 +65,18 @@ def run_engine(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> Non
     """Run the Flower apps; raises FederationError where they did not complete."""
     engine = run_in_process if config.engine == "in-process" else run_flower
     engine(run, organisations=config.clients, on_event=on_event)
+
+
+def lacks_only_evaluation(run: Path) -> bool:
+    """Whether a run was stopped after everyone had answered: to learn again would give the same once more."""
+    directory = RunDirectory(run)
+    needed = directory.manifest, directory.weights, directory.adaptation, directory.recovered
+    unwanted = directory.checkpoint, run / "result.json"
+    if not all(path.exists() for path in needed) or any(path.exists() for path in unwanted):
+        return False
+    learned = decode_meta_learner(read_file(directory.manifest), read_file(directory.weights)).provenance
+    accepted = tuple(directory.store().ids(ACCEPTED))
+    return (learned.contributions, learned.config_sha256) == (accepted, directory.config().sha256())
 
 
 def _check(run: Path, organisations: int) -> RunDirectory:

@@ -40,13 +40,18 @@ def find_starts(config: Begins) -> list[Path]:
 
 
 def _find(start: str, config: Begins) -> Path:
+    folder = start_folder(start, config)
+    if is_public_name(start) and not has_start(folder):
+        _make(start, config.training.image_size, folder)
+    return folder
+
+
+def start_folder(start: str, config: Begins) -> Path:
+    """Where a start is, or will be once it has been made."""
     if not is_public_name(start):
         return Path(start).resolve()
-    size = config.training.image_size
-    folder = (config.cache / "starts" / f"{start.replace('/', '-')}-{size}").resolve()
-    if not has_start(folder):
-        _make(start, size, folder)
-    return folder
+    name = f"{start.replace('/', '-')}-{config.training.image_size}"
+    return (config.cache / "starts" / name).resolve()
 
 
 def _make(name: str, size: int, folder: Path) -> None:

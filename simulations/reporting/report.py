@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from fedfree.host.files import write_file
 from server.doors.curves import series, titled
 from server.events import Event
-from server.storage.run_directory import events_from_lines
 from simulations.baselines.evaluate import META_LEARNER
 from simulations.baselines.table import BASELINES
+from simulations.reporting.runs import command_of, read_events
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label
 from simulations.reporting.summary import contribution_counts, judged_words, public_words, start_words
 from simulations.reporting.words import ABSENT, duration
@@ -77,6 +77,13 @@ def write_report(run: Path) -> Path:
     Reads ``result.json``, ``events.jsonl``, ``config.toml``, ``synthetic.png`` and, where there is one,
     ``command.txt``.
     """
+    path = run / "report.html"
+    write_file(path, render("report.html.j2", _context(run)).encode())
+    return path
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """A page from one of the templates beside this file; whatever it shows is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -85,16 +92,12 @@ def write_report(run: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "task_label": task_label}
-    page = environment.get_template("report.html.j2").render(_context(run))
-    path = run / "report.html"
-    write_file(path, page.encode())
-    return path
+    return environment.get_template(template).render(context)
 
 
 def _context(run: Path) -> dict[str, Any]:
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     config = (run / "config.toml").read_text(encoding="utf-8")
-    command = run / "command.txt"
     rows = comparison(result)
     return {
         "result": result,
@@ -114,7 +117,7 @@ def _context(run: Path) -> dict[str, Any]:
         "best": best_baselines(rows),
         "charts": bar_charts(result, rows),
         "queries": _find(tomllib.loads(config), "n_query"),
-        "curves": curves(_events(run / "events.jsonl")),
+        "curves": curves(read_events(run)),
         "picture": base64.b64encode((run / "synthetic.png").read_bytes()).decode(),
         "counts": contribution_counts(result),
         "accepted": sum(each["state"] == "accepted" for each in result["contributions"]),
@@ -123,14 +126,10 @@ def _context(run: Path) -> dict[str, Any]:
         "organisation_episodes": _organisation_episodes(result.get("organisations") or []),
         "stages": stage_bars(result["seconds"]),
         "total_seconds": sum(result["seconds"].values()),
-        "command": command.read_text(encoding="utf-8").strip() if command.exists() else "",
+        "command": command_of(run),
         "config": config,
         "plot": {"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _RIGHT, "bottom": _BOTTOM},
     }
-
-
-def _events(path: Path) -> list[Event]:
-    return list(events_from_lines(path.read_text(encoding="utf-8").splitlines()))
 
 
 def _find(config: Mapping[str, Any], key: str) -> object:
@@ -172,21 +171,40 @@ def best_baselines(rows: Sequence[Row]) -> list[tuple[Row, Score] | None]:
 
 def bar_charts(result: Mapping[str, Any], rows: Sequence[Row]) -> list[BarChart]:
     """One chart of accuracies for each kind of episode, all on the same scale."""
-    scores = [score for row in rows for score in row.scores if score is not None]
-    ticks = _ticks(0.0, max(score.mean + score.ci95 for score in scores))
+    top = max(score.mean + score.ci95 for row in rows for score in row.scores if score is not None)
+    return [
+        accuracy_chart(
+            name,
+            [(row.label, _role(row), score) for row in rows if (score := row.scores[index]) is not None],
+            top=top,
+        )
+        for index, name in enumerate(result["few_shot"])
+    ]
+
+
+def accuracy_chart(
+    task: str, named: Sequence[tuple[str, str, Score]], *, top: float | None = None
+) -> BarChart:
+    """Accuracies on one kind of episodes as bars from zero.
+
+    Args:
+        named: label, role and accuracy of each bar.
+        top: highest accuracy that the scale has to hold; by default that of these bars.
+    """
+    ticks = _ticks(0.0, top or max(score.mean + score.ci95 for _, _, score in named))
     scale = 100 / ticks[-1]
+    bars = tuple(_accuracy_bar(label, role, score, scale) for label, role, score in named)
     axis = tuple(Tick(value * scale, f"{value:g}") for value in ticks)
-    charts = []
-    for index, name in enumerate(result["few_shot"]):
-        bars = [_accuracy_bar(row, score, scale) for row in rows if (score := row.scores[index]) is not None]
-        charts.append(BarChart(task_label(name), tuple(bars), axis, _chance(name) * scale))
-    return charts
+    return BarChart(task_label(task), bars, axis, _chance(task) * scale)
 
 
-def _accuracy_bar(row: Row, score: Score, scale: float) -> Bar:
-    role = "ours" if row.key == META_LEARNER else "reference" if row.is_reference else "baseline"
+def _role(row: Row) -> str:
+    return "ours" if row.key == META_LEARNER else "reference" if row.is_reference else "baseline"
+
+
+def _accuracy_bar(label: str, role: str, score: Score, scale: float) -> Bar:
     low, high = max(0.0, score.mean - score.ci95), score.mean + score.ci95
-    return Bar(row.label, role, score.accuracy, score.mean * scale, low * scale, (high - low) * scale)
+    return Bar(label, role, score.accuracy, score.mean * scale, low * scale, (high - low) * scale)
 
 
 def _chance(name: str) -> float:

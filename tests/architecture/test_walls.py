@@ -136,7 +136,7 @@ STOREYS = (
     ("federation", "command_line"),
     ("baselines",),
     ("reporting",),
-    ("simulate",),
+    ("planning", "simulate"),
     ("series",),
     ("attacks",),
     ("benchmarks",),

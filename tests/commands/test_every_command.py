@@ -142,6 +142,33 @@ def test_the_help_of_every_command_fits_a_screen_of_45_lines(
         assert 5 <= len(lines) <= 45, f"{' '.join(words)}: {len(lines)} lines"
 
 
+@pytest.mark.parametrize(
+    ("program", "name", "typed", "offered"),
+    [
+        ("simulations", "sim", "fedfree-sim sh", ["show"]),
+        ("simulations", "sim", "fedfree-sim bench qu", ["quality"]),
+        ("simulations", "sim", "fedfree-sim run --prese", ["--preset"]),
+        ("client", "client", "fedfree-client start f", ["fetch"]),
+        ("server", "server", "fedfree-server stat", ["status"]),
+    ],
+)
+def test_a_shell_is_told_what_a_word_can_become(
+    program: str,
+    name: str,
+    typed: str,
+    offered: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"fedfree-{name}"])
+    monkeypatch.setenv(f"_FEDFREE_{name.upper()}_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"{program}.commands.main").main()
+    assert capfd.readouterr().out.split() == offered
+
+
 def test_commands_that_are_walked_elsewhere_are_started_there() -> None:
     root = Path(__file__).parents[2]
     for (program, name), file in IN_PROCESSES_OF_THEIR_OWN.items():
@@ -262,10 +289,21 @@ def simulate(walk: Walk, folder: Path) -> None:
     few = (*tiny, "--set", "training.min_steps=2")
     assert "# --device" in walk("simulations", "config", *tiny)
     assert "flwr run" in walk("simulations", "prepare", *few, "--out", "prepared")
+    planned = walk("simulations", "run", *few, "--clients", 2, "--out", "simulated", "--dry-run")
+    assert "2 to be trained" in planned and not (folder / "simulated").exists()
     assert "report:" in walk("simulations", "run", *few, "--clients", 2, "--out", "simulated")
     begun = ("--start", folder / "start", "--clients", 2, "--out", "simulated-from-start")
     printed = walk("simulations", "run", *few, *begun)
     assert "public start, frozen" in printed and "Start: conv4-32-batch" in printed
+    runs = "simulated", "simulated-from-start"
+    listed = walk("simulations", "list", ".")
+    assert all(run in listed for run in runs) and "prepared" in listed
+    assert "public start, frozen" in walk("simulations", "show", runs[1])
+    printed = walk("simulations", "compare", *runs)
+    assert "simulated-from-start − simulated" in printed and "differences are paired" in printed
+    assert json.loads(walk("simulations", "compare", *runs, "--json"))["settings"]["start"][0] == ""
+    assert "wrote simulated/report.html" in walk("simulations", "report", runs[0])
+    assert "wrote comparison.html" in walk("simulations", "report", *runs)
 
 
 def measure(walk: Walk, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

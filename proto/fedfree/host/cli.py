@@ -43,7 +43,6 @@ class App(typer.Typer):
             help=help,
             no_args_is_help=True,
             pretty_exceptions_enable=False,
-            add_completion=False,
             rich_markup_mode=None,  # drawn by rich, help is twice as long
         )
 

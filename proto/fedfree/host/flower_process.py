@@ -59,6 +59,11 @@ def stop_all(home: Path) -> None:
             time.sleep(_POLL_SECONDS)
 
 
+def kill_all(home: Path) -> None:
+    """End them at once, without asking: for somebody who waits, where what they write is whole or absent."""
+    _signal_all(processes(home), signal.SIGKILL)
+
+
 def processes(home: Path) -> list[int]:
     """Processes that inherited FLWR_HOME: Flower's and Ray's start sessions of their own.
 

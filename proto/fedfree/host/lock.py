@@ -62,15 +62,32 @@ def require_free(folder: Path) -> None:
             pass
 
 
+def holder(folder: Path) -> str:
+    """Who holds a folder, in its own words; empty where nobody does. Nothing is written."""
+    try:
+        descriptor = os.open(folder / _FILE, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _said(descriptor) or "another process"
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _said(descriptor: int) -> str:
+    return os.pread(descriptor, _MAX_BYTES, 0).decode(errors="replace").strip()
+
+
 def _take(descriptor: int, folder: Path, until: float) -> None:
     try:
         _flock(descriptor, until)
     except BlockingIOError as error:
-        holder = os.pread(descriptor, _MAX_BYTES, 0).decode(errors="replace").strip()
         shown = folder.parent if folder.name.startswith(".") else folder
-        raise ConfigError(
-            f"another process runs in {shown}: {holder or 'it does not say which'}; let it end, or stop it"
-        ) from error
+        who = _said(descriptor) or "it does not say which"
+        raise ConfigError(f"another process runs in {shown}: {who}; let it end, or stop it") from error
     with named(f"cannot write {folder / _FILE}"):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, _this_process().encode()[:_MAX_BYTES], 0)

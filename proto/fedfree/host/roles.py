@@ -18,6 +18,9 @@ def run_role(program: str, extra: str, commands: str) -> None:
     """
     try:
         importlib.import_module(commands).main()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        sys.exit(130)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if not package or package in _OURS:

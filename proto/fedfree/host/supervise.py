@@ -1,5 +1,6 @@
 """Keep a process running: again with longer and longer pauses, until a signal."""
 
+import atexit
 import logging
 import os
 import signal
@@ -20,6 +21,8 @@ HEALTHY_SECONDS = 120.0
 """An attempt that lasted so long was a success: the next pause is the shortest again."""
 LONGEST_PAUSE_SECONDS = 60.0
 STOP_SECONDS = 15.0
+SOON_SECONDS = 1.5
+"""How long somebody who pressed Ctrl-C waits at most."""
 
 
 class ProcessEndedError(FederationError):
@@ -82,10 +85,15 @@ def child(
 
 
 @contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into SystemExit (143, 130), so that what was started is stopped first."""
+def signals_raise(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into SystemExit (143, 130), so that what was started is stopped first.
+
+    Args:
+        first: called before it is raised.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        first()
         raise SystemExit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
@@ -97,3 +105,45 @@ def signals_raise() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def ends_soon(line: Callable[[], str], *, seconds: float = SOON_SECONDS) -> Iterator[None]:
+    """Let Ctrl-C end this process within so many seconds, with exit status 130, wherever it is in the block.
+
+    Python raises KeyboardInterrupt between two of its own instructions; one that calls into C for long, and
+    threads that are waited for at the end, would make a person wait. So whatever is unwound meanwhile, the
+    process then ends at once: what it writes must be whole or absent at any time.
+
+    Args:
+        line: what to say on standard error where the block has not been left by then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed, told = os.pipe()
+    os.set_blocking(told, False)
+    left = threading.Event()
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_end_after, args=(pressed, seconds, left, line), daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        os.close(told)
+
+
+def _end_after(pressed: int, seconds: float, left: threading.Event, line: Callable[[], str]) -> None:
+    """Wait for Ctrl-C, or for the end of the block without one; after Ctrl-C end the process in time."""
+    while (signum := os.read(pressed, 1)) and signum[0] != signal.SIGINT:
+        pass
+    if not signum:
+        os.close(pressed)
+        return
+    atexit.register(os._exit, 128 + signal.SIGINT)  # taking torch and its like apart takes another second
+    time.sleep(seconds)
+    if not left.is_set():
+        shows_cursor = b"\x1b[?25h" if os.isatty(2) else b""
+        os.write(2, shows_cursor + line().encode(errors="replace") + b"\n")
+    os._exit(128 + signal.SIGINT)

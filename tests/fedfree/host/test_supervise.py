@@ -2,13 +2,17 @@
 
 import os
 import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fedfree.host.flower_process import environment, processes, stop_all
-from fedfree.host.supervise import HEALTHY_SECONDS, ProcessEndedError, child, persist
+from fedfree.host.supervise import HEALTHY_SECONDS, ProcessEndedError, child, ends_soon, persist
 
 
 class Attempts:
@@ -66,3 +70,76 @@ def test_everything_started_for_a_home_is_found_and_stopped(tmp_path: Path) -> N
         assert processes(tmp_path / "other") == []
         stop_all(tmp_path)
         assert process.wait(10) != 0
+
+
+STUBBORN = """
+import signal, sys, threading
+from fedfree.host.supervise import ends_soon
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def go_on():
+    while True:
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+
+with ends_soon(lambda: "the last word", seconds=0.1):
+    if sys.argv[1] != "after":
+        print("begun", flush=True)
+    if sys.argv[1] == "inside":
+        go_on()
+    if sys.argv[1] == "unwound":
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+if sys.argv[1] == "after":
+    print("begun", flush=True)
+go_on()
+"""
+
+
+@pytest.mark.parametrize(("where", "said"), [("inside", b"the last word\n"), ("unwound", b"")])
+def test_ctrl_c_ends_what_does_not_end_by_itself(where: str, said: bytes) -> None:
+    with stubborn(where) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == (b"", said)
+        assert process.returncode == 130
+
+
+def test_ctrl_c_after_the_block_is_none_of_its_business() -> None:
+    with stubborn("after") as process:
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.kill()
+
+
+def test_outside_the_main_thread_nothing_is_watched() -> None:
+    entered = []
+
+    def enter() -> None:
+        with ends_soon(lambda: ""):
+            entered.append(True)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert entered == [True]
+
+
+@contextmanager
+def stubborn(where: str) -> Iterator["subprocess.Popen[bytes]"]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN, where],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+            yield process
+        finally:
+            process.kill()
