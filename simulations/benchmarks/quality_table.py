@@ -10,6 +10,7 @@ from simulations.benchmarks.quality import DEFAULT, DOMAINS, MIXTURE, growth
 from simulations.command_line import run_command
 from simulations.reporting.record import ACCURACY, GAIN, Cell, Column, Row, Table
 from simulations.reporting.scores import Score, task_label
+from simulations.reporting.summary import printed
 from simulations.series import Measured, Run, accuracy_cell, provenance
 
 MARGIN = 2.0
@@ -178,6 +179,12 @@ def _baseline_values(measured: Measured, name: str, domain: str | None) -> dict[
 
 def _score_values(score: Score) -> dict[str, float]:
     return {name: round(value, 2) for name, value in asdict(score).items() if value is not None}
+
+
+def only_printed(measured: Sequence[Measured]) -> dict[str, str]:
+    """What `fedfree-sim run` prints at the end of the only run; empty of several."""
+    runs = [run for each in measured for run in each.runs]
+    return {"printed": printed(runs[0].result)} if len(runs) == 1 else {}
 
 
 def _run_values(run: Run) -> dict[str, object]:

@@ -42,7 +42,7 @@ def bench_quality(
         table=quality_table.table(measured),
         setup=chosen.settings.server,
         seeds=range(seeds),
-        details=quality_table.values(measured),
+        details=quality_table.values(measured) | quality_table.only_printed(measured),
         plots=plots(measured),
         config=chosen.file,
         seconds=series.seconds(measured),

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from fedfree.errors import ConfigError
 from fedfree.host.files import read_file, write_file
-from simulations.reporting.record import Cell, Column, Number, Record
+from simulations.reporting.record import Cell, Column, Machine, Number, Record
 from simulations.reporting.tables import markdown_table
 from simulations.reporting.words import duration
 
@@ -75,7 +75,9 @@ def find_column(record: Record, key: str) -> Column:
 
 
 def references(records: Records) -> dict[str, Callable[..., object]]:
-    """What a template may call: ``cell`` for people, ``number`` to compute with, ``means`` of many rows."""
+    """What a template may call: ``cell`` for people, ``number`` to compute with, ``means`` of many rows, a
+    ``detail`` as it was kept, and how long a measurement ``took``.
+    """
 
     def named(name: str) -> Record:
         if name not in records:
@@ -100,7 +102,18 @@ def references(records: Records) -> dict[str, Callable[..., object]]:
         ]
         return " / ".join(", ".join(part) for part in parts)
 
-    return {"cell": cell, "number": number, "means": means}
+    def detail(name: str, key: str) -> object:
+        details = named(name).details
+        if key not in details:
+            raise ConfigError(f"{name} has no detail {key!r}: use {', '.join(details)}")
+        return details[key]
+
+    def took(name: str) -> str:
+        """How long it took, and where."""
+        record = named(name)
+        return f"{duration(record.seconds or 0)} on {cores(record.machine)}"
+
+    return {"cell": cell, "number": number, "means": means, "detail": detail, "took": took}
 
 
 def as_number(cell: Cell, part: str = "mean") -> Number:
@@ -173,7 +186,6 @@ def provenance(record: Record) -> str:
     """One line: command, seeds, commit, machine, date, time, configuration."""
     machine = record.machine
     threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}" if machine.threads else None
-    cores = f"{machine.cores} cores of {machine.cpu}" if machine.cores else machine.cpu
     driver = f" (driver {machine.driver})" if machine.driver else ""
     seeds = ", ".join(map(str, record.seeds))
     parts = [
@@ -181,7 +193,7 @@ def provenance(record: Record) -> str:
         f"seed{'s' if len(record.seeds) != 1 else ''} {seeds}" if seeds else None,
         f"commit {record.commit}",
         f"torch {record.versions['torch']}" if "torch" in record.versions else None,
-        cores,
+        cores(machine),
         threads,
         f"{machine.gpu}{driver}" if machine.gpu else None,
         machine.conditions or None,
@@ -190,6 +202,11 @@ def provenance(record: Record) -> str:
         f"[{Path(record.config).name}](../{record.config})" if record.config else None,
     ]
     return "; ".join(part for part in parts if part)
+
+
+def cores(machine: Machine) -> str:
+    """For instance ``2 cores of AMD EPYC``."""
+    return f"{machine.cores} cores of {machine.cpu}" if machine.cores else machine.cpu
 
 
 def marked(text: str) -> list[list[str]]:

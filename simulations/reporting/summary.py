@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -61,6 +63,16 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
         f"Contributions: {contribution_counts(result)}.",
         _work(result),
     ]
+
+
+def printed(result: Mapping[str, Any]) -> str:
+    """The table and the lines as a terminal of 80 columns shows them, without its colours."""
+    page = StringIO()
+    console = Console(file=page, width=80, color_system=None)
+    console.print(result_table(result))
+    for line in result_lines(result):
+        console.print(line, highlight=False)
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 
 def start_words(start: Mapping[str, Any]) -> str:

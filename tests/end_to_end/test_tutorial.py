@@ -1,17 +1,21 @@
-"""docs/tutorial.md: its blocks, one after the other in an empty folder, as a person would type them."""
+"""docs/tutorial.md and README.md: their blocks, in an empty folder, as a person would type them."""
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageColor
 
 ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
+BLOCKS = BLOCK.findall(PAGE)
+README = BLOCK.findall((ROOT / "README.md").read_text())
 PORT = "9443"
 
 
@@ -70,3 +74,29 @@ def test_the_whole_page_ends_in_predictions(tmp_path: Path) -> None:
     predicted = re.findall(r"meta_test/(\w+)/1\d\.jpg +(gear|needle|none of these)", said)
     assert len(predicted) >= 40
     assert "1 of the 2 contributions there are yours" in said
+
+
+def draw(folder: Path, *, classes: int, images: int) -> None:
+    """Photos of one colour a class, with noise."""
+    for number in range(classes):
+        (folder / f"class-{number}").mkdir(parents=True)
+        for image in range(images):
+            noise = Image.effect_noise((48, 36), 60).convert("RGB")
+            colour = Image.new(
+                "RGB", noise.size, ImageColor.getrgb(f"hsl({360 * number // classes}, 90%, 50%)")
+            )
+            Image.blend(noise, colour, 0.6).save(folder / f"class-{number}" / f"{image}.jpg")
+
+
+@pytest.mark.slow
+def test_the_three_uses_of_the_readme_end_well(tmp_path: Path) -> None:
+    for organisation, classes in (("north", 3), ("south", 4)):
+        draw(tmp_path / "images" / organisation, classes=classes, images=20)
+    draw(tmp_path / "new-classes", classes=2, images=1)
+    shutil.copy(tmp_path / "new-classes" / "class-1" / "0.jpg", tmp_path / "photo.jpg")
+    assert len(README) == 3
+    said = walk(README, tmp_path)
+    assert "nothing was run" in said or "would" in said
+    assert "runs/mine" in said and "listening on" in said
+    assert "wrote classifier.safetensors" in said and "photo.jpg" in said
+    assert "differential" in said
