@@ -1,7 +1,8 @@
-"""How fast images are recovered, against the published configuration and the machine's peak."""
+"""How fast the server learns, against the published configuration and what the machine allows."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from client.data.image_set import ImageSet
 from fedfree.host.compute import use_cpu
 from server.config import ServerConfig
 from server.learning.invert import RecoverEach, one_at_a_time, recover
@@ -19,14 +21,16 @@ from server.learning.pool import Pool
 from server.learning.precision import autocast
 from server.learning.state import begin
 from server.pipeline import open_pool
+from simulations.benchmarks.pace import Pace, pace, sentence
 from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.recovery import AgainstScratch, Attempt, against_scratch
-from simulations.benchmarks.timing import alternate, operations, peak, time_shares
+from simulations.benchmarks.stages import Stage, stages
+from simulations.benchmarks.timing import alternate, bandwidth, bytes_moved, operations, peak, time_shares
 from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
 from simulations.reporting.plots import OTHER, OURS, tidy
-from simulations.reporting.record import Column, Row, Table
+from simulations.reporting.record import Cell, Column, Row, Table
 from simulations.reporting.scores import task_label
 
 UNSEEN = 3
@@ -44,6 +48,10 @@ class InnerLoop:
     """Floating-point, of convolutions and matrix products, forward and backward."""
     peak: float
     """Operations a second of a plain large convolution in the same number format."""
+    bytes: int
+    """Read and written by its operations."""
+    bandwidth: float
+    """Bytes a second that a plain copy reads and writes here."""
     shares: dict[str, float]
     """Of the time, by kind of work."""
 
@@ -56,25 +64,52 @@ class InnerLoop:
         """Fraction of the machine's measured peak."""
         return self.operations / self.seconds / self.peak
 
+    @property
+    def share_of_roofline(self) -> float:
+        """Fraction of the bytes a second of a plain copy; above one where caches spare the memory."""
+        return self.bytes / self.seconds / self.bandwidth
+
 
 @dataclass(frozen=True)
 class Speed:
     """Everything ``bench speed`` measures."""
 
     loops: list[InnerLoop]
+    stages: list[Stage]
+    paces: list[Pace]
+    """Ours, and the published configuration's; empty where nobody asked."""
     recovery: AgainstScratch
 
 
-def measure(out: Path, config: SimulationConfig, *, repeats: int) -> Speed:
-    """Time the inner loop, then recovery of the last models of a pool from what the others taught."""
+def measure(out: Path, config: SimulationConfig, *, repeats: int, minutes: float) -> Speed:
+    """Time the inner loop and the stages of an iteration, learning by the clock, then recovery of the last
+    models of a pool from what the others taught.
+
+    Args:
+        minutes: that the published configuration may learn; 0 leaves learning by the clock out.
+    """
     made, server = make_pool(out, config), server_config(config)
-    pool = open_pool(made.store, server)
+    pool, validation = open_pool(made.store, server), load_validation(config)
     loops = inner_loops(pool, server, repeats=repeats)
+    parts = stages(pool, server, repeats=repeats)
+    paces = _paces(pool, server, validation, config, 60 * minutes) if minutes else []
     state = begin(open_pool(made.store, server, pool.ids[:-UNSEEN]), server)
     unseen = open_pool(made.store, server, pool.ids[-UNSEEN:])
     for iteration in range(server.iterations):
         invert(state, iteration)
-    return Speed(loops, against_scratch(unseen, made.organisations, state, load_validation(config), config))
+    recovery = against_scratch(unseen, made.organisations, state, validation, config)
+    return Speed(loops, parts, paces, recovery)
+
+
+def _paces(
+    pool: Pool, server: ServerConfig, validation: ImageSet, config: SimulationConfig, at_most: float
+) -> list[Pace]:
+    published = ServerConfig.parse(
+        {"preset": "paper", **server.model_dump(include={"device", "threads", "seed"}, mode="json")},
+        origin="the published configuration",
+    )
+    ways = ((server.preset, server, math.inf), ("published", published, at_most))
+    return [pace(name, pool, each, validation, config, at_most=most) for name, each, most in ways]
 
 
 def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[InnerLoop]:
@@ -89,13 +124,14 @@ def inner_loops(pool: Pool, server: ServerConfig, *, repeats: int) -> list[Inner
         cases.insert(2, ("default, models together, compiled", server, compiled))
     works = [_recovery(pool, config, recover_each) for _, config, recover_each in cases]
     times = alternate(works, pool.device, repeats=repeats)
-    loops = []
+    loops, speed = [], bandwidth(pool.device)
     for (name, config, _), work, took in zip(cases, works, times, strict=True):
         images = config.invert.images_per_model * min(len(pool), config.invert.models_per_iteration)
         best = peak(pool.device, config.precision)
         # Counted without vmap, whose batched operations the counter does not know.
         flops = operations(works[0] if name.startswith("default") else work)
-        loops.append(InnerLoop(name, images, took, flops, best, time_shares(work, pool.device)))
+        moved, shares = bytes_moved(work), time_shares(work, pool.device)
+        loops.append(InnerLoop(name, images, took, flops, best, moved, speed, shares))
     return loops
 
 
@@ -127,10 +163,13 @@ def _recovery(pool: Pool, server: ServerConfig, recover_each: RecoverEach) -> Ca
 
 COLUMNS = (
     Column(key="configuration", title="recovering a meta-batch"),
+    Column(key="seconds", title="s", format="{:.2f}"),
     Column(key="images_per_second", title="images / s", format="{:.0f}"),
     Column(key="times_published", title="against published", format="{:.1f} times"),
     Column(key="gflop", title="GFLOP", format="{:.0f}"),
     Column(key="peak", title="share of peak", format="{share:.2g} % of {gflops:.0f} GFLOP/s"),
+    Column(key="gigabytes", title="GB moved", format="{:.2f}"),
+    Column(key="roofline", title="share of roofline", format="{share:.0f} % of {gigabytes:.0f} GB/s"),
 )
 
 
@@ -140,15 +179,32 @@ def table(measured: Speed) -> Table:
     rows: list[Row] = [
         {
             "configuration": loop.name,
-            "images_per_second": loop.images_a_second,
+            **_moved(loop),
             "times_published": loop.images_a_second / published.images_a_second,
             "gflop": loop.operations / 1e9,
             "peak": {"share": 100 * loop.share_of_peak, "gflops": loop.peak / 1e9},
         }
         for loop in loops
     ]
-    notes = [f"time of {loop.name}: {_shares(loop)}" for loop in loops] + measured.recovery.sentences()
-    return Table("Recovering a meta-batch", COLUMNS, tuple(rows), tuple(notes))
+    rows += [{"configuration": f"an iteration: {stage.name}", **_moved(stage)} for stage in measured.stages]
+    notes = [f"time of {loop.name}: {_shares(loop)}" for loop in loops]
+    notes += [sentence(measured.paces[0], measured.paces[1], task) for task in _tasks(measured.paces)]
+    return Table("Speed of the server", COLUMNS, tuple(rows), (*notes, *measured.recovery.sentences()))
+
+
+def _moved(work: InnerLoop | Stage) -> dict[str, Cell]:
+    """The cells that a loop and a stage have alike."""
+    roofline = {"share": 100 * work.share_of_roofline, "gigabytes": work.bandwidth / 1e9}
+    return {
+        "seconds": work.seconds,
+        "images_per_second": work.images_a_second,
+        "gigabytes": work.bytes / 1e9,
+        "roofline": roofline,
+    }
+
+
+def _tasks(paces: Sequence[Pace]) -> list[str]:
+    return list(paces[0].looks[0].accuracies) if paces else []
 
 
 def _shares(loop: InnerLoop) -> str:
@@ -167,18 +223,22 @@ def values(measured: Speed) -> dict[str, object]:
                 "operations": loop.operations,
                 "peak_operations_per_second": loop.peak,
                 "share_of_peak": loop.share_of_peak,
+                "bytes": loop.bytes,
+                "share_of_roofline": loop.share_of_roofline,
                 "time_shares": loop.shares,
             }
             for loop in measured.loops
         ],
+        "stages": [asdict(stage) for stage in measured.stages],
+        "pace": [each.values() for each in measured.paces],
         "recovery": measured.recovery.values(),
     }
 
 
 def plot(measured: Speed) -> Figure:
     """Images a second of each configuration; beside it, quality by seconds for models never seen."""
-    figure = Figure(figsize=(14, 3.6), layout="constrained")
-    loops, *qualities = figure.subplots(1, 3, width_ratios=(3, 2, 2))
+    figure = Figure(figsize=(14, 7.2), layout="constrained")
+    (loops, *qualities), (parts, *paces) = figure.subplots(2, 3, width_ratios=(3, 2, 2))
     names = [loop.name for loop in measured.loops]
     bars = loops.barh(names, [loop.images_a_second for loop in measured.loops], color=OURS, height=0.6)
     loops.bar_label(bars, [f"{100 * loop.share_of_peak:.2g} % of peak" for loop in measured.loops], padding=4)
@@ -191,8 +251,31 @@ def plot(measured: Speed) -> Figure:
     qualities[0].set_ylabel("images of the class asked for, in %")
     qualities[1].set_ylabel(f"{task_label(task)} of a student, in %")
     qualities[0].legend(frameon=False)
-    tidy(loops, *qualities)
+    _draw_stages(parts, measured.stages)
+    for axes, name in zip(paces, _tasks(measured.paces), strict=False):
+        _draw_pace(axes, measured.paces, name)
+    tidy(loops, parts, *qualities, *paces)
     return figure
+
+
+def _draw_stages(axes: Axes, parts: Sequence[Stage]) -> None:
+    """Seconds of each stage of an iteration."""
+    bars = axes.barh([each.name for each in parts], [each.seconds for each in parts], color=OURS, height=0.6)
+    axes.bar_label(bars, [f"{100 * each.share_of_roofline:.0f} % of roofline" for each in parts], padding=4)
+    axes.invert_yaxis()
+    axes.margins(x=0.35)
+    axes.set_xlabel("seconds of an iteration")
+
+
+def _draw_pace(axes: Axes, paces: Sequence[Pace], task: str) -> None:
+    """Accuracy by seconds of learning, one curve a configuration."""
+    for each, colour, style in zip(paces, (OURS, OTHER), ("o-", "D--"), strict=True):
+        curve = [look.accuracies[task].mean for look in each.looks]
+        axes.plot([look.seconds for look in each.looks], curve, style, color=colour, label=each.name)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of learning")
+    axes.set_ylabel(f"{task_label(task)}, meta_val, in %")
+    axes.legend(frameon=False)
 
 
 def _draw(axes: Axes, recovery: AgainstScratch, measure: Callable[[Attempt], float]) -> None:

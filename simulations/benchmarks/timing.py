@@ -4,9 +4,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from server.learning.precision import autocast
@@ -15,6 +19,9 @@ Work = Callable[[], object]
 
 PEAK_BATCH, PEAK_CHANNELS, PEAK_SIZE = {"cpu": 16, "cuda": 512}, 256, 56
 """Of the plain large convolution that stands for what the machine can do."""
+
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 32}
+"""Bytes of a tensor that no cache holds."""
 
 KINDS = {
     "convolution": ("conv",),
@@ -67,6 +74,42 @@ def peak(device: torch.device, precision: str, *, repeats: int = 9) -> float:
             torch.nn.functional.conv2d(images, weights, padding=1)
 
     return operations(work) / min(seconds(work, device) for _ in range(repeats))
+
+
+class BytesMoved(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations take and give; a view moves none."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation."""
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.total += sum(map(_bytes, tree_leaves((args, kwargs, result))))
+        return result
+
+
+def _bytes(value: object) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def bytes_moved(work: Work) -> int:
+    """Bytes that one call's operations read and write, from the shapes of their tensors."""
+    counter = BytesMoved()
+    with counter:
+        work()
+    return counter.total
+
+
+def bandwidth(device: torch.device, *, repeats: int = 9) -> float:
+    """Bytes a second that a plain copy of a large tensor reads and writes; the best of some."""
+    source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * len(source) / min(seconds(lambda: target.copy_(source), device) for _ in range(repeats))
 
 
 def time_shares(work: Work, device: torch.device) -> dict[str, float]:

@@ -50,14 +50,17 @@ def bench_quality(
 
 
 @app.command("speed")
-@configured(SimulationConfig, flags(*POOL, "seed"))
+@configured(SimulationConfig, flags(*POOL, "episodes", "seed"))
 def bench_speed(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-speed"),
     repeats: Annotated[int, typer.Option(min=1, help="Timed turns of each configuration.")] = 7,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="That learning as published may take beside ours; 0: not measured.")
+    ] = 10.0,
 ) -> None:
-    """Images recovered a second, and the time to recover a task from a model never seen before."""
-    measured = speed.measure(out, chosen.settings, repeats=repeats)
+    """Stages of an iteration, time to accuracy, and recovery of a task from a model never seen before."""
+    measured = speed.measure(out, chosen.settings, repeats=repeats, minutes=minutes)
     output.leave(
         out,
         "speed",

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedfree.episodes import Accuracy
 from fedfree.errors import ConfigError
 from server.config import ServerConfig
 from server.storage.store import ACCEPTED, Store
+from simulations.benchmarks.pace import Look, Pace, sentence
 from simulations.benchmarks.recovery import AgainstScratch, Attempt
 from simulations.benchmarks.scale import Cost, Scale, fill, iterate, plot
-from simulations.benchmarks.timing import alternate, kind_of, operations, time_shares
+from simulations.benchmarks.timing import alternate, bytes_moved, kind_of, operations, time_shares
 from simulations.commands import main as cli
 from simulations.commands.bench import _counts
 
@@ -44,6 +46,26 @@ def pool_options(tmp_path: Path, tree: Path, *, clients: int) -> list[object]:
 def test_a_matrix_product_takes_two_operations_for_each_product_of_two_numbers() -> None:
     left, right = torch.rand(3, 5), torch.rand(5, 7)
     assert operations(lambda: left @ right) == 2 * 3 * 5 * 7
+
+
+def test_an_operation_moves_what_it_reads_and_what_it_writes_and_a_view_nothing() -> None:
+    left, right = torch.rand(3, 5), torch.rand(7, 5)
+    assert bytes_moved(lambda: left @ right.T) == 4 * (3 * 5 + 5 * 7 + 3 * 7)
+    assert bytes_moved(lambda: left.add_(1)) == 4 * 2 * 3 * 5
+    assert bytes_moved(lambda: left.reshape(5, 3)[:2]) == 0
+
+
+def look(seconds: float, accuracy: float) -> Look:
+    return Look(1, seconds, {"5way1shot": Accuracy(accuracy, 0.01, 600)})
+
+
+def test_time_to_accuracy_is_that_of_the_first_look_at_which_it_was_there() -> None:
+    ours = Pace("default", [look(2, 0.3), look(4, 0.4), look(6, 0.5)])
+    theirs = Pace("published", [look(10, 0.3), look(80, 0.35), look(120, 0.34)])
+    assert ours.seconds_to("5way1shot", 0.35) == 4
+    assert theirs.seconds_to("5way1shot", 0.5) is None
+    assert sentence(ours, theirs, "5way1shot").endswith("default after 4 s, 20.0 times sooner")
+    assert sentence(theirs, ours, "5way1shot").endswith("published never")
 
 
 def test_what_is_compared_is_called_in_turn_and_the_first_round_is_not_counted() -> None:
@@ -149,13 +171,17 @@ def test_speed_is_measured_against_the_published_configuration_and_from_scratch(
     monkeypatch.setattr("simulations.benchmarks.recovery.STUDENT_STEPS", 2)
     monkeypatch.setattr("simulations.benchmarks.speed.peak", lambda *_: 1e9)
     tree = make_tree("tree", classes=6)
-    run(monkeypatch, "speed", "--repeats", 1, *pool_options(tmp_path, tree, clients=5))
+    run(monkeypatch, "speed", "--repeats", 1, "--minutes", 0.001, *pool_options(tmp_path, tree, clients=5))
     measured = json.loads((tmp_path / "out" / "speed.json").read_text())["details"]
     loops = {loop["name"]: loop for loop in measured["inner_loops"]}
     assert loops["published"]["operations"] > 3 * loops["default"]["operations"]
     assert loops["default"]["share_of_peak"] == pytest.approx(
         loops["default"]["operations"] / loops["default"]["seconds"] / 1e9
     )
+    assert [stage["name"] for stage in measured["stages"]] == ["invert", "ask teachers", "distil"]
+    assert all(stage["bytes"] > 0 and stage["seconds"] > 0 for stage in measured["stages"])
+    assert [pace["name"] for pace in measured["pace"]] == ["default", "published"]
+    assert [pace["looks"][-1]["iterations"] for pace in measured["pace"]] == [2, 1]
     assert measured["recovery"]["ours"]["steps"] == 5
     assert [each["steps"] for each in measured["recovery"]["scratch"]] == [1, 3, 1, 3]
     assert (tmp_path / "out" / "speed.png").stat().st_size > 1000
