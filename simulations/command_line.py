@@ -10,7 +10,7 @@ import typer
 from fedfree.host.options import Flags, command_line
 from simulations.config import SimulationConfig
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for everything the run leaves.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 
 FLAGS: Flags = {
     "dataset": "dataset",

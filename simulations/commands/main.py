@@ -43,7 +43,7 @@ def run(
         bool, typer.Option("--dry-run", help="Tell what would happen, and what it takes.")
     ] = False,
 ) -> None:
-    """Run a federation end to end, compare it with the baselines, and write a report."""
+    """Run a federation, compare it with the baselines, and write a report."""
     config = chosen.settings
     if dry_run:
         for line in dry_run_lines(out, config):

@@ -123,25 +123,30 @@ def ends_soon(line: Callable[[], str], *, seconds: float = SOON_SECONDS) -> Iter
         return
     pressed, told = os.pipe()
     os.set_blocking(told, False)
-    left = threading.Event()
+    left, decided = threading.Event(), threading.Event()
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_end_after, args=(pressed, seconds, left, line), daemon=True).start()
+    threading.Thread(target=_end_after, args=(pressed, seconds, left, decided, line), daemon=True).start()
     try:
         yield
     finally:
         left.set()
         signal.set_wakeup_fd(before)
         os.close(told)
+        decided.wait(seconds)
 
 
-def _end_after(pressed: int, seconds: float, left: threading.Event, line: Callable[[], str]) -> None:
+def _end_after(
+    pressed: int, seconds: float, left: threading.Event, decided: threading.Event, line: Callable[[], str]
+) -> None:
     """Wait for Ctrl-C, or for the end of the block without one; after Ctrl-C end the process in time."""
     while (signum := os.read(pressed, 1)) and signum[0] != signal.SIGINT:
         pass
     if not signum:
+        decided.set()
         os.close(pressed)
         return
     atexit.register(os._exit, 128 + signal.SIGINT)  # taking torch and its like apart takes another second
+    decided.set()
     time.sleep(seconds)
     if not left.is_set():
         shows_cursor = b"\x1b[?25h" if os.isatty(2) else b""
