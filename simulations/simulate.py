@@ -12,6 +12,7 @@ from simulations.config import SimulationConfig
 from simulations.federation.engines import lacks_only_evaluation, run_engine
 from simulations.federation.prepare import check_folder, prepare
 from simulations.reporting import facts
+from simulations.reporting.card import add_accuracy
 from simulations.reporting.episodes import write_episodes
 from simulations.reporting.pictures import synthetic_picture
 from simulations.reporting.progress import Progress
@@ -50,6 +51,7 @@ def _simulate(run: Path, config: SimulationConfig, command: str, on_event: OnEve
         comparisons = evaluate(run, config, on_event=tell)
     write_episodes(run, comparisons)
     result = write_result(run, config, comparisons, progress.seconds, commit=commit)
+    add_accuracy(RunDirectory(run), result)
     synthetic_picture(RunDirectory(run).read_recovered(), run / "synthetic.png")
     write_report(run)
     return result

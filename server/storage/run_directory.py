@@ -10,8 +10,8 @@
     public_images.safetensors     images that the coordinator named as public, where any were; never others
     store/                        contributions, see server.storage.store
     checkpoint.safetensors        the state of learning, until the run is over
-    meta_learner.safetensors      the result, beside it .manifest.pb and .signature.pb: links into published/
-    published/<hash>/             the three, by the hash of the manifest
+    meta_learner.safetensors      the result; beside it .manifest.pb, .signature.pb, .card.md: links, see below
+    published/<hash>/             the four, by the hash of the manifest
     published/current             leads there: one rename replaces them all
     signing.json                  the key by which what is handed out is signed; for its owner alone
     recovered.safetensors         one recovered image a model and class, by contribution id
@@ -40,12 +40,13 @@ from fedfree.errors import ConfigError, ContributionError, FedFreeError, Signatu
 from fedfree.host.files import append_line, discard, named, point, read_file, sync, write_file, write_once
 from fedfree.host.lock import changing, exclusive
 from fedfree.host.starts import MANIFEST as START_MANIFEST
-from fedfree.host.starts import has_start, keep_start, load_start
+from fedfree.host.starts import describe_folder, has_start, keep_start, load_start
 from fedfree.signing import read_signature
 from fedfree.start import LoadedStart
 from server.config import ServerConfig
 from server.events import Event, OnEvent
 from server.learning.public_images import PublicImages
+from server.storage.card import model_card
 from server.storage.public_images import read_kept, read_public_images, write_kept
 from server.storage.signing_key import SigningKey
 from server.storage.store import ACCEPTED, Store
@@ -114,6 +115,11 @@ class RunDirectory:
     @property
     def signature(self) -> Path:
         return self.path / "meta_learner.signature.pb"
+
+    @property
+    def card(self) -> Path:
+        """The model card, for people."""
+        return self.path / "meta_learner.card.md"
 
     @property
     def signing_key(self) -> SigningKey:
@@ -296,8 +302,11 @@ class RunDirectory:
         write_file(self._published / identity / self.manifest.name, manifest)
         signature = self.signing_key.sign("meta-learner", manifest)
         write_file(self._published / identity / self.signature.name, signature)
+        start = describe_folder(self.start_folder) if has_start(self.start_folder) else None
+        card = model_card(meta_learner, identity, start)
+        write_file(self._published / identity / self.card.name, card.encode())
         point(current, identity)
-        for each in (self.weights, self.manifest, self.signature):
+        for each in (self.weights, self.manifest, self.signature, self.card):
             point(each, f"{self._published.name}/{current.name}/{each.name}")
         for other in self._published.iterdir():
             if other.name not in (identity, current.name):
@@ -306,7 +315,7 @@ class RunDirectory:
 
     def withdraw_meta_learner(self) -> None:
         """Hand out no meta-learner, nor what was recovered for it, until another is published."""
-        links = (self.manifest, self.weights, self.signature, self.recovered)
+        links = (self.manifest, self.weights, self.signature, self.card, self.recovered)
         for link in (self._published / "current", *links):
             discard(link)
         discard(self._published)

@@ -59,7 +59,7 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
         *([f"Start: {start_words(result['start'])}."] if result.get("start") else []),
         *(f"Further start: {start_words(each)}." for each in result.get("further_starts", ())),
         *([f"{public_words(result['public_images'])}."] if result.get("public_images") else []),
-        f"Measured over {_episodes(result)}, {_transductive(result)}.",
+        measured_words(result),
         f"Contributions: {contribution_counts(result)}.",
         _work(result),
     ]
@@ -100,6 +100,11 @@ def public_words(public: Mapping[str, Any]) -> str:
     shown = "" if public["shown"] == public["images"] else f" ({public['shown']:,} of them shown)"
     count, sha256 = f"{public['images']:,} public images{shown}", public["sha256"][:12]
     return f"{count}, sha256 {sha256}…, beside recovered images"
+
+
+def measured_words(result: Mapping[str, Any]) -> str:
+    """How the accuracies were measured, in one sentence."""
+    return f"Measured over {_episodes(result)}, {_transductive(result)}."
 
 
 def _episodes(result: Mapping[str, Any]) -> str:

@@ -65,6 +65,10 @@ def test_a_federation_of_grey_and_coloured_images_of_two_sizes_is_measured_on_ea
     assert printed.index("all data sets") < printed.index("grey") < printed.index("coloured")
     assert printed.count("best single model") == 3
     assert "12 episodes each, an equal share of each data set" in result_lines(result)[0]
+    card = (run / "meta_learner.card.md").read_text()
+    first = next(iter(result["few_shot"].values()))
+    assert f"| meta-learner | {first['mean']:.1f} ± {first['ci95']:.1f} |" in card
+    assert "Not measured" not in card and "12 episodes each" in card
     page = (run / "report.html").read_text()
     assert page.count('<table class="scores">') == 3
     assert "grey: accuracy on episodes of its new classes alone" in page
