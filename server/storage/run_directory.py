@@ -10,7 +10,7 @@
     public_images.safetensors     images that the coordinator named as public, where any were; never others
     store/                        contributions, see server.storage.store
     checkpoint.safetensors        the state of learning, until the run is over
-    meta_learner.safetensors      the result; beside it .manifest.pb, .signature.pb, .card.md: links, see below
+    meta_learner.safetensors      the result; beside it .manifest.pb, .signature.pb, .card.md: all links
     published/<hash>/             the four, by the hash of the manifest
     published/current             leads there: one rename replaces them all
     signing.json                  the key by which what is handed out is signed; for its owner alone
