@@ -75,6 +75,8 @@ def interrupt(options: Sequence[str], at: str) -> tuple[str, str]:
         for line in process.stdout:
             if line.startswith(at):
                 break
+        else:
+            pytest.fail(f"the run ended before {at!r}")
         process.send_signal(signal.SIGINT)
         try:
             printed = process.communicate(timeout=SECONDS)
