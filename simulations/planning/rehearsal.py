@@ -38,6 +38,7 @@ from simulations.planning.plan import Plan, PlannedModel
 STEPS = 3
 """Timed steps of training, after one that warms up."""
 EPISODES = 10
+FEWEST_COMPOSED = 20
 COLOURED = frozenset({"cifar-fs"})
 """Data sets of coloured images among those that are made or downloaded."""
 
@@ -183,7 +184,8 @@ class _StandIns:
 
 
 def _small(config: ServerConfig) -> ServerConfig:
-    """One model inverted, a few tasks distilled: enough to tell how long each takes."""
+    """One model inverted, a few tasks distilled of as many images as always: enough to tell the pace."""
+    wanting = config.learn.batch_size - config.invert.images_per_model
     return config.model_copy(
         update={
             "invert": config.invert.model_copy(update={"models_per_iteration": 1}),
@@ -191,6 +193,7 @@ def _small(config: ServerConfig) -> ServerConfig:
                 update={
                     "relational_tasks": min(2, config.learn.relational_tasks),
                     "replay_episodes": min(2, config.learn.replay_episodes),
+                    "compositions": min(max(FEWEST_COMPOSED, wanting), config.learn.compositions),
                 }
             ),
         }

@@ -52,7 +52,9 @@ def command(tmp_path: Path) -> list[str]:
         "--cache",
         str(tmp_path / "cache"),
     ]
-    settings = ("n_way=3", "n_query=2", "training.min_steps=150", "server.checkpoint_iterations=1")
+    settings = ["n_way=3", "n_query=2", "training.min_steps=100", "server.checkpoint_iterations=1"]
+    settings += ["server.invert.images_per_model=30", "server.learn.compositions=30"]
+    settings += ["server.learn.relational_tasks=10", "server.learn.batch_size=32"]
     return [*options, *(word for each in settings for word in ("--set", each))]
 
 
@@ -73,6 +75,8 @@ def interrupt(options: Sequence[str], at: str) -> tuple[str, str]:
         for line in process.stdout:
             if line.startswith(at):
                 break
+        else:
+            pytest.fail(f"the run ended before {at!r}")
         process.send_signal(signal.SIGINT)
         try:
             printed = process.communicate(timeout=SECONDS)
@@ -106,7 +110,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(
         if phase != "prepare":
             assert look_at(run).state_words.startswith(f"interrupted: {words}")
     with start(command) as process:
-        printed, said = process.communicate(timeout=120)
+        printed, said = process.communicate(timeout=250)
     assert process.returncode == 0, said
     assert "report: " in printed
     assert json.loads((run / "result.json").read_text())["few_shot"]
