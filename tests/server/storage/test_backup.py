@@ -116,3 +116,15 @@ def test_a_contribution_that_was_moved_while_it_was_copied_and_is_there_twice_co
     shutil.copytree(store.path / ACCEPTED / accepted[0], store.path / RECEIVED / accepted[0])
     verify_received(store, ignore)
     assert (store.ids(ACCEPTED), store.ids(RECEIVED)) == (accepted, [])
+
+
+def test_of_another_protocol_what_was_accepted_is_used_and_what_was_received_is_refused_by_name(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = run.store()
+    accepted, received = store.ids(RECEIVED)
+    store.accept(accepted)
+    monkeypatch.setattr("fedfree.codec.PROTOCOL_VERSION", 2)
+    verify_received(store, ignore)
+    assert store.network(accepted)[0].num_classes == 3
+    assert "protocol version 1 is not understood here" in store.reason(received)
