@@ -73,6 +73,7 @@ _PLACES = {
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 # Gone wrong before the server's certificate was seen.
 _NO_CONNECTION = "failed to connect.*(refused|closed|reset|HTTP proxy|unreachable|timeout)|errors resolving"
+_NOBODY = "failed to connect.*(refused|unreachable|timeout)|errors resolving"
 _DEFAULT_LIMITS = LimitsConfig()
 _HEX_DIGIT = "[0-9a-f]"
 _Result = TypeVar("_Result")
@@ -357,7 +358,7 @@ class Remote:
         details = printable(failure.details() or "", MAX_DETAIL_CHARACTERS)
         if self._blame and re.search(_NO_CONNECTION, details):
             return FederationError(self._blame(details))
-        return error_of(failure)
+        return _unreached(details) if re.search(_NOBODY, details) else error_of(failure)
 
 
 @contextmanager
@@ -380,6 +381,12 @@ def connect(address: Address, tls: Any | None, token: str, trust: Trust | None =
     blame = functools.partial(proxy.blame, address) if proxy else None
     with channel:
         yield Remote(channel, token, trust=trust or Trust.at(str(address)), blame=blame)
+
+
+def _unreached(details: str) -> FederationError:
+    return FederationError(
+        f"the coordinator cannot be reached: {details}: see that it is up and that this is its address"
+    )
 
 
 def _upload(manifest: bytes, weights: bytes) -> Iterator[schema.ContributeRequest]:

@@ -5,6 +5,7 @@ that names the path and what the system said.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -17,6 +18,7 @@ from fedfree.errors import ConfigError, StorageError
 
 PRIVATE = 0o600
 """Permissions of a file for its owner's eyes alone."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_file(path: Path) -> bytes:
@@ -176,4 +178,5 @@ def named(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{what}: {error.strerror or error}") from error
+        remedy = "; make room, and give the command again" if error.errno in _FULL else ""
+        raise StorageError(f"{what}: {error.strerror or error}{remedy}") from error

@@ -319,3 +319,23 @@ def test_a_ledger_that_cannot_be_made_names_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"cannot use the ledger .*file/ledger.sqlite"):
         Ledger(tmp_path / "file" / "ledger.sqlite").entries()
+
+
+def test_a_ledger_copied_by_sqlite_while_it_is_used_holds_the_budget_as_the_original_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "composed_epsilon", cost)
+    own, mine = Ledger(tmp_path / "ledger.sqlite"), frozenset("ab")
+    for number in range(5):
+        own.reserve(f"{number}", mine, RUN, delta=1e-5, epsilon_budget=BUDGET)
+    with (
+        own._transaction(),
+        closing(sqlite3.connect(own.path)) as source,
+        closing(sqlite3.connect(tmp_path / "copy.sqlite")) as target,
+    ):
+        source.backup(target)
+    copied = Ledger(tmp_path / "copy.sqlite")
+    assert copied.entries() == own.entries()
+    with pytest.raises(PrivacyError, match="more than the budget"):
+        copied.reserve("sixth", mine, RUN, delta=1e-5, epsilon_budget=BUDGET)
+    Ledger(tmp_path / "lost.sqlite").reserve("sixth", mine, RUN, delta=1e-5, epsilon_budget=BUDGET)
