@@ -50,7 +50,7 @@ def contribute(
 
     >>> contribution = contribute(images, labels, image_size=16, epochs=1, min_steps=5)
     >>> contribution.num_classes, contribution.input.height, str(contribution.architecture)
-    (3, 16, 'conv4-64-batch')
+    (3, 16, 'conv4-32-batch')
 
     Args:
         images: uint8 [images, channels, height, width], see :data:`client.data.arrays.Images`.

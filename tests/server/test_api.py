@@ -46,8 +46,8 @@ def pool() -> list[Contribution]:
 
 def learned_from_files(run: Path, pool: list[Contribution], *start: Path, **settings: Any) -> bytes:
     run.mkdir()
+    (run / "server.toml").write_text(ServerConfig.parse(settings, origin="test").to_toml())
     directory = RunDirectory(run)
-    directory.server_toml.write_text(ServerConfig.parse(settings, origin="test").to_toml())
     if start:
         directory.adopt_start(*start)
     for each in pool:
