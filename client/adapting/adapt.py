@@ -130,12 +130,26 @@ def evaluate(meta_learner: MetaLearner, config: ClientConfig) -> list[FewShotAcc
     input = meta_learner.input
     images = load_configured(config.evaluate.data, size=input.height, channels=input.channels)
     specs = [EpisodeSpec(config.evaluate.n_way, n_shot, config.evaluate.n_query) for n_shot in SHOTS]
-    episodes = [
-        sample_episodes(images.labels, spec, config.evaluate.episodes, seed=config.seed) for spec in specs
-    ]
-    inputs = LazyInputs(images.images, input)
-    network = meta_learner.network().to(choose_device(config.training.device))
-    accuracies = episode_accuracies(network, meta_learner.recipe, inputs, episodes)
+    device = choose_device(config.training.device)
+    return measure(
+        meta_learner, images, specs, episodes=config.evaluate.episodes, seed=config.seed, device=device
+    )
+
+
+def measure(
+    meta_learner: MetaLearner,
+    images: ImageSet,
+    specs: Sequence[EpisodeSpec],
+    *,
+    episodes: int,
+    seed: int,
+    device: torch.device,
+) -> list[FewShotAccuracy]:
+    """Accuracy on episodes of each kind, drawn from labelled images; raises DataError with too few."""
+    drawn = [sample_episodes(images.labels, spec, episodes, seed=seed) for spec in specs]
+    inputs = LazyInputs(images.images, meta_learner.input)
+    network = meta_learner.network().to(device)
+    accuracies = episode_accuracies(network, meta_learner.recipe, inputs, drawn)
     return [FewShotAccuracy(spec, mean_and_ci95(each)) for spec, each in zip(specs, accuracies, strict=True)]
 
 

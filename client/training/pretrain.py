@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.config import ClientConfig
+from client.config import ClientConfig, TrainingConfig
 from client.data.finding import hash_images
 from client.data.image_set import ImageSet
 from client.data.loading import load_configured
@@ -125,9 +125,9 @@ def pretrain_measured(
         tell(f"taken from {config.cache}: this model was trained before, on the same images in the same way")
     else:
         check_writable(config.cache)
-        train = _train_privately_into if config.privacy.is_dp else _train_into
+        train_into = _train_privately_into if config.privacy.is_dp else _train_into
         in_time = until(config.limits.seconds, observe)
-        train(cached, config, images, files, ledger, in_time, tell)
+        train_into(cached, config, images, files, ledger, in_time, tell)
     done = _ready(cached, config, files, ledger)
     tell(_how_good(done, images))
     return done
@@ -164,11 +164,28 @@ def _train_into(
 ) -> None:
     shuffled = shuffle_classes(images, config.seed)
     tell(announcement(config, shuffled))
-    trained = fit(shuffled, config.training, seed=config.seed, observe=observe)
-    statement = PrivacyStatement(initial_weights=_initial_weights(config, trained.start))
-    contribution = _contribution(config, images, trained, statement)
-    held_out = f"{trained.held_out_accuracy:.4f}\n".encode()
+    contribution, accuracy = train(shuffled, config.training, seed=config.seed, observe=observe)
+    held_out = f"{accuracy:.4f}\n".encode()
     write_cached(folder, contribution, {RESERVATION: uuid.uuid4().hex.encode(), HELD_OUT: held_out})
+
+
+def train(
+    images: ImageSet, training: TrainingConfig, *, seed: int, observe: Observer = ignore
+) -> tuple[Contribution, float]:
+    """Train without differential privacy, and keep nothing: neither cache nor ledger knows of it.
+
+    Args:
+        images: their classes in an order that says nothing of them, see :func:`shuffle_classes`.
+
+    Returns:
+        The contribution, and its accuracy on images held out, a fraction in [0, 1].
+
+    Raises:
+        DataError, ConfigError, ContributionError: as :func:`client.training.fit.fit`.
+    """
+    trained = fit(images, training, seed=seed, observe=observe)
+    statement = PrivacyStatement(initial_weights=_initial_weights(training, trained.start))
+    return _contribution(training, images, trained, statement), trained.held_out_accuracy
 
 
 def announcement(config: ClientConfig, images: ImageSet) -> str:
@@ -243,9 +260,9 @@ def _train_privately_into(
             observe=observe,
         )
     log.info("trained %s on %d images, epsilon %.2f", architecture, len(images), spent)
-    initial = _initial_weights(config, untrained.start)
+    initial = _initial_weights(config.training, untrained.start)
     statement = _dp_statement(config, len(images), run, spent, composition, initial)
-    contribution = _contribution(config, images, untrained, statement)
+    contribution = _contribution(config.training, images, untrained, statement)
     write_cached(folder, contribution, {RESERVATION: reservation.encode()})
 
 
@@ -294,7 +311,7 @@ def _dp_statement(
 
 
 def _contribution(
-    config: ClientConfig, images: ImageSet, trained: Untrained | Fitted, privacy: PrivacyStatement
+    training: TrainingConfig, images: ImageSet, trained: Untrained | Fitted, privacy: PrivacyStatement
 ) -> Contribution:
     network, start = trained.network, trained.start
     if start is None:
@@ -303,7 +320,7 @@ def _contribution(
     else:
         tensors = trained_tensors(network, start.body, trained.low_rank.factors)
     return Contribution(
-        architecture=config.training.architecture,
+        architecture=training.architecture,
         num_classes=images.num_classes,
         input=trained.input,
         privacy=privacy,
@@ -312,11 +329,11 @@ def _contribution(
     )
 
 
-def _initial_weights(config: ClientConfig, start: LoadedStart | None) -> InitialWeights | None:
+def _initial_weights(training: TrainingConfig, start: LoadedStart | None) -> InitialWeights | None:
     if start is not None:
         return start.start.initial_weights
-    path = config.training.initial_weights
-    return InitialWeights(sha256(read_file(path)), config.training.initial_weights_public) if path else None
+    path = training.initial_weights
+    return InitialWeights(sha256(read_file(path)), training.initial_weights_public) if path else None
 
 
 def _ready(cached: Path, config: ClientConfig, files: frozenset[str], ledger: Ledger) -> Pretrained:
