@@ -70,7 +70,7 @@ def test_a_runs_command_gives_its_configuration_back(
     config = SimulationConfig.parse(values, origin="test")
     seen: list[tuple[Path, SimulationConfig]] = []
 
-    def simulate(run: Path, config: SimulationConfig, *, command: str) -> None:
+    def simulate(run: Path, config: SimulationConfig, **others: object) -> None:
         seen.append((run, config))
         raise SystemExit
 
