@@ -318,7 +318,7 @@ def measure(walk: Walk, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simulations.benchmarks.recovery.MILESTONES", (1, 2))
     monkeypatch.setattr("simulations.benchmarks.recovery.STUDENT_STEPS", 1)
     monkeypatch.setattr("simulations.benchmarks.timing.PEAK_BATCH", {"cpu": 1})
-    walk("simulations", "bench speed", *few, "--repeats", 1, "--out", "speed")
+    walk("simulations", "bench speed", *few, "--repeats", 1, "--minutes", 0, "--out", "speed")
     monkeypatch.setattr("simulations.benchmarks.scale.ITERATIONS", 2)
     walk("simulations", "bench scale", *few, "--models", "2,3", "--processes", "1", "--out", "scale")
     for split, images in (("meta_train", 60), ("meta_val", 9), ("meta_test", 9)):

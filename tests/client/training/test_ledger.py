@@ -322,9 +322,8 @@ def test_a_ledger_that_cannot_be_made_names_its_path(tmp_path: Path) -> None:
 
 
 def test_a_ledger_copied_by_sqlite_while_it_is_used_holds_the_budget_as_the_original_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(ledgers, "composed_epsilon", cost)
     own, mine = Ledger(tmp_path / "ledger.sqlite"), frozenset("ab")
     for number in range(5):
         own.reserve(f"{number}", mine, RUN, delta=1e-5, epsilon_budget=BUDGET)
