@@ -1,4 +1,4 @@
-"""Every command that the documents show exists, with every option that they give it."""
+"""Commands and options that the documents show exist, and their links lead somewhere."""
 
 import importlib
 import re
@@ -48,3 +48,23 @@ def test_a_command_and_its_options_exist(page: str, command: str) -> None:
     options = {name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts)}
     given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
     assert given <= options | {"--help"}, f"{page}: {command}"
+
+
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name
+)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        if anchor and found.suffix == ".md":
+            assert anchor in headings(found), target
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that a page has for whoever links to its headings, as a forge makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
