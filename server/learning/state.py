@@ -10,6 +10,7 @@ from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, Classifier, InputSpec, build, use_channels_last
 from fedfree.codec import sha256
 from fedfree.errors import ConfigError
+from fedfree.release import this_release
 from fedfree.seeding import derive_seed, make_generator
 from server.config import ServerConfig
 from server.learning.generator import Generator
@@ -94,11 +95,12 @@ class State:
         return self.memory.rows.added
 
     def fingerprint(self) -> str:
-        """Hexadecimal hash of what tensors fit this state: configuration, models, names and shapes."""
+        """Hexadecimal hash of what tensors fit: release, configuration, models, names and shapes."""
         layout = (f"{name} {tuple(tensor.shape)}" for name, tensor in self._live_tensors())
         rings = (name for name, _ in self._rings())
         shown = [self.public_images.sha256] if self.public_images else []
-        return sha256("\n".join([self.config.sha256(), *self.pool.ids, *layout, *rings, *shown]).encode())
+        known = [this_release(), self.config.sha256(), *self.pool.ids, *layout, *rings, *shown]
+        return sha256("\n".join(known).encode())
 
     def tensors(self, team: Team = ALONE) -> dict[str, Tensor]:
         """Everything that decides how learning goes on, by name; every process of the team must call it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from server.learning.moves import invert, meta_learn
@@ -58,3 +59,11 @@ def test_the_fingerprint_tells_configurations_apart_but_not_iterations(
     iterate(state, 0)
     assert state.fingerprint() == begun == make_state().fingerprint()
     assert len({make_state(**changes).fingerprint() for changes in ({}, {"seed": 1}, {"threads": 1})}) == 3
+
+
+def test_a_checkpoint_of_another_release_does_not_fit(
+    make_state: MakeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = make_state().fingerprint()
+    monkeypatch.setattr("server.learning.state.this_release", lambda: "0.0.1")
+    assert make_state().fingerprint() != begun
