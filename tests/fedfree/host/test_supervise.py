@@ -77,26 +77,25 @@ import signal, sys, threading
 from fedfree.host.supervise import ends_soon
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def go_on():
+def wait(word=""):
+    try:
+        if word:
+            print(word, flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+
+def go_on(word=""):
+    wait(word)
     while True:
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
+        wait()
 
 with ends_soon(lambda: "the last word", seconds=0.1):
-    if sys.argv[1] != "after":
-        print("begun", flush=True)
     if sys.argv[1] == "inside":
-        go_on()
+        go_on("begun")
     if sys.argv[1] == "unwound":
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
-if sys.argv[1] == "after":
-    print("begun", flush=True)
-go_on()
+        wait("begun")
+go_on("begun" if sys.argv[1] == "after" else "")
 """
 
 
