@@ -23,7 +23,7 @@ demo: install
 
 # A process a CPU, each with one thread: more would wait for each other.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800
