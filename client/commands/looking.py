@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from client.commands.contributing import PRETRAIN_FLAGS
 from client.commands.progress import ends_on_ctrl_c, shown_progress
 from client.config import ClientConfig
 from client.data.look import HOW_TO_CONVERT, ClassFound, Copies, Look, Unreadable, look
@@ -34,17 +35,8 @@ NOT_SQUARE: dict[Fit, str] = {
 }
 
 LOOK_ARGUMENTS = {"images": "data.source"}
-LOOK_FLAGS = {
-    "split": "data.split",
-    "start": "training.start",
-    "fit": "data.fit",
-    "architecture": "training.architecture",
-    "image_size": "training.image_size",
-    "epochs": "training.epochs",
-    "epsilon": "privacy.epsilon",
-    "delta": "privacy.delta",
-    "threads": "training.threads",
-}
+_WITHOUT = {"data", "epsilon_budget", "initial_weights", "initial_weights_public", "cache", "ledger", "seed"}
+LOOK_FLAGS = {name: path for name, path in PRETRAIN_FLAGS.items() if name not in _WITHOUT}
 """Those of ``pretrain`` on which it depends what is read, and how long training takes."""
 
 

@@ -73,15 +73,12 @@ this manifest `{{ identity }}`.
 """
 
 
-def model_card(
-    meta_learner: MetaLearner, identity: str, start: Start | None, accuracy: str = NOT_MEASURED
-) -> str:
+def model_card(meta_learner: MetaLearner, identity: str, start: Start | None) -> str:
     """Markdown.
 
     Args:
         identity: of the manifest, hexadecimal.
         start: what the meta-learner began from; None for random weights.
-        accuracy: what is known of it, Markdown.
     """
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(CARD)
     return template.render(
@@ -90,5 +87,5 @@ def model_card(
         provenance=meta_learner.provenance,
         identity=identity,
         start=start,
-        accuracy=accuracy,
+        accuracy=NOT_MEASURED,
     )
