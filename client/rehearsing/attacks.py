@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import special
 from torch import Tensor
 
 Floats = NDArray[np.float64]
@@ -227,6 +226,8 @@ def _p_value(epsilon: float, canaries: int, guesses: int, right: int, delta: flo
     """How likely at most so many right guesses are under (ε, δ)-differential privacy."""
     if right == 0:
         return 1.0
+    from scipy import special  # as long to import as a command may take that attacks nothing
+
     probability = 1 / (1 + math.exp(-epsilon))
     beta = float(special.bdtrc(right - 1, guesses, probability))
     at_most = special.bdtr(np.arange(right), guesses, probability)

@@ -1,23 +1,28 @@
 """The pictures of an audit: receiver operating curves, and the closest pairs of images."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from client.rehearsing.attacks import Roc
 from simulations.attacks.memorisation import LABEL, Nearness
+from simulations.reporting.plots import new_figure
 from simulations.reporting.tables import write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LOWEST_RATE = 1e-3
 
 
 def roc_picture(curves: Mapping[str, Roc], path: Path) -> None:
     """Write log-log curves by name as ``path`` with .png and with .svg."""
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    figure = new_figure(6.4, 5.2)
     axes = figure.add_subplot(xscale="log", yscale="log", xlim=(LOWEST_RATE, 1), ylim=(LOWEST_RATE, 1))
     axes.plot([LOWEST_RATE, 1], [LOWEST_RATE, 1], "--", color="grey", linewidth=1, label="guessing")
     for name, curve in curves.items():
@@ -43,7 +48,7 @@ def pairs_picture(
         synthetic: uint8 [images, channels, size, size], as all three were given to the check.
     """
     rows = max(len(each.closest) for each in found.values())
-    figure = Figure(figsize=(3.6 * len(found), 1.15 * rows + 0.9), layout="constrained")
+    figure = new_figure(3.6 * len(found), 1.15 * rows + 0.9)
     figure.suptitle(LABEL, fontsize=10)
     for part, (name, nearness) in zip(
         figure.subfigures(1, len(found), squeeze=False)[0], found.items(), strict=True

@@ -1,15 +1,19 @@
 """A sweep as three pictures, each with ε at equal distances."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from statistics import fmean
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from simulations.attacks.sweep import Level
 from simulations.attacks.sweep_table import floor_of
-from simulations.reporting.plots import GREY, OTHER, OURS, tidy
+from simulations.reporting.plots import GREY, OTHER, OURS, new_figure, tidy
 from simulations.reporting.scores import task_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = (OURS, OTHER)
 """Of the kinds of episodes."""
@@ -87,7 +91,7 @@ def canary_plot(levels: Sequence[Level]) -> Figure:
 
 
 def _prepared(levels: Sequence[Level], title: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    figure = new_figure(5.6, 4.2)
     axes = figure.add_subplot()
     axes.set(title=title, xlabel="ε of a contribution (inf: no privacy)", ylabel=ylabel)
     axes.set_xticks(range(len(levels)), [f"{level.epsilon:g}" for level in levels])

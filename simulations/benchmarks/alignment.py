@@ -5,17 +5,18 @@ an iteration, one after the other; or every task from the same point, their step
 between the tasks' gradients where an iteration starts is measured for both.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fedfree.adaptation import Recipe
@@ -33,9 +34,12 @@ from simulations.benchmarks.pools import make_pool
 from simulations.benchmarks.validation import few_shot, load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
-from simulations.reporting.plots import OTHER, OURS, tidy
+from simulations.reporting.plots import OTHER, OURS, new_figure, tidy
 from simulations.reporting.record import ACCURACY, Cell, Column, Row, Table
 from simulations.reporting.scores import task_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SEQUENTIAL, PARALLEL = "one after the other", "all from the same point"
 SMOOTHING = 10
@@ -165,7 +169,7 @@ def values(measured: Sequence[Alignment]) -> list[dict[str, object]]:
 
 def plot(measured: Sequence[Alignment]) -> Figure:
     """The cosine between tasks' gradients by iteration, mean over the seeds, for both ways."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = new_figure(6.5, 4)
     axes = figure.subplots()
     for path, colour, style in ((SEQUENTIAL, OURS, "-"), (PARALLEL, OTHER, "--")):
         curves = [each.cosines for each in measured if each.path == path]
@@ -173,7 +177,7 @@ def plot(measured: Sequence[Alignment]) -> Figure:
         axes.plot(range(1, len(means) + 1), means, color=colour, alpha=0.25, linewidth=0.8)
         smooth = [fmean(means[max(0, i + 1 - SMOOTHING) : i + 1]) for i in range(len(means))]
         axes.plot(range(1, len(means) + 1), smooth, color=colour, linestyle=style, label=path)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("iteration")
     axes.set_ylabel("mean cosine between two tasks' gradients")
     tidy(axes, grid="y")

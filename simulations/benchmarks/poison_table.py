@@ -1,19 +1,23 @@
 """What hostile organisations cost, for people: a table over the seeds, the numbers, and bars."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from fedfree.episodes import Accuracy, mean_and_ci95
 from simulations.benchmarks.poison import NOBODY, WITHOUT, Cell, Measured
-from simulations.reporting.plots import OTHER, OURS, tidy
+from simulations.reporting.plots import OTHER, OURS, new_figure, tidy
 from simulations.reporting.record import ACCURACY, Column, Row, Table
 from simulations.reporting.scores import task_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LOST = "{mean:+.1f} ± {ci95:.1f}"
 TRIGGERED = "triggered"
@@ -99,7 +103,7 @@ def plot(measured: Sequence[Measured]) -> Figure:
     task = next(iter(measured[0].accuracies))
     cells = dict.fromkeys(each.cell for each in measured if each.cell.attack not in (NOBODY, WITHOUT))
     shares = sorted({cell.hostile for cell in cells}) or [0]
-    figure = Figure(figsize=(7, 3.5 * len(shares)), layout="constrained")
+    figure = new_figure(7, 3.5 * len(shares))
     for axes, hostile in zip(figure.subplots(len(shares), squeeze=False)[:, 0], shares, strict=True):
         attacks = list(dict.fromkeys(cell.attack for cell in cells if cell.hostile == hostile))
         for robust, colour, offset in ((False, OTHER, -0.2), (True, OURS, 0.2)):

@@ -1,16 +1,19 @@
 """The cases of ``bench quality`` as pictures."""
 
-from collections.abc import Sequence
-from typing import Literal
+from __future__ import annotations
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from simulations.baselines.table import BASELINES
 from simulations.benchmarks.quality import growth
-from simulations.reporting.plots import GREY, LIGHT_GREY, OTHER, OURS, tidy
+from simulations.reporting.plots import GREY, LIGHT_GREY, OTHER, OURS, new_figure, tidy
 from simulations.reporting.scores import Score, task_label
 from simulations.series import Measured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 OTHERS = {
     "random_init": {"marker": "x", "color": LIGHT_GREY},
@@ -34,7 +37,7 @@ def plots(measured: Sequence[Measured]) -> dict[str, Figure]:
 def case_plot(measured: Sequence[Measured]) -> Figure:
     """One row a case, one panel a kind of episode: means with 95 % intervals, and a dot for each seed."""
     tasks = measured[0].tasks
-    figure = Figure(figsize=(5.5 * len(tasks), 1.6 + 0.45 * len(measured)), layout="constrained")
+    figure = new_figure(5.5 * len(tasks), 1.6 + 0.45 * len(measured))
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
         _prepare(axes, task, "x")
@@ -57,7 +60,7 @@ def growth_plot(curve: Sequence[Measured]) -> Figure:
     """Accuracy by the number of models, one panel a kind of episode, with 95 % intervals."""
     tasks = curve[0].tasks
     models = [each.models() for each in curve]
-    figure = Figure(figsize=(5.5 * len(tasks), 4.2), layout="constrained")
+    figure = new_figure(5.5 * len(tasks), 4.2)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
         _prepare(axes, task, "y")

@@ -1,5 +1,7 @@
 """What one meta-iteration costs as the pool grows, and as processes share it."""
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import resource
@@ -12,9 +14,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
@@ -28,8 +30,11 @@ from server.learning.state import begin
 from server.pipeline import open_pool
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, RECEIVED, Store
-from simulations.reporting.plots import LIGHT_GREY, OTHER, OURS, tidy
+from simulations.reporting.plots import LIGHT_GREY, OTHER, OURS, new_figure, tidy
 from simulations.reporting.record import Cell, Column, Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ITERATIONS = 5
 ALLOWED = 1.2
@@ -184,7 +189,7 @@ def values(measured: Scale) -> dict[str, object]:
 
 def plot(measured: Scale) -> Figure:
     """Cost as the pool grows, against the smallest pool; beside it, seconds as processes share the work."""
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    figure = new_figure(9.5, 3.6)
     pools, teams = figure.subplots(1, 2, width_ratios=(3, 2))
     models, first = [cost.models for cost in measured.pools], measured.pools[0]
     seconds = [cost.seconds / first.seconds for cost in measured.pools]

@@ -1,15 +1,16 @@
 """How fast the server learns, against the published configuration and what the machine allows."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from client.data.image_set import ImageSet
 from fedfree.host.compute import use_cpu
@@ -29,9 +30,13 @@ from simulations.benchmarks.timing import alternate, bandwidth, bytes_moved, ope
 from simulations.benchmarks.validation import load_validation
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
-from simulations.reporting.plots import OTHER, OURS, tidy
+from simulations.reporting.plots import OTHER, OURS, new_figure, tidy
 from simulations.reporting.record import Cell, Column, Row, Table
 from simulations.reporting.scores import task_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 UNSEEN = 3
 """Models of the pool that the meta-generator does not learn from."""
@@ -237,7 +242,7 @@ def values(measured: Speed) -> dict[str, object]:
 
 def plot(measured: Speed) -> Figure:
     """Images a second of each configuration; beside it, quality by seconds for models never seen."""
-    figure = Figure(figsize=(14, 7.2), layout="constrained")
+    figure = new_figure(14, 7.2)
     (loops, *qualities), (parts, *paces) = figure.subplots(2, 3, width_ratios=(3, 2, 2))
     names = [loop.name for loop in measured.loops]
     bars = loops.barh(names, [loop.images_a_second for loop in measured.loops], color=OURS, height=0.6)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torchvision.datasets import CIFAR100, Omniglot
 
 from client.data.tree import SPLITS
 from fedfree.errors import DataError
@@ -158,6 +157,8 @@ def _downloaded(name: str, path: Path) -> Path:
 
 def _omniglot_members(folder: Path) -> Members:
     """Omniglot as ``omniglot/<split>/<Alphabet>.<character>/<image>.png``."""
+    from torchvision.datasets import Omniglot  # takes as long to import as torch itself
+
     for background in (True, False):
         root = Path(Omniglot(str(folder), background=background, download=True).target_folder)
         for image in sorted(root.glob("*/*/*.png")):
@@ -169,6 +170,8 @@ def _omniglot_members(folder: Path) -> Members:
 
 def _cifar_fs_members(folder: Path) -> Members:
     """CIFAR-100, its training and test images together, as ``cifar-fs/<split>/<class>/<image>.png``."""
+    from torchvision.datasets import CIFAR100
+
     for part in ("train", "test"):
         dataset: Any = CIFAR100(str(folder), train=part == "train", download=True)
         for index, (pixels, target) in enumerate(zip(dataset.data, dataset.targets, strict=True)):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.ticker import MaxNLocator
 
 from fedfree.host.files import write_file
 from server.doors.curves import series, titled
@@ -249,6 +248,8 @@ def _ticks(low: float, high: float) -> list[float]:
     """Round numbers that enclose a range; at least two."""
     if low == high:
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    from matplotlib.ticker import MaxNLocator  # as in plots.new_figure
+
     values = [float(value) for value in MaxNLocator(nbins=4).tick_values(low, high)]
     below = [value for value in values if value <= low][-1:]
     above = [value for value in values if value >= high][:1]

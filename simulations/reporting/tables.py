@@ -1,14 +1,15 @@
 """What every benchmark leaves: a table for the terminal and as Markdown, a :class:`Record` as JSON, plots."""
 
+from __future__ import annotations
+
 import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -20,6 +21,9 @@ from fedfree.host.files import read_file, write_file
 from simulations.command_line import typed_command
 from simulations.reporting import facts
 from simulations.reporting.record import Machine, Record, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLAIN_WIDTH = 200
 """Columns of a table where there is no terminal."""

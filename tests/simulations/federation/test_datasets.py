@@ -58,7 +58,7 @@ def test_a_failed_download_says_what_to_pass_and_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(datasets, dataset, fail)
+    monkeypatch.setattr(f"torchvision.datasets.{dataset}", fail)
     with pytest.raises(DataError, match=f"cannot download {name} .*pass the path of a zip or folder"):
         datasets.resolve(name, cache=tmp_path, seed=0, images_per_class=1)
     assert list(tmp_path.iterdir()) == []
@@ -73,7 +73,7 @@ def test_omniglot_is_split_by_alphabet(tmp_path: Path, monkeypatch: pytest.Monke
                 Image.new("1", (105, 105)).save(folder / alphabet / character / "0001_01.png")
         return SimpleNamespace(target_folder=str(folder))
 
-    monkeypatch.setattr(datasets, "Omniglot", fake)
+    monkeypatch.setattr("torchvision.datasets.Omniglot", fake)
     source = datasets.resolve("omniglot", cache=tmp_path, seed=0, images_per_class=1)
     assert [tuple(list_classes(source, split)) for split in list_splits(source)] == [
         ("Early_Aramaic.character01", "Early_Aramaic.character02"),
@@ -89,7 +89,7 @@ def test_cifar_fs_joins_both_parts_of_cifar100(tmp_path: Path, monkeypatch: pyte
         data = np.full((4, 32, 32, 3), 10 if train else 20, np.uint8)
         return SimpleNamespace(data=data, targets=[0, 1, 2, 3], classes=["apple", "wolf", "otter", "worm"])
 
-    monkeypatch.setattr(datasets, "CIFAR100", fake)
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", fake)
     source = datasets.resolve("cifar-fs", cache=tmp_path, seed=0, images_per_class=1)
     assert list_classes(source, "meta_train") == {"apple": 2, "wolf": 2}
     assert list_classes(source, "meta_val") == {"otter": 2}

@@ -1,0 +1,16 @@
+"""What a command may import before it knows what it is asked for."""
+
+import subprocess
+import sys
+
+HEAVY = ("matplotlib.figure", "onnxruntime", "opacus", "peft", "scipy", "timm", "torch._dynamo", "torchvision")
+"""Each takes as long as a command that prints one line may take, and few commands need it."""
+
+
+def test_no_command_imports_at_its_start_what_few_commands_need() -> None:
+    code = (
+        "import sys, client.commands.main, server.commands.main, simulations.commands.main\n"
+        f"print(*sorted(set({HEAVY}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
