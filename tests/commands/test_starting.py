@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-HEAVY = ("matplotlib.figure", "onnxruntime", "opacus", "peft", "scipy", "timm", "torch._dynamo", "torchvision")
+HEAVY = (
+    "matplotlib.figure",
+    "onnxruntime",
+    "opacus",
+    "peft",
+    "scipy",
+    "timm",
+    "torch._dynamo",
+    "torchvision",
+)
 """Each takes as long as a command that prints one line may take, and few commands need it."""
 
 
