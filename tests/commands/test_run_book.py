@@ -1,15 +1,11 @@
 """Every failure of the run book, brought about: what is printed is what docs/operate.md says."""
 
-import asyncio
 import importlib
 import re
 import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +19,18 @@ from client.training.ledger import open_ledger
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, MetaLearner, Provenance, encode_contribution, encode_weights
-from fedfree.host.channel import Address
 from fedfree.host.cli import FAILED, INTERRUPTED, OWN_FAULT, WRONG_INPUT
 from fedfree.host.files import write_file
 from fedfree.host.supervise import signals_raise
 from fedfree.statement import DpSgd, PrivacyStatement
 from server.config import ServerConfig
-from server.doors import grpc_server
-from server.doors.grpc_service import Service
-from server.doors.limits import ServiceConfig
 from server.doors.tokens import Tokens
 from server.events import ignore
 from server.storage.checkpoint import write_checkpoint
 from server.storage.run_directory import RunDirectory
 from server.storage.store import RECEIVED, WEIGHTS
 from server.verify.verify import verify_received
+from tests.doors import serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operate.md").read_text()
 SPEC = InputSpec(channels=1, height=16, width=16)
@@ -135,27 +128,6 @@ def contribution(seed: int) -> tuple[bytes, bytes]:
 def publish(run: RunDirectory, recipe: Recipe | None = None) -> None:
     provenance = Provenance(("ab" * 32,), "cd" * 32, 0, "fedfree")
     run.write_meta_learner(MetaLearner(Architecture(), 3, SPEC, recipe or Recipe(), provenance, weights(0)))
-
-
-@contextmanager
-def serving(run: RunDirectory) -> Iterator[Address]:
-    """The second door, in a thread."""
-    ready: Future[tuple[Address, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-
-    async def serve() -> None:
-        door, end = grpc_server.Door(Service(run, ServiceConfig(), on_event=ignore)), asyncio.Event()
-        ready.set_result((await door.open(Address("127.0.0.1", 0), None), asyncio.get_running_loop(), end))
-        await end.wait()
-        await door.close(0)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    address, loop, end = ready.result(30)
-    try:
-        yield address
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join()
 
 
 def too_few(desk: Desk) -> tuple[int, str]:

@@ -7,7 +7,6 @@ import hashlib
 import ipaddress
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +67,7 @@ from server.doors.tokens import Tokens
 from server.events import Event, ignore
 from server.storage.run_directory import RunDirectory
 from server.storage.store import RECEIVED, Store
+from tests.doors import serving
 
 INPUT = InputSpec(channels=1, height=16, width=16)
 Requests = Iterable[service_pb2.ContributeRequest]
@@ -84,29 +84,6 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def token(run: RunDirectory) -> str:
     return Tokens(run.tokens).add("org-1")
-
-
-@contextmanager
-def serving(run: RunDirectory, *, tls: Any = None, **limits: float) -> Iterator[Address]:
-    """A server in a thread of its own, at the address that is handed out."""
-    ready: Future[tuple[Address, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-
-    async def serve() -> None:
-        service = Service(run, ServiceConfig.parse(limits, origin="test"), on_event=run.recorded(ignore))
-        opened, end = door.Door(service), asyncio.Event()
-        address = await opened.open(Address("127.0.0.1", 0), tls)
-        ready.set_result((address, asyncio.get_running_loop(), end))
-        await end.wait()
-        await opened.close(0)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    address, loop, end = ready.result(30)
-    try:
-        yield address
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join()
 
 
 @contextmanager

@@ -1,11 +1,9 @@
 """Outsiders and one greedy organisation at the gRPC door: everyone else is served all the same."""
 
-import asyncio
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,10 @@ from fedfree.v1 import contribution_pb2, service_pb2
 from fedfree.v1.service_pb2_grpc import FedFREEStub
 from server.config import ServerConfig
 from server.doors import grpc_server as door
-from server.doors.grpc_service import Service
-from server.doors.limits import ServiceConfig
 from server.doors.tokens import Tokens
-from server.events import ignore
 from server.storage.run_directory import RunDirectory
 from server.storage.store import RECEIVED
+from tests.doors import serving
 
 EXHAUSTED, LATE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED
 DESCRIBE = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -43,29 +39,6 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def token(run: RunDirectory) -> str:
     return Tokens(run.tokens).add("org-1")
-
-
-@contextmanager
-def serving(run: RunDirectory, **limits: float) -> Iterator[Address]:
-    """A server in a thread of its own."""
-    ready: Future[tuple[Address, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-
-    async def serve() -> None:
-        service = Service(run, ServiceConfig.parse(limits, origin="test"), on_event=ignore)
-        opened, end = door.Door(service), asyncio.Event()
-        address = await opened.open(Address("127.0.0.1", 0), None)
-        ready.set_result((address, asyncio.get_running_loop(), end))
-        await end.wait()
-        await opened.close(0)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    address, loop, end = ready.result(30)
-    try:
-        yield address
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join()
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:

@@ -1,10 +1,6 @@
 """What a client takes over gRPC is what its coordinator signed, and nothing else."""
 
-import asyncio
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +13,15 @@ from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import MetaLearner, Provenance, encode_meta_learner, encode_weights
 from fedfree.errors import FedFreeError, NotReadyError, SignatureError
-from fedfree.host.channel import Address
 from fedfree.host.files import PRIVATE
 from fedfree.host.starts import keep_start
 from fedfree.signing import make_key, public_key, sign
 from fedfree.start import LoadedStart
 from server.config import ServerConfig
-from server.doors import grpc_server as door
-from server.doors.grpc_service import Service
-from server.doors.limits import ServiceConfig
 from server.doors.tokens import Tokens
-from server.events import ignore
 from server.storage.broadcast import Broadcast
 from server.storage.run_directory import RunDirectory
+from tests.doors import serving
 
 SPEC = InputSpec(channels=1, height=16, width=16)
 
@@ -54,26 +46,6 @@ def run(tmp_path: Path) -> RunDirectory:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "server.toml").write_text(ServerConfig().to_toml())
     return RunDirectory(tmp_path / "run")
-
-
-@contextmanager
-def serving(run: RunDirectory) -> Iterator[Address]:
-    ready: Future[tuple[Address, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-
-    async def serve() -> None:
-        opened, end = door.Door(Service(run, ServiceConfig(), on_event=ignore)), asyncio.Event()
-        ready.set_result((await opened.open(Address("127.0.0.1", 0), None), asyncio.get_running_loop(), end))
-        await end.wait()
-        await opened.close(0)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    address, loop, end = ready.result(30)
-    try:
-        yield address
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join()
 
 
 @pytest.fixture
