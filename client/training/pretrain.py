@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -41,7 +42,7 @@ from fedfree.codec import (
     raise_variances,
     sha256,
 )
-from fedfree.errors import ContributionError
+from fedfree.errors import ConfigError, ContributionError, StorageError
 from fedfree.host.compute import choose_device, use_cpu
 from fedfree.host.files import read_file
 from fedfree.seeding import make_generator
@@ -98,7 +99,7 @@ def pretrain_measured(
     Raises:
         DataError: the images cannot be used.
         ConfigError: a GPU was asked for that is not there.
-        StorageError: the cache or the ledger cannot be written.
+        StorageError: the cache or the ledger cannot be written, or a private model in the cache not be read.
         PrivacyError: the promise cannot be kept, or the contribution would exceed the privacy budget.
         TooMuchError: the images are larger than ``limits`` allow, or budget would be spent that they keep.
         OutOfTimeError: training took longer than they allow.
@@ -116,9 +117,8 @@ def pretrain_measured(
     )
     ledger = open_ledger(config.ledger)
     cached = cached_folder(config, images)
-    if cached.is_dir() and not _can_be_contributed(cached):
-        log.warning("model %s was cached in a form this release cannot read: trained again", cached.name[:12])
-        shutil.rmtree(cached)
+    if cached.is_dir():
+        _forget_unreadable(cached, config)
     if not (cached.is_dir() and ledger.knows(_reservation(cached))):
         check_spending(config.limits)
     if cached.is_dir():
@@ -145,12 +145,21 @@ def _how_good(done: Pretrained, images: ImageSet) -> str:
     )
 
 
-def _can_be_contributed(cached: Path) -> bool:
+def _forget_unreadable(cached: Path, config: ClientConfig) -> None:
+    """Remove a cached model that cannot be contributed; raises StorageError if budget was spent on it."""
     try:
         read_cached(cached)
-    except ContributionError:
-        return False
-    return True
+        _reservation(cached)
+        _held_out(cached)
+    except (ContributionError, ConfigError) as error:
+        if config.privacy.is_dp:
+            raise StorageError(
+                f"cannot contribute the private model in {cached} ({error}): it is damaged, or of another "
+                "release, and to train it again would spend as much of the privacy budget again. Put a copy "
+                "of it back, or let the release that trained it contribute it; else remove that folder"
+            ) from error
+        log.warning("model %s was cached in a form this release cannot read: trained again", cached.name[:12])
+        shutil.rmtree(cached)
 
 
 def _train_into(
@@ -346,13 +355,26 @@ def _ready(cached: Path, config: ClientConfig, files: frozenset[str], ledger: Le
             reservation, files, spent.run, delta=spent.delta, epsilon_budget=config.privacy.epsilon_budget
         )
     ledger.spend(reservation, files, contribution_id(manifest))
-    measured = cached / HELD_OUT
-    return Pretrained(manifest, weights, float(read_file(measured)) if measured.exists() else None)
+    return Pretrained(manifest, weights, _held_out(cached))
 
 
 def _reservation(cached: Path) -> str:
-    """Which row of the ledger a cached model is."""
-    return read_file(cached / RESERVATION).decode()
+    """Which row of the ledger a cached model is; raises StorageError."""
+    name = read_file(cached / RESERVATION).decode(errors="replace")
+    if not re.fullmatch("[0-9a-f]{32}", name):
+        raise StorageError(f"{cached / RESERVATION} is damaged: it names no row of a ledger")
+    return name
+
+
+def _held_out(cached: Path) -> float | None:
+    """The accuracy that was measured where not every image trained; raises StorageError."""
+    measured = cached / HELD_OUT
+    if not measured.exists():
+        return None
+    try:
+        return float(read_file(measured))
+    except ValueError as error:
+        raise StorageError(f"{measured} is damaged: it holds no number") from error
 
 
 def shuffle_classes(images: ImageSet, seed: int) -> ImageSet:

@@ -20,6 +20,7 @@ from PIL import Image
 from client.config import ClientConfig, DataConfig, PrivacyConfig, TrainingConfig
 from client.training import ledger as ledgers
 from client.training import pretrain as contribution
+from client.training.cache import MANIFEST, RESERVATION, WEIGHTS
 from client.training.fit import Untrained
 from client.training.ledger import RESERVED, SPENT, Ledger
 from client.training.pretrain import pretrain
@@ -256,6 +257,24 @@ def test_a_cached_model_enters_a_ledger_that_does_not_know_it(tmp_path: Path) ->
     assert pretrain(elsewhere) == sent
     (entry,) = Ledger(elsewhere.ledger_path).entries()
     assert (entry.state, entry.run) == (SPENT, RUN)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, RESERVATION])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\xff of another release")])
+def test_a_private_model_that_cannot_be_read_is_not_trained_again_at_the_budgets_cost(
+    tmp_path: Path, images: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    config = configure(tmp_path, images)
+    first = pretrain(config)
+    (cached,) = config.cache.iterdir()
+    content = (cached / name).read_bytes()
+    damage(cached / name)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"spend as much .* again.* else remove that folder"):
+            pretrain(config)
+    assert [entry.state for entry in Ledger(tmp_path / "ledger.sqlite").entries()] == [SPENT]
+    (cached / name).write_bytes(content)
+    assert pretrain(config) == first
 
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:

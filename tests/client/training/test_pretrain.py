@@ -18,7 +18,15 @@ from client.config import (
 )
 from client.data.finding import hash_images
 from client.data.loading import load_images
-from client.training.cache import HELD_OUT, MANIFEST, PRIVATE, PRIVATE_TRAINING, cache_key
+from client.training.cache import (
+    HELD_OUT,
+    MANIFEST,
+    PRIVATE,
+    PRIVATE_TRAINING,
+    RESERVATION,
+    WEIGHTS,
+    cache_key,
+)
 from client.training.fit import augment, initialise, turn
 from client.training.ledger import RESERVED, Ledger, open_ledger
 from client.training.pretrain import pretrain, pretrain_measured, shuffle_classes
@@ -62,12 +70,22 @@ def test_asking_again_costs_no_training_and_gives_the_same_bytes(
     assert pretrain(config) == first
 
 
-def test_a_cached_model_that_cannot_be_decoded_is_trained_again(config: ClientConfig) -> None:
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, RESERVATION])
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_a_cached_model_that_cannot_be_read_is_trained_again(
+    config: ClientConfig, name: str, is_missing: bool
+) -> None:
     first = pretrain(config)
     (cached,) = config.cache.iterdir()
-    (cached / MANIFEST).write_bytes(b"of another release")
+    damage(cached / name, is_missing=is_missing)
     assert pretrain(config) == first
     assert [path.name for path in config.cache.iterdir()] == [cached.name]
+
+
+def damage(path: Path, *, is_missing: bool) -> None:
+    path.unlink()
+    if not is_missing:
+        path.write_bytes(b"\xff of another release")
 
 
 def test_the_same_seed_trains_the_same_model_and_another_does_not(config: ClientConfig) -> None:
