@@ -6,8 +6,10 @@ START ?= public
 OUT ?= runs/demo-$(START)-$(ENGINE)
 KIND ?= manifest
 SECONDS ?= 60
+DIST ?= dist
+CONTAINER ?= docker
 
-.PHONY: install demo test test-slow test-gpu test-python fuzz audit bom coverage check lint types rules check-wheel proto clean
+.PHONY: install demo test test-slow test-gpu test-python fuzz audit bom coverage check lint types rules check-wheel wheel container proto clean
 
 install: $(VENV)/.installed
 
@@ -69,10 +71,22 @@ rules: install
 check-wheel: install
 	$(BIN)/pytest -q -m slow --timeout 1800 tests/packaging/test_wheel.py
 
+# In dist/: what git knows of, nothing that an earlier build left.
+wheel:
+	rm -rf build/wheel
+	mkdir -p build/wheel
+	git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C build/wheel
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) build/wheel
+	ls $(DIST)/*.whl
+
+# make container CONTAINER=podman
+container:
+	$(CONTAINER) build --file deploy/Containerfile --tag fedfree:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) .
+
 proto: install
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto proto/fedfree/v1/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=proto proto/fedfree/v1/service.proto
 
 clean:
-	rm -rf .venv .venv-* .cache .coverage* .mypy_cache .pytest_cache .ruff_cache runs *.egg-info
+	rm -rf build dist .venv .venv-* .cache .coverage* .mypy_cache .pytest_cache .ruff_cache runs *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,6 @@ environment of the tests; with ``FULL=1`` pip installs them anew, which takes mi
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import venv
@@ -63,27 +62,11 @@ threads = 1
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: setuptools would write beside the sources, and pack what an earlier build left."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("proto", "server", "client", "simulations"):
-        shutil.copytree(
-            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-        )
-    offline = ("--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        *offline,
-        "--wheel-dir",
-        str(out),
-        str(source),
-    ]
-    subprocess.run(command, check=True)
+    """As ``make wheel`` builds it, with the setuptools that is here."""
+    out = tmp_path_factory.mktemp("wheel")
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # as pip reads it: without isolation
+    command = ["make", "wheel", f"PYTHON={sys.executable}", f"DIST={out}"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | offline, check=True, capture_output=True)
     return next(out.glob("*.whl"))
 
 
