@@ -15,7 +15,7 @@ from fedfree.host.files import write_file
 from server.doors.curves import series, titled
 from server.events import Event
 from simulations.baselines.evaluate import META_LEARNER
-from simulations.baselines.table import BASELINES
+from simulations.baselines.table import BASELINES, BEST_SINGLE, POOLED, PUBLIC_START
 from simulations.reporting.runs import command_of, read_events
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label
 from simulations.reporting.summary import contribution_counts, judged_words, public_words, start_words
@@ -114,6 +114,7 @@ def _context(run: Path) -> dict[str, Any]:
         "judged": judged_words(result.get("judged", {})),
         "public_images": public_words(result["public_images"]) if result.get("public_images") else "",
         "best": best_baselines(rows),
+        "verdict": verdict_chart(result, rows),
         "charts": bar_charts(result, rows),
         "queries": _find(tomllib.loads(config), "n_query"),
         "curves": curves(read_events(run)),
@@ -166,6 +167,27 @@ def best_baselines(rows: Sequence[Row]) -> list[tuple[Row, Score] | None]:
         measured = [(row, score) for row in others if (score := row.scores[task]) is not None]
         best.append(max(measured, key=lambda each: each[1].mean, default=None))
     return best
+
+
+ALTERNATIVES = {
+    PUBLIC_START: "the public network alone",
+    BEST_SINGLE: "the best organisation alone",
+    META_LEARNER: "together: this meta-learner",
+    POOLED: "all images in one place",
+}
+"""What somebody who decides chooses between, and how that is called for them."""
+
+
+def verdict_chart(result: Mapping[str, Any], rows: Sequence[Row]) -> BarChart | None:
+    """Alone, together, pooled, in the first kind of episodes; None where there is nothing to choose from."""
+    scores = {row.key: (_role(row), row.scores[0]) for row in rows}
+    named = [
+        (label, role, score)
+        for key, label in ALTERNATIVES.items()
+        for role, score in [scores.get(key, ("", None))]
+        if score is not None
+    ]
+    return accuracy_chart(next(iter(result["few_shot"])), named) if len(named) > 1 else None
 
 
 def bar_charts(result: Mapping[str, Any], rows: Sequence[Row]) -> list[BarChart]:

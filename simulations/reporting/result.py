@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from client.training.statement import page
 from fedfree.codec import decode_contribution
 from fedfree.episodes import mean_and_ci95
 from fedfree.errors import ContributionError
@@ -190,7 +191,7 @@ def _contributions(directory: RunDirectory, events: Sequence[Event]) -> list[dic
             reason = store.reason(identity) if place == QUARANTINED else ""
             entry = {"organisation": senders.get(identity), "id": identity, "state": place, "reason": reason}
             entry |= doubts.get(identity, {})
-            described.append(entry | _manifest_facts(*store.read(identity)))
+            described.append(entry | manifest_facts(*store.read(identity)))
     for node, answer in answers.items():
         if answer.kind == "failed":
             failed = {"organisation": ordinals[node], "id": None, "state": "failed"}
@@ -208,15 +209,18 @@ def _organisations(directory: RunDirectory) -> list[dict[str, object]]:
     ]
 
 
-def _manifest_facts(manifest: bytes, weights: bytes) -> dict[str, object]:
+def manifest_facts(manifest: bytes, weights: bytes) -> dict[str, object]:
+    """What a contribution says of itself; under differential privacy its statement in plain words too."""
     try:
         contribution = decode_contribution(manifest, weights)
     except ContributionError:
         return UNKNOWN_FACTS
+    spent = contribution.privacy.differential_privacy
     return {
         "architecture": str(contribution.architecture),
         "classes": contribution.num_classes,
         "privacy": contribution.privacy.status.value,
+        **({"statement": page(manifest, contribution)} if spent else {}),
     }
 
 

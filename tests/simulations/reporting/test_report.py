@@ -144,7 +144,7 @@ def test_it_needs_nothing_but_itself(run: Path) -> None:
     sources = [attributes["src"] or "" for _, attributes in elements.starts if "src" in attributes]
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not any("href" in attributes for _, attributes in elements.starts)
+    assert all((attributes.get("href") or "#").startswith("#") for _, attributes in elements.starts)
 
 
 def test_every_number_of_the_comparison_appears(run: Path) -> None:
@@ -210,6 +210,38 @@ def test_the_headline_does_not_compare_with_what_cannot_be_broadcast(run: Path) 
     headline = text[: text.index("How good is the meta-learner?")]
     assert "best single model" in headline
     assert "side by side" not in headline
+
+
+def test_who_decides_sees_alone_together_and_pooled_beside_each_other(run: Path) -> None:
+    result = usual_result()
+    result["baselines"]["public_start"] = {"5way1shot": measured(40.1, 8.1)}
+    result["baselines"]["pooled_data"] = {"5way1shot": measured(55.2, -7.0)}
+    text = Elements(report(run, result)).text
+    chart = text[text.index("Alone, together") : text.index("All organisations were played")]
+    shown = re.findall(r"(alone|this meta-learner|one place) (\d+\.\d) ±", chart)
+    assert [value for _, value in shown] == ["40.1", "41.9", "48.2", "55.2"]
+
+
+def test_nothing_to_choose_from_is_no_chart(run: Path) -> None:
+    assert "Alone, together" not in report(run, usual_result() | {"baselines": {}})
+
+
+def test_each_reader_is_led_to_a_part_of_the_page(run: Path) -> None:
+    page = Elements(report(run))
+    places = {attributes["id"] for _, attributes in page.starts if "id" in attributes}
+    led = [attributes["href"] for attributes in page.attributes("a")]
+    assert len(led) == 3 and {str(each).removeprefix("#") for each in led} == places
+
+
+def test_the_privacy_officer_reads_each_statement_in_words_and_that_nothing_was_attacked(run: Path) -> None:
+    statement = f"PRIVACY STATEMENT\n\nstatus  DP {HOSTILE}"
+    result = usual_result()
+    result["contributions"][0] |= {"privacy": "DP", "statement": statement}
+    page = report(run, result)
+    text = Elements(page).text
+    assert HOSTILE not in page and "Statement of organisation 0, in words PRIVACY STATEMENT" in text
+    assert "Statement of organisation 1" not in text
+    assert "an attack that fails is not evidence of safety" in text
 
 
 def test_contributions_are_listed_with_their_fate(run: Path) -> None:

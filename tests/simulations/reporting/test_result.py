@@ -2,8 +2,24 @@
 
 import pytest
 
+from client.training.statement import page
+from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.statement import Composition, DifferentialPrivacy, DpSgd, PrivacyStatement, PrivacyStatus
 from server.events import Event, doubted
-from simulations.reporting.result import judged, spent_learning
+from simulations.reporting.result import judged, manifest_facts, spent_learning
+
+SPENT = DifferentialPrivacy(
+    epsilon=2.5,
+    delta=1e-6,
+    run=DpSgd(1.25, 0.125, 80),
+    max_grad_norm=0.5,
+    images=2400,
+    images_rounded_to=100,
+    accountant="prv",
+    software="opacus",
+    composition=Composition(2.5, 1, 0, 12.0),
+)
 
 
 def iteration(number: int, *, start: float, images: int) -> list[Event]:
@@ -57,3 +73,19 @@ def test_what_is_doubted_is_told_by_contribution_as_learning_last_ended() -> Non
     why, started = {"counts": 0.0, "evidence": "dull"}, Event("learn", "started", {})
     of_a, of_b = (Event("learn", "doubted", {"contribution": each, **why}) for each in "ab")
     assert doubted([started, of_a, started, of_b]) == {"b": why}
+
+
+@pytest.mark.parametrize(
+    "privacy", [PrivacyStatement(), PrivacyStatement(PrivacyStatus.DP, SPENT)], ids=["none", "dp"]
+)
+def test_a_contribution_under_differential_privacy_comes_with_its_statement_in_words(
+    privacy: PrivacyStatement,
+) -> None:
+    architecture, spec = Architecture(norm="group"), InputSpec(1, 16, 16)
+    weights = encode_weights(build(architecture, num_classes=3, input=spec))
+    contribution = Contribution(architecture, 3, spec, privacy, weights)
+    manifest = encode_contribution(contribution)
+    facts = manifest_facts(manifest, weights)
+    assert facts["privacy"] == privacy.status.value and facts["classes"] == 3
+    expected = page(manifest, contribution) if privacy.differential_privacy else None
+    assert facts.get("statement") == expected
