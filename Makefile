@@ -6,8 +6,9 @@ START ?= public
 OUT ?= runs/demo-$(START)-$(ENGINE)
 KIND ?= manifest
 SECONDS ?= 60
+SITE ?= build/docs
 
-.PHONY: install demo test test-slow test-gpu test-python fuzz audit bom coverage check lint types rules check-wheel proto clean
+.PHONY: install demo test test-slow test-gpu test-python fuzz audit bom docs coverage check lint types rules check-wheel proto clean
 
 install: $(VENV)/.installed
 
@@ -50,6 +51,12 @@ bom: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
 	$(BIN)/pip-audit --local --skip-editable --format cyclonedx-json --output bom.json
 
+# The documentation as a site of files, with a search; whatever is doubtful in it is an error.
+docs: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs -d build/doctrees . $(SITE)
+	@echo "open $(SITE)/index.html"
+
 coverage: install
 	$(BIN)/pytest --cov
 
@@ -74,5 +81,5 @@ proto: install
 	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=proto proto/fedfree/v1/service.proto
 
 clean:
-	rm -rf .venv .venv-* .cache .coverage* .mypy_cache .pytest_cache .ruff_cache runs *.egg-info
+	rm -rf .venv .venv-* .cache build .coverage* .mypy_cache .pytest_cache .ruff_cache runs *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
