@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 CONTENTS = {
-    "Begin": ["docs/which", "docs/tutorial", "docs/simulate"],
+    "Begin": ["docs/which", "docs/tutorial", "docs/tutorial-python", "docs/simulate"],
     "Across machines": ["docs/deploy", "docs/operate", "SECURITY", "docs/privacy"],
     "How it works": ["docs/method", "docs/architecture"],
     "What was measured": ["docs/results", "How they are kept </simulations/results/README>", "docs/log"],
