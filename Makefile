@@ -8,8 +8,9 @@ KIND ?= manifest
 SECONDS ?= 60
 DIST ?= dist
 CONTAINER ?= docker
+SITE ?= build/docs
 
-.PHONY: install demo test test-slow test-gpu test-python fuzz audit bom coverage check lint types rules check-wheel wheel container proto clean
+.PHONY: install demo test test-slow test-gpu test-python fuzz audit bom docs coverage check lint types rules check-wheel wheel container proto clean
 
 install: $(VENV)/.installed
 
@@ -51,6 +52,12 @@ audit: install
 bom: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
 	$(BIN)/pip-audit --local --skip-editable --format cyclonedx-json --output bom.json
+
+# The documentation as a site of files, with a search; whatever is doubtful in it is an error.
+docs: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs -d build/doctrees . $(SITE)
+	@echo "open $(SITE)/index.html"
 
 coverage: install
 	$(BIN)/pytest --cov

@@ -5,8 +5,10 @@ The same steps as of ``fedfree-server learn``, VERIFY included, in a temporary f
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from fedfree.codec import Contribution, MetaLearner, encode_contribution, short
 from fedfree.errors import ConfigError
@@ -18,6 +20,13 @@ from server.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+OnRecovered = Callable[[Mapping[str, Tensor]], None]
+"""Told what was recovered: of each contribution, by its id, uint8 [classes, channels, size, size]."""
+
+
+def ignore_recovered(recovered: Mapping[str, Tensor]) -> None:
+    """Look at nothing that was recovered."""
+
 
 def learn(
     contributions: Sequence[Contribution],
@@ -25,6 +34,7 @@ def learn(
     start: Path | str | None = None,
     preset: str | None = None,
     on_event: OnEvent = ignore,
+    on_recovered: OnRecovered = ignore_recovered,
     **settings: object,
 ) -> MetaLearner:
     """Verify contributions, invert them, and learn the meta-learner that would be broadcast.
@@ -43,6 +53,7 @@ def learn(
         start: folder of the public start that they began from; None for random weights.
         preset: what the other settings begin from; ``start`` where there is a start, else ``default``.
         on_event: told what happens, such as the losses of each iteration.
+        on_recovered: told in the end what the server saw: of each contribution one recovered image a class.
         settings: as in ``server.toml`` (docs/configuration.md), its tables as dictionaries.
 
     Raises:
@@ -61,7 +72,9 @@ def learn(
         store = Store(Path(folder), lambda: began)
         for each in contributions:
             store.receive(encode_contribution(each), each.weights)
-        return pipeline.run(store, config, on_event=_warning(on_event)).meta_learner
+        outcome = pipeline.run(store, config, on_event=_warning(on_event))
+    on_recovered(outcome.gallery)
+    return outcome.meta_learner
 
 
 def _warning(on_event: OnEvent) -> OnEvent:

@@ -79,6 +79,14 @@ def test_from_a_start_the_preset_is_the_start_s(
         learn(pool, start=tmp_path / "start", preset="default", **TINY)
 
 
+def test_it_shows_what_it_recovered_of_each_contribution(pool: list[Contribution]) -> None:
+    recovered: dict[str, torch.Tensor] = {}
+    learned = learn(pool, on_recovered=recovered.update, **TINY)
+    assert recovered.keys() == set(learned.provenance.contributions)
+    for images in recovered.values():
+        assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8
+
+
 def test_what_is_refused_is_left_out_and_said(
     pool: list[Contribution], caplog: pytest.LogCaptureFixture
 ) -> None:
