@@ -116,13 +116,15 @@ def run_federations(
         tell: takes one line for each federation.
 
     Raises:
-        ConfigError: a run directory of another configuration.
+        ConfigError: a run directory of another configuration, or an ε that promises nothing: before a data
+            set is made.
     """
-    dataset = str(find_source(base))
-    planned = {}
-    for epsilon in epsilons:
-        config = at_epsilon(base, epsilon).model_copy(update={"dataset": dataset})
-        planned[f"epsilon {epsilon:g}"] = over_seeds(out / f"{epsilon:g}", config, seeds)
+    configs = {epsilon: at_epsilon(base, epsilon) for epsilon in epsilons}
+    dataset = {"dataset": str(find_source(base))}
+    planned = {
+        f"epsilon {epsilon:g}": over_seeds(out / f"{epsilon:g}", config.model_copy(update=dataset), seeds)
+        for epsilon, config in configs.items()
+    }
     return dict(zip(epsilons, run_series(planned, tell), strict=True))
 
 
