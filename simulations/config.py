@@ -35,7 +35,7 @@ class DenseConfig(Settings):
     """Of the generator (Adam)."""
     latent_learning_rate: Positive = 0.1
     """Of the latent vectors (Adam)."""
-    batch_norm_weight: Annotated[tuple[NotNegative, ...], Listed, Field(min_length=1)] = (1.0,)
+    batch_norm_weight: Annotated[tuple[NotNegative, ...], Listed, Field(min_length=1)] = (0.05,)
     """λ₁, of the distance of generated images from the models' BatchNorm statistics."""
     adversarial_weight: NotNegative = 0.5
     """λ₂, of the disagreement between ensemble and student that the generator looks for."""

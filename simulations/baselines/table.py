@@ -1,7 +1,7 @@
 """The baselines, one function each: from what a federation leaves to accuracies on test episodes."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -232,7 +232,7 @@ DENSE = "dense"
 TUNED = "tuned"
 """Kind of the event that tells what a baseline with certain settings reaches on meta_val."""
 
-BASELINES: Mapping[str, Baseline] = {
+BASELINES: dict[str, Baseline] = {
     "random_init": Baseline("random initialisation", random_init, absent=None),
     PUBLIC_START: Baseline(
         "public start, frozen", public_start, note="what anybody can have without a federation", absent=None
