@@ -177,14 +177,19 @@ class Training:
             factor = (1 + math.cos(math.pi * iteration / self.config.iterations)) / 2
             for group in self.optimizer.param_groups:
                 group["lr"] = self.choice.learning_rate * factor
-            for _ in range(self.config.invert.models_per_iteration):
+            for _ in range(batches(self.config, len(self.ensemble.members))):
                 self.synthesise()
-            self.distil(student_steps(self.config))
+            self.distil(student_steps(self.config, len(self.ensemble.members)))
 
 
-def student_steps(config: ServerConfig) -> int:
+def batches(config: ServerConfig, models: int) -> int:
+    """Of ``images_per_model`` generated images an iteration: as many as ours recovers, each from a model."""
+    return min(config.invert.models_per_iteration, models)
+
+
+def student_steps(config: ServerConfig, models: int) -> int:
     """Of an iteration: as many as the meta-learner takes."""
-    own = config.invert.models_per_iteration if config.learn.own_tasks else 0
+    own = batches(config, models) if config.learn.own_tasks else 0
     return config.learn.relational_tasks + own + config.learn.replay_episodes
 
 

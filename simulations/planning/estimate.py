@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from client.adapting.adapt import SHOTS
 from client.training.fit import course
 from fedfree.episodes import EpisodeSpec
-from simulations.baselines.dense import choices, student_steps
+from simulations.baselines.dense import batches, choices, student_steps
 from simulations.baselines.evaluate import CHOICE_IMAGES
 from simulations.baselines.pooled import pooled_course
 from simulations.baselines.table import CHOICE_EPISODES
@@ -81,9 +81,10 @@ def _dense_seconds(plan: Plan, pace: Pace) -> float:
     config, dense = plan.config.server, plan.config.dense
     if not dense.trained:
         return 0.0
-    step = len(plan.models) * pace.invert / (config.invert.steps + 1)
-    drawn = config.invert.models_per_iteration * dense.generator_steps * step
-    iteration = drawn + student_steps(config) * pace.distil
+    models = len(plan.models)
+    step = models * pace.invert / (config.invert.steps + 1)
+    drawn = batches(config, models) * dense.generator_steps * step
+    iteration = drawn + student_steps(config, models) * pace.distil
     return len(choices(dense, config)) * config.iterations * iteration
 
 

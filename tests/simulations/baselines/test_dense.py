@@ -25,6 +25,7 @@ from simulations.baselines.dense import (
     Contributed,
     Ensemble,
     Training,
+    batches,
     begin_training,
     choices,
     disagreement,
@@ -146,21 +147,23 @@ def test_the_seed_decides_everything() -> None:
     assert not torch.equal(states[0][0], states[2][0])
 
 
-def test_the_student_takes_as_many_steps_as_the_meta_learner() -> None:
-    assert student_steps(SERVER) == 6
+def test_the_student_takes_as_many_steps_of_as_many_images_as_the_meta_learner() -> None:
+    assert (student_steps(SERVER, 5), batches(SERVER, 5), batches(SERVER, 1)) == (6, 2, 1)
     paper = ServerConfig.parse({"preset": "paper"}, origin="test")
-    assert student_steps(paper) == paper.invert.models_per_iteration + paper.learn.replay_episodes
+    assert student_steps(paper, 24) == paper.invert.models_per_iteration + paper.learn.replay_episodes
 
 
-def test_from_a_start_the_student_begins_as_the_models_average_with_their_heads(
+def test_from_a_start_the_student_begins_as_the_models_average_with_their_heads_and_keeps_the_statistics(
     make_start: Callable[..., LoadedStart],
     contribute_from: Callable[..., tuple[bytes, bytes]],
 ) -> None:
     start = make_start()
     trained = training(decode_contribution(*contribute_from(start, 0)), starts=[start])
-    images = torch.rand(12, *trained.input.normalise(torch.rand(1, 3, 16, 16)).shape[1:])
-    images = trained.input.resize(images)
+    images = torch.rand(12, 1, 16, 16)
     torch.testing.assert_close(trained.answer(images), trained.ensemble.logits(images), rtol=1e-4, atol=1e-4)
+    trained.run()
+    statistics = {name: each for name, each in trained.student.named_buffers() if "running" in name}
+    assert statistics and all(torch.equal(each, start.body[name]) for name, each in statistics.items())
 
 
 def test_every_combination_of_what_is_listed_is_tried() -> None:

@@ -149,7 +149,7 @@ def test_dense_distillation_is_counted_once_for_each_combination_of_settings(
     with_it = config.model_copy(update={"dense": dense})
     plain, more = (estimate(make_plan(tmp_path / "run", each), PACE) for each in (config, with_it))
     step = 3 * PACE.invert / (config.server.invert.steps + 1)
-    drawn = config.server.invert.models_per_iteration * 6 * step
+    drawn = 3 * 6 * step
     student = config.server.learn.relational_tasks * PACE.distil
     expected = 2 * config.server.iterations * (drawn + student)
     assert more.seconds["evaluate"] - plain.seconds["evaluate"] == pytest.approx(expected)
