@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, ArchitectureId
@@ -10,6 +10,7 @@ from fedfree.codec import sha256
 from fedfree.errors import ConfigError
 from fedfree.host.compute import ComputeConfig
 from fedfree.settings import Layer, Settings, Values, value_at
+from server.learning.inversions import INVERSIONS, META_GENERATOR
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -35,9 +36,17 @@ class CollectConfig(Settings):
         return 3600 * self.deadline_hours
 
 
+def _known_inversion(name: str) -> str:
+    if name not in INVERSIONS:
+        raise ValueError(f"no such inversion: use one of {', '.join(INVERSIONS)}")
+    return name
+
+
 class InvertConfig(Settings):
     """FIVE: how tasks are recovered from models."""
 
+    inversion: Annotated[str, AfterValidator(_known_inversion)] = META_GENERATOR
+    """One of ``INVERSIONS``: ``meta-generator``, or one of your own (docs/extending.md)."""
     models_per_iteration: AtLeastOne = 4
     """B, the meta-batch."""
     images_per_model: AtLeastOne = 100
@@ -161,12 +170,14 @@ class ServerConfig(ComputeConfig):
         return self
 
     def sha256(self) -> str:
-        """Hexadecimal hash of every value, defaults included; of public images only a number chosen, and of
-        robustness only that it is on.
+        """Hexadecimal hash of every value, defaults included; of public images only a number chosen, of
+        robustness only that it is on, and of the inversion only another one than FIVE.
         """
         unchosen = {"public_images"} if self.learn.public_images == PUBLIC_IMAGES else set()
         unchosen |= set() if self.learn.robust else {"robust"}
-        return sha256(self.model_dump_json(exclude={"learn": unchosen} if unchosen else None).encode())
+        as_ever = {"inversion"} if self.invert.inversion == META_GENERATOR else set()
+        excluded = {"learn": unchosen, "invert": as_ever}
+        return sha256(self.model_dump_json(exclude=excluded).encode())
 
     def require_use_of_public_images(self) -> None:
         """Raise ConfigError where nobody would look at public images."""

@@ -12,9 +12,37 @@ from fedfree.host.places import cache_folder
 from fedfree.host.public_weights import find_public, is_public_name
 from fedfree.host.starts import describe_folder
 from fedfree.settings import Layer, Listed, Repeatable, Settings, Values, merge
-from server.config import ServerConfig
+from server.config import NotNegative, Positive, ServerConfig
 
 ImageSize = Annotated[int, Field(ge=16, le=512)]
+
+
+class DenseConfig(Settings):
+    """A baseline, DENSE-style distillation (docs/method.md).
+
+    Where weights, temperatures or rates are listed, a student is trained for each combination, and the one
+    that is best on episodes of meta_val is compared.
+    """
+
+    trained: bool = False
+    """Whether DENSE-style distillation is trained and compared.
+
+    With many models it takes longer than all that the server does.
+    """
+    generator_steps: Annotated[int, Field(ge=1)] = 10
+    """Of generator and latents on each batch of images, each through all models."""
+    generator_learning_rate: Positive = 3e-3
+    """Of the generator (Adam)."""
+    latent_learning_rate: Positive = 0.1
+    """Of the latent vectors (Adam)."""
+    batch_norm_weight: Annotated[tuple[NotNegative, ...], Listed, Field(min_length=1)] = (0.05,)
+    """λ₁, of the distance of generated images from the models' BatchNorm statistics."""
+    adversarial_weight: NotNegative = 0.5
+    """λ₂, of the disagreement between ensemble and student that the generator looks for."""
+    temperature: Annotated[tuple[Positive, ...], Listed, Field(min_length=1)] = (1.0,)
+    """Of the student's distillation."""
+    learning_rate: Annotated[tuple[Positive, ...], Listed] = ()
+    """Of the student (Adam), at first; by default server.learn.inner_learning_rate."""
 
 
 class SimulationConfig(Settings):
@@ -64,6 +92,7 @@ class SimulationConfig(Settings):
 
     It takes as long as all organisations together; by default it is trained where there is a start.
     """
+    dense: DenseConfig = DenseConfig()
     episodes: Annotated[int, Field(ge=2)] = 600
     """Episodes of each data set's meta_test on which everything is compared."""
     n_way: Annotated[int, Field(ge=2)] = 5

@@ -1,5 +1,6 @@
 """One whole federation: prepared, run, evaluated and written down."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from fedfree.host.lock import exclusive, require_free
 from server.events import Event, OnEvent, ignore
 from server.storage.run_directory import RunDirectory
 from simulations.baselines.evaluate import evaluate
+from simulations.baselines.table import TUNED
 from simulations.config import SimulationConfig
 from simulations.federation.engines import lacks_only_evaluation, run_engine
 from simulations.federation.prepare import check_folder, prepare
@@ -37,11 +39,14 @@ def simulate(
 
 def _simulate(run: Path, config: SimulationConfig, command: str, on_event: OnEvent) -> dict[str, Any]:
     commit = facts.commit()
+    tuned: list[Mapping[str, object]] = []
     with Progress() as progress:
 
         def tell(event: Event) -> None:
             progress(event)
             on_event(event)
+            if event.kind == TUNED:
+                tuned.append(event.values)
 
         tell(Event("prepare", "started"))
         prepare(run, config)
@@ -50,7 +55,7 @@ def _simulate(run: Path, config: SimulationConfig, command: str, on_event: OnEve
             run_engine(run, config, on_event=tell)
         comparisons = evaluate(run, config, on_event=tell)
     write_episodes(run, comparisons)
-    result = write_result(run, config, comparisons, progress.seconds, commit=commit)
+    result = write_result(run, config, comparisons, progress.seconds, commit=commit, tuned=tuned)
     add_accuracy(RunDirectory(run), result)
     synthetic_picture(RunDirectory(run).read_recovered(), run / "synthetic.png")
     write_report(run)

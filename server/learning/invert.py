@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedfree.architectures import Classifier, InputSpec
+from fedfree.errors import FederationError
 from server.config import InvertConfig
 from server.learning.generator import Generator
+from server.learning.inversions import Inversion
 from server.learning.pool import Member
 from server.learning.precision import widen
 from server.learning.team import ALONE, Team
@@ -134,6 +136,51 @@ def _recover_one(
     return Recovery(task, gradients)
 
 
+def by_function(inversion: Inversion) -> RecoverEach:
+    """A way of recovering that has no meta-generator, and leaves it as it is."""
+
+    def recover_each(
+        generator: Generator,
+        members: Sequence[Member],
+        objective: Objective,
+        rngs: Sequence[torch.Generator],
+    ) -> list[Recovery]:
+        asked_for_nothing = [torch.zeros_like(each) for each in generator.parameters()]
+        found = inversion(members, objective, rngs)
+        return [
+            Recovery(_task_of(member, *pair, objective, rng), asked_for_nothing)
+            for member, pair, rng in zip(members, found, rngs, strict=True)
+        ]
+
+    return recover_each
+
+
+@torch.no_grad()
+def _task_of(
+    member: Member, images: Tensor, labels: Tensor, objective: Objective, rng: torch.Generator
+) -> RecoveredTask:
+    """What an inversion gave for a model, in the meta-learner's shape, with the model's own judgement of it.
+
+    Raises:
+        FederationError: of another shape than images and their classes have.
+    """
+    if images.dim() != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise FederationError(
+            f"the inversion gave images {list(images.shape)} and {labels.dtype} labels {list(labels.shape)}: "
+            "expected [images, channels, height, width] and an integer for each image"
+        )
+    if bool(((labels < 0) | (labels >= member.num_classes)).any()):
+        raise FederationError(
+            f"the inversion gave labels from {int(labels.min())} to {int(labels.max())} for a model of "
+            f"{member.num_classes} classes"
+        )
+    images = objective.meta_learner_input.resize(images.detach().to(member.device, member.dtype))
+    labels = labels.to(member.device)
+    loss, logits = inversion_loss(images, labels=labels, member=member, objective=objective, rng=rng)
+    agreement = (logits.argmax(1) == labels).to(loss.dtype).mean()
+    return RecoveredTask(member, widen(images), labels, loss, agreement)
+
+
 def draw_task(
     generator: Generator, member: Member, config: InvertConfig, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -193,14 +240,14 @@ def _everyones(tasks: Sequence[RecoveredTask], members: Sequence[Member], team: 
     if team.size == 1:
         return list(tasks)
     count = len(members)
-    images, loss, agreement = (
+    images, labels, loss, agreement = (
         team.gather(torch.stack(values), count)
-        for values in zip(*((task.images, task.loss, task.agreement) for task in tasks), strict=True)
+        for values in zip(
+            *((task.images, task.labels, task.loss, task.agreement) for task in tasks), strict=True
+        )
     )
-    labels = torch.arange(images.shape[1], device=images.device)
     return [
-        RecoveredTask(member, images[i], labels % member.num_classes, loss[i], agreement[i])
-        for i, member in enumerate(members)
+        RecoveredTask(member, images[i], labels[i], loss[i], agreement[i]) for i, member in enumerate(members)
     ]
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from server.learning.compose import compose, noise
-from server.learning.invert import Objective, RecoverEach, RecoveredTask, one_at_a_time, recover
+from server.learning.inversions import INVERSIONS
+from server.learning.invert import Objective, RecoverEach, RecoveredTask, by_function, one_at_a_time, recover
 from server.learning.invert_together import together
 from server.learning.judge import part_held_out
 from server.learning.meta_learn import (
@@ -175,6 +176,8 @@ def _is_warm(state: State, iteration: int) -> bool:
 
 
 def _way_to_recover(state: State) -> RecoverEach:
+    if (inversion := INVERSIONS[state.config.invert.inversion]) is not None:
+        return by_function(inversion)
     stacked = state.config.invert.together
     if stacked is None:
         stacked = state.pool.device.type == "cuda"

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -41,10 +41,12 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     Returns:
         For each data set, by name, a comparison for each kind of episode; no episode mixes data sets.
     """
+    on_event(Event("evaluate", "started"))
     datasets = find_datasets(config)
-    competitors = _competitors(_read_available(run, config, datasets))
+    competitors = _competitors(replace(_read_available(run, config, datasets), on_event=on_event))
     comparisons = {}
     done, of = 0, len(datasets) * len(competitors)
+    on_event(Event("evaluate", "started", {"of": of}))  # from here on each takes about as long
     for dataset in datasets:
         test, specs = dataset.load("meta_test"), episode_specs(config)
         episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]

@@ -1,8 +1,8 @@
 """The baselines, one function each: from what a federation leaves to accuracies on test episodes."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from fedfree.episodes import Episode
 from fedfree.host.compute import choose_device
 from fedfree.seeding import derive_seed
 from fedfree.start import LoadedStart, body_for, fill_body
+from server.events import Event, OnEvent, ignore
+from simulations.baselines.dense import train_students
 from simulations.baselines.pooled import train_pooled
 from simulations.config import SimulationConfig
 from simulations.federation.splits import episode_specs
@@ -61,6 +63,8 @@ class Available:
     """What the models began from, that of the meta-learner first; none for random weights."""
     organisations: Sequence[ClientConfig] = ()
     """With their images, which only a simulation can see together."""
+    on_event: OnEvent = ignore
+    """Told of what was tried on meta_val."""
 
     @property
     def start(self) -> LoadedStart | None:
@@ -148,22 +152,51 @@ def parameter_average(available: Available) -> Measure | None:
 
 def best_single_model(available: Available) -> Measure:
     """The contributed model with the highest mean accuracy on episodes of each data set's meta_val."""
+    accuracy = on_validation(available)
+
+    def mean_accuracy(contribution: Contribution) -> float:
+        return accuracy(available.measure(available.network(contribution), contribution.input))
+
+    best = max(available.contributions, key=mean_accuracy)
+    return available.measure(available.network(best), best.input)
+
+
+def on_validation(available: Available) -> Callable[[Measure], float]:
+    """Mean accuracy on episodes of each data set's meta_val, the same for all that are to choose from."""
     spec, *_ = episode_specs(available.config)
     episodes = [
         sample_episodes(images.labels, spec, CHOICE_EPISODES, seed=available.config.seed)
         for images in available.validations
     ]
 
-    def mean_accuracy(contribution: Contribution) -> float:
-        measure = available.measure(available.network(contribution), contribution.input)
+    def mean_accuracy(measure: Measure) -> float:
         accuracies = [
             measure(NewClasses(images, [drawn]))[0]
             for images, drawn in zip(available.validations, episodes, strict=True)
         ]
         return float(torch.cat(accuracies).mean())
 
-    best = max(available.contributions, key=mean_accuracy)
-    return available.measure(available.network(best), best.input)
+    return mean_accuracy
+
+
+def dense(available: Available) -> Measure | None:
+    """A student of the ensemble of all models (:mod:`simulations.baselines.dense`); None if not wanted.
+
+    Of several settings the one whose student is best on episodes of meta_val.
+    """
+    config = available.config
+    if not config.dense.trained:
+        return None
+    students = train_students(available.contributions, available.starts, config)
+    measures = [(available.measure(student, input), choice) for choice, student, input in students]
+    if len(measures) == 1:
+        return measures[0][0]
+    accuracy, scores = on_validation(available), []
+    for measure, choice in measures:
+        scores.append(accuracy(measure))
+        found = {"baseline": DENSE, "on_meta_val": round(100 * scores[-1], 2), **asdict(choice)}
+        available.on_event(Event("evaluate", TUNED, found))
+    return measures[scores.index(max(scores))][0]
 
 
 def pool_concatenation(available: Available) -> Measure:
@@ -195,14 +228,25 @@ def pooled_data(available: Available) -> Measure | None:
 
 
 PUBLIC_START, BEST_SINGLE, POOLED = "public_start", "best_single_model", "pooled_data"
+DENSE = "dense"
+TUNED = "tuned"
+"""Kind of the event that tells what a baseline with certain settings reaches on meta_val."""
 
-BASELINES: Mapping[str, Baseline] = {
+BASELINES: dict[str, Baseline] = {
     "random_init": Baseline("random initialisation", random_init, absent=None),
     PUBLIC_START: Baseline(
         "public start, frozen", public_start, note="what anybody can have without a federation", absent=None
     ),
     "parameter_average": Baseline("parameter average", parameter_average),
     BEST_SINGLE: Baseline("best single model", best_single_model, note="chosen on episodes of meta_val"),
+    DENSE: Baseline(
+        "DENSE-style distillation",
+        dense,
+        note="one student of all models taken as one classifier (after Zhang et al., NeurIPS 2022): each "
+        "model's logits centred, at one scale, side by side; as many steps and generated images as the "
+        "meta-learner has, and more passes through the models",
+        absent=None,
+    ),
     "pool_concatenation": Baseline(
         "all models side by side",
         pool_concatenation,

@@ -20,6 +20,7 @@ OTHERS = {
     "public_start": {"marker": "v", "color": LIGHT_GREY},
     "best_single_model": {"marker": "s", "color": GREY},
     "parameter_average": {"marker": "^", "color": GREY, "markerfacecolor": "none"},
+    "dense": {"marker": "P", "color": GREY, "markerfacecolor": "none"},
     "pool_concatenation": {"marker": "D", "color": OTHER, "markerfacecolor": "none"},
     "pooled_data": {"marker": "*", "color": OTHER, "markerfacecolor": "none"},
 }

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from simulations.baselines.table import BASELINES, BEST_SINGLE, POOLED, PUBLIC_START
+from simulations.baselines.table import BASELINES, BEST_SINGLE, DENSE, POOLED, PUBLIC_START
 from simulations.benchmarks.quality import DEFAULT, DOMAINS, MIXTURE, growth
 from simulations.command_line import run_command
 from simulations.reporting.record import ACCURACY, GAIN, Cell, Column, Row, Table
@@ -93,13 +93,14 @@ COLUMNS = (
     ),
     Column(key="gain", title="gain over best single", format=GAIN),
     Column(key=AVERAGE, title=BASELINES[AVERAGE].label, format=ACCURACY),
+    Column(key=DENSE, title=BASELINES[DENSE].label, format=ACCURACY),
     Column(key=SIDE_BY_SIDE, title="side by side (reference)", format=ACCURACY),
     Column(key=POOLED, title="pooled data (reference)", format=ACCURACY),
     Column(key="share_closed", title="share of the way to pooled, %", format=ACCURACY),
     Column(key="server_minutes", title="server min", format="{:.1f}"),
 )
-SHOWN = ("random_init", PUBLIC_START, BEST, AVERAGE, SIDE_BY_SIDE, POOLED)
-OPTIONAL = frozenset(("random_init", PUBLIC_START, AVERAGE, POOLED, "share_closed"))
+SHOWN = ("random_init", PUBLIC_START, BEST, AVERAGE, DENSE, SIDE_BY_SIDE, POOLED)
+OPTIONAL = frozenset(("random_init", PUBLIC_START, AVERAGE, DENSE, POOLED, "share_closed"))
 """Columns that are left out where no case has them."""
 
 

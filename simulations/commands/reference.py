@@ -80,6 +80,8 @@ def _default(value: object) -> str:
         return "*needed*"
     if value is None or value == () or isinstance(value, Path):  # a person's own folder: the text names it
         return ""
+    if isinstance(value, tuple):
+        return f"`{','.join(map(str, value))}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

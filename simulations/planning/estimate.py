@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from client.adapting.adapt import SHOTS
 from client.training.fit import course
 from fedfree.episodes import EpisodeSpec
+from simulations.baselines.dense import batches, choices, student_steps
 from simulations.baselines.evaluate import CHOICE_IMAGES
 from simulations.baselines.pooled import pooled_course
 from simulations.baselines.table import CHOICE_EPISODES
@@ -44,7 +45,7 @@ def estimate(plan: Plan, pace: Pace) -> Estimate:
         "train": sum(_training_seconds(model, pace) for model in plan.to_train),
         "learn": plan.config.server.iterations * _iteration_seconds(plan, pace),
         "adapt": _adapt_seconds(plan, pace),
-        "evaluate": _evaluate_seconds(plan, pace) + pooled,
+        "evaluate": _evaluate_seconds(plan, pace) + pooled + _dense_seconds(plan, pace),
     }
     return Estimate(
         seconds, pooled, bool(pace.step) or not plan.to_train, _memory(plan, pace), _disk(plan, pace)
@@ -73,6 +74,18 @@ def _pooled_seconds(plan: Plan, pace: Pace) -> float:
         training = pooled_course(own[0].training, together // len(own))
         seconds += _training_seconds(PlannedModel(training, own[0].classes, together, False), pace)
     return seconds
+
+
+def _dense_seconds(plan: Plan, pace: Pace) -> float:
+    """A generator through all models, and a student, for each combination of settings."""
+    config, dense = plan.config.server, plan.config.dense
+    if not dense.trained:
+        return 0.0
+    models = len(plan.models)
+    step = models * pace.invert / (config.invert.steps + 1)
+    drawn = batches(config, models) * dense.generator_steps * step
+    iteration = drawn + student_steps(config, models) * pace.distil
+    return len(choices(dense, config)) * config.iterations * iteration
 
 
 def _iteration_seconds(plan: Plan, pace: Pace) -> float:
@@ -113,7 +126,7 @@ def _evaluate_seconds(plan: Plan, pace: Pace) -> float:
     if config.starts:
         val = min(val, CHOICE_IMAGES * sum(each.val_classes for each in plan.datasets))
     episodes = config.episodes * len(plan.datasets)
-    networks = 4 + config.has_pooled
+    networks = 4 + config.has_pooled + config.dense.trained
     one, *_ = (pace.episodes[EpisodeSpec(config.n_way, shots, config.n_query).name] for shots in SHOTS)
     chosen = models * (val * pace.embed + CHOICE_EPISODES * len(plan.datasets) * one)
     side_by_side = models * test * pace.embed + episodes * sum(pace.wide_episodes.values())

@@ -108,7 +108,9 @@ def _evaluation(plan: Plan) -> str:
     kinds = " and ".join(task_label(spec.name) for spec in specs(plan))
     several = " of each data set" if len(plan.datasets) > 1 else ""
     baselines = ["public start, frozen" if plan.starts else "random initialisation"]
-    baselines += ["parameter average", "best single model", "all models side by side"]
+    baselines += ["parameter average", "best single model"]
+    baselines += ["DENSE-style distillation"] if plan.config.dense.trained else []
+    baselines += ["all models side by side"]
     baselines += ["one network on everybody's images, trained for it"] if plan.config.has_pooled else []
     return (
         f"it is compared on {plan.config.episodes:,} episodes{several} each of {kinds} with "

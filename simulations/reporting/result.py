@@ -38,6 +38,7 @@ def write_result(
     seconds: Mapping[str, float],
     *,
     commit: str | None,
+    tuned: Sequence[Mapping[str, object]] = (),
 ) -> dict[str, Any]:
     """Write ``result.json`` and return it; accuracies and gains are in percent.
 
@@ -46,6 +47,7 @@ def write_result(
             pool their episodes, and ``domains`` holds each one's own.
         seconds: by stage, of this start of the run; learning counts over all its starts.
         commit: of the sources that ran.
+        tuned: what baselines reached on meta_val with the settings that were tried.
     """
     directory = RunDirectory(run)
     events = directory.read_events()
@@ -58,6 +60,7 @@ def write_result(
         **pooled,
         **own,
         "baseline_notes": _notes(pooled["baselines"], several=several),
+        **({"tuned": list(tuned)} if tuned else {}),
         "contributions": _contributions(directory, events),
         "organisations": _organisations(directory),
         **_start(config, directory),

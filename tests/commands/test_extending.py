@@ -14,8 +14,10 @@ def test_every_example_runs_after_the_ones_before_it(tmp_path: Path) -> None:
         r"^```python\n(.*?)^```$", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S
     )
     tables = [re.findall(r"^([A-Z]+)(?:\[|\.append)", example, re.M) for example in examples]
-    assert tables == [["ARCHITECTURES"], ["HEADS"], ["DATASETS"], ["RULES"], ["ATTACKS"], []]
+    names = ("ARCHITECTURES", "HEADS", "INVERSIONS", "DATASETS", "BASELINES", "RULES", "ATTACKS")
+    assert tables == [*([each] for each in names), []]
     (tmp_path / "mine.py").write_text(HEADER + "".join(examples))
     ended = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert "median of the weights" in (tmp_path / "run" / "report.html").read_text()
+    assert 'inversion = "ensemble"' in (tmp_path / "run" / "server.toml").read_text()

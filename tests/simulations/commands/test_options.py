@@ -45,6 +45,7 @@ EVERYTHING: dict[str, Any] = {
     "n_way": 4,
     "n_query": 6,
     "pooled": True,
+    "dense": {"trained": True, "temperature": [1.0, 4.0]},
     "engine": "flower",
     "seed": 5,
     "cache": "elsewhere",

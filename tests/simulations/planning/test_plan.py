@@ -11,7 +11,7 @@ import torch
 from client.training.fit import course
 from client.training.pretrain import pretrain
 from fedfree.errors import ConfigError, DataError
-from simulations.config import SimulationConfig
+from simulations.config import DenseConfig, SimulationConfig
 from simulations.federation.prepare import prepare, read_organisations
 from simulations.planning.estimate import Estimate, estimate
 from simulations.planning.plan import LOOK_SECONDS, Plan, make_plan
@@ -140,6 +140,20 @@ def test_the_reference_on_everybodys_images_is_told_apart(make_tree: MakeTree, t
     estimated = estimate(plan, PACE)
     assert estimated.pooled_seconds > 0
     assert any("of that" in line for line in estimate_lines(plan, estimated, 1.0))
+
+
+def test_dense_distillation_is_counted_once_for_each_combination_of_settings(
+    config: SimulationConfig, tmp_path: Path
+) -> None:
+    dense = DenseConfig.parse({"trained": True, "generator_steps": 6, "temperature": "1,4"}, origin="test")
+    with_it = config.model_copy(update={"dense": dense})
+    plain, more = (estimate(make_plan(tmp_path / "run", each), PACE) for each in (config, with_it))
+    step = 3 * PACE.invert / (config.server.invert.steps + 1)
+    drawn = 3 * 6 * step
+    student = config.server.learn.relational_tasks * PACE.distil
+    expected = 2 * config.server.iterations * (drawn + student)
+    assert more.seconds["evaluate"] - plain.seconds["evaluate"] == pytest.approx(expected)
+    assert "with 5 baselines" in "\n".join(plan_lines(make_plan(tmp_path / "run", with_it)))
 
 
 def test_private_training_is_not_timed_and_that_is_said(make_tree: MakeTree, tmp_path: Path) -> None:

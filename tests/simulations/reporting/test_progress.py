@@ -135,3 +135,9 @@ def test_a_run_that_breaks_off_says_where() -> None:
         run.time = 12
         raise KeyboardInterrupt
     assert run.lines[-1] == "learn: stopped after 12 s"
+
+
+def test_what_settings_of_a_baseline_reach_on_meta_val_is_a_line() -> None:
+    run = FakeRun()
+    run.event(0, "evaluate", "tuned", baseline="dense", on_meta_val=47.25, temperature=4.0)
+    assert run.lines[-1] == "evaluate: dense reaches 47.25 % on meta_val, temperature 4"
