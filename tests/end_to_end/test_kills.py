@@ -353,7 +353,7 @@ def try_all(scenario: Scenario, folder: Path, harm: int) -> int:
     raise AssertionError("it never ended")
 
 
-QUICK = ("tokens", "checkpoint", "classifier")
+QUICK = ("tokens", "classifier")
 
 
 @pytest.mark.parametrize(
