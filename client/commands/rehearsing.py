@@ -41,7 +41,7 @@ def rehearse(
     config = chosen.settings.model_copy(update={"cache": out / "shadows"})
     console = Console(soft_wrap=True)
     kept = f"the shadows in {out / 'shadows'} are kept, and starting again goes on with them"
-    with ends_on_ctrl_c(kept), shown_progress(console) as observe:
+    with ends_on_ctrl_c(kept), shown_progress(console, lines=10) as observe:
         plan, finding = run_rehearsal(config, shadows=shadows, observe=observe)
     privacy = privacy_words(plan, config.privacy, epochs=config.training.epochs)
     write_audit(out / "rehearsal.json", plan, [finding], privacy=privacy)

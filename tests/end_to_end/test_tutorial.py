@@ -90,8 +90,8 @@ def draw(folder: Path, *, classes: int, images: int) -> None:
 
 @pytest.mark.slow
 def test_the_three_uses_of_the_readme_end_well(tmp_path: Path) -> None:
-    for organisation, classes in (("north", 3), ("south", 4)):
-        draw(tmp_path / "images" / organisation, classes=classes, images=20)
+    for organisation, classes, images in (("north", 3, 20), ("south", 4, 20), ("east", 3, 40)):
+        draw(tmp_path / "images" / organisation, classes=classes, images=images)
     draw(tmp_path / "new-classes", classes=2, images=1)
     shutil.copy(tmp_path / "new-classes" / "class-1" / "0.jpg", tmp_path / "photo.jpg")
     assert len(README) == 3
