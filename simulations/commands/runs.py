@@ -54,8 +54,8 @@ def show_result(run: Path, result: Mapping[str, Any]) -> None:
     console = Console()
     console.print(result_table(result))
     for line in result_lines(result):
-        console.print(line)
-    console.print(f"report: {run / 'report.html'}")
+        console.print(line, markup=False)
+    console.print(f"report: {run / 'report.html'}", markup=False)
 
 
 def _how_to_go_on(run: FoundRun) -> str:

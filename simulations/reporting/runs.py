@@ -1,6 +1,5 @@
 """Run directories as somebody finds them afterwards: which there are, how far each is, what came out."""
 
-import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from fedfree.settings import Values, value_at
 from server.events import Event
 from server.storage.run_directory import events_from_lines
 from simulations.federation.prepare import CONFIG
+from simulations.reporting import shape
 from simulations.reporting.words import printable
 
 RESULT, COMMAND = "result.json", "command.txt"
@@ -141,7 +141,7 @@ def read_settings(folder: Path) -> Values:
     path = folder / CONFIG
     try:
         values = tomllib.loads(read_file(path).decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     if not isinstance(values.get("dataset"), str) or not isinstance(values.get("server"), dict):
         raise ConfigError(f"{path} holds no settings of a simulation")
@@ -151,18 +151,7 @@ def read_settings(folder: Path) -> Values:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a run found; None where it is not over. Raises ConfigError where the file is damaged."""
     path = folder / RESULT
-    if not path.exists():
-        return None
-    try:
-        result = json.loads(read_file(path))
-        scores = [
-            each for measured in result["few_shot"].values() for each in (measured["mean"], measured["ci95"])
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not the result of a run: {error!r}") from error
-    if not all(isinstance(each, int | float) for each in scores):
-        raise ConfigError(f"{path} is not the result of a run: its accuracies are no numbers")
-    return dict(result)
+    return shape.read_result(path) if path.exists() else None
 
 
 def read_events(folder: Path) -> list[Event]:
