@@ -51,7 +51,7 @@ def show_run(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> N
 
 def show_result(run: Path, result: Mapping[str, Any]) -> None:
     """What a person sees at the end of a run."""
-    console = Console()
+    console = Console(markup=False)
     console.print(result_table(result))
     for line in result_lines(result):
         console.print(line, markup=False)

@@ -1,7 +1,6 @@
 """Run directories as somebody finds them afterwards: which there are, how far each is, what came out."""
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Any
 from fedfree.errors import ConfigError, StorageError
 from fedfree.host.files import read_file
 from fedfree.host.lock import holder
-from fedfree.settings import Values, value_at
+from fedfree.settings import Values, parse_toml, value_at
 from server.events import Event
 from server.storage.run_directory import events_from_lines
 from simulations.federation.prepare import CONFIG
@@ -140,8 +139,8 @@ def read_settings(folder: Path) -> Values:
     """The settings of a run, as tables; raises ConfigError where they are none of a simulation."""
     path = folder / CONFIG
     try:
-        values = tomllib.loads(read_file(path).decode())
-    except (ValueError, RecursionError) as error:
+        values = parse_toml(read_file(path).decode())
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     if not isinstance(values.get("dataset"), str) or not isinstance(values.get("server"), dict):
         raise ConfigError(f"{path} holds no settings of a simulation")
