@@ -49,7 +49,9 @@ def evaluate_command(
     }
     for result in evaluate(received, ClientConfig.parse(values, origin="option")):
         line = f"{result.spec.n_way}-way {result.spec.n_shot}-shot: {result.accuracy} %"
-        Console().print(f"{line} ({result.accuracy.episodes} episodes, not transductive)", highlight=False)
+        Console(markup=False).print(
+            f"{line} ({result.accuracy.episodes} episodes, not transductive)", highlight=False
+        )
 
 
 @app.command()

@@ -57,7 +57,7 @@ def pretrain_command(
 ) -> None:
     """Train the classifier you would contribute, and write it to a folder. Nothing is sent."""
     config = chosen.settings
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     with ends_on_ctrl_c(_left_behind(config)):
         done = _pretrain(config, console)
     _write(done, out, console)
@@ -95,7 +95,7 @@ def _write(done: Pretrained, out: Path, console: Console) -> None:
 @app.command()
 def inspect(contribution: Annotated[Path, typer.Argument(help="Folder written by pretrain.")]) -> None:
     """Show what a contribution says, field by field: this and the weights are all that would leave."""
-    _describe(contribution, Console(soft_wrap=True))
+    _describe(contribution, Console(soft_wrap=True, markup=False))
 
 
 @app.command()
@@ -110,7 +110,7 @@ def ledger_command(ledger: LedgerFile = None) -> None:
     found = open_ledger(ledger)
     if not found.path.is_file():
         raise ConfigError(f"no ledger at {found.path}; name it with --ledger")
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     console.print(ledger_table(found))
     for line in ledger_lines(found):
         console.print(line, highlight=False)

@@ -53,7 +53,7 @@ def look_command(
     config = chosen.settings
     with (
         ends_on_ctrl_c("nothing was written"),
-        shown_progress(Console(stderr=True, soft_wrap=True), lines=4) as observe,
+        shown_progress(Console(stderr=True, soft_wrap=True, markup=False), lines=4) as observe,
     ):
         start = read_start(config.training)
         found = look(
@@ -101,7 +101,7 @@ def _refusals(found: Look, foreseen: Foresight | FedFreeError) -> Iterator[str]:
 
 
 def _show(found: Look, foreseen: Foresight | FedFreeError, config: ClientConfig) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     title = f"{found.images} images of {len(found.classes)} classes in {config.data.source}"
     console.print(Text(readable(title)), soft_wrap=True)
     console.print(_class_table(found))

@@ -39,12 +39,12 @@ def rehearse(
 ) -> None:
     """Attack models trained as yours would be, before you contribute one. Nothing is sent, or spent."""
     config = chosen.settings.model_copy(update={"cache": out / "shadows"})
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     kept = f"the shadows in {out / 'shadows'} are kept, and starting again goes on with them"
     with ends_on_ctrl_c(kept), shown_progress(console, lines=10) as observe:
         plan, finding = run_rehearsal(config, shadows=shadows, observe=observe)
     privacy = privacy_words(plan, config.privacy, epochs=config.training.epochs)
     write_audit(out / "rehearsal.json", plan, [finding], privacy=privacy)
-    print_audit(Console(), plan, [finding])
-    Console().print(privacy, highlight=False)
+    print_audit(Console(markup=False), plan, [finding])
+    Console(markup=False).print(privacy, highlight=False)
     console.print(f"wrote {out / 'rehearsal.json'}", highlight=False)

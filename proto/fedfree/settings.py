@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticUndefined
 
 from fedfree.errors import ConfigError, FedFreeError
@@ -87,6 +95,14 @@ class Settings(BaseModel):
         """What the values given bring with them where it was not given itself, such as a preset's own."""
         return Layer("", {})
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        kinds = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError("Input should be a number, not true or false")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _add_implied(cls, given: Any) -> Any:
@@ -145,16 +161,24 @@ class Settings(BaseModel):
 def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
     """The values of a TOML file; relative paths in it are relative to its folder. Raises ConfigError."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = parse_toml(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark before it
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for leaf in leaves(settings):
         found = value_at(values, leaf.path)
         if Path in leaf.kinds and isinstance(found, str):
             values = merge(values, nested(leaf.path, str(path.resolve().parent / Path(found).expanduser())))
     return values
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a text; raises ValueError where it is no TOML, or nested or long beyond reason."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its arrays or tables are nested too deeply") from None
 
 
 def merge(under: Values, over: Values) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def status(
     ] = None,
 ) -> None:
     """Show how far a run is: contributions by state, iterations, losses, and the time left."""
-    directory, console = RunDirectory(run), Console()
+    directory, console = RunDirectory(run), Console(markup=False)
     if serve:
         _serve_page(directory, Address.parse(listen or PAGE_ADDRESS))
         return

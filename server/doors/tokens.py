@@ -127,7 +127,7 @@ class Tokens:
             return {
                 name: TokenHash.parse(each, origin=f"{self.path}: {name}") for name, each in values.items()
             }
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{self.path} is not valid JSON: {error}") from error
 
 

@@ -422,6 +422,6 @@ def events_from_lines(lines: Iterable[str]) -> Iterator[Event]:
             fields = json.loads(line)
             time = datetime.fromisoformat(fields["time"]).timestamp()
             event = Event(str(fields["stage"]), str(fields["kind"]), dict(fields["values"]), time)
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
         yield event

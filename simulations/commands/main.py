@@ -70,7 +70,7 @@ def config(chosen: Chosen[SimulationConfig]) -> None:
 def prepare(chosen: Chosen[SimulationConfig], out: Out = Path("runs/flower")) -> None:
     """Write the run directory of a federation without running it, for `flwr run .`"""
     prepare_run(out, chosen.settings)
-    Console(soft_wrap=True).print(
+    Console(soft_wrap=True, markup=False).print(
         f"prepared {out}; run it with: flwr run . --run-config 'run=\"{out.resolve()}\"' "
         f"--federation-config num-supernodes={chosen.settings.clients} --stream",
         markup=False,
@@ -100,7 +100,7 @@ def public_weights(
         chosen.settings, channels=channels, seed=seed, cache=cache or cache_folder()
     )
     write_file(out, weights)
-    Console(soft_wrap=True).print(
+    Console(soft_wrap=True, markup=False).print(
         f"wrote {out}: {chosen.settings.architecture}, sha256 {sha256(weights)[:12]}"
     )
 

@@ -66,7 +66,7 @@ def audit(
     Started again on the same folder, it continues: models, students and federations are kept.
     """
     config = chosen.settings
-    console = Console()
+    console = Console(markup=False)
     with shown_progress(console) as observe:
         found = audit_organisation(out, config, observe=observe)
     pictures, privacy = (
@@ -131,7 +131,7 @@ def sweep(
     federations = run_federations(
         out, chosen.settings, epsilons=epsilons, seeds=range(seeds), tell=output.tell
     )
-    with shown_progress(Console()) as observe:
+    with shown_progress(Console(markup=False)) as observe:
         levels = audit_federations(out, federations, shadows=shadows, observe=observe)
     rows = sweep_table.values(levels)
     output.write_csv(out / "sweep.csv", rows)

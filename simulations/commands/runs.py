@@ -51,11 +51,11 @@ def show_run(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> N
 
 def show_result(run: Path, result: Mapping[str, Any]) -> None:
     """What a person sees at the end of a run."""
-    console = Console()
+    console = Console(markup=False)
     console.print(result_table(result))
     for line in result_lines(result):
-        console.print(line)
-    console.print(f"report: {run / 'report.html'}")
+        console.print(line, markup=False)
+    console.print(f"report: {run / 'report.html'}", markup=False)
 
 
 def _how_to_go_on(run: FoundRun) -> str:

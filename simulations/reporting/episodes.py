@@ -8,14 +8,17 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedfree.errors import ConfigError
 from fedfree.host.files import named, write_file
 from simulations.baselines.evaluate import Comparison
+from simulations.reporting.words import printable
 
 EPISODES = "episodes.safetensors"
 _OF = "episodes"
+_HASHES = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,20 @@ def read_episodes(run: Path) -> Episodes | None:
     accuracies: dict[str, dict[str, Tensor]] = {}
     try:
         with named(f"cannot read {path}"), safetensors.safe_open(path, framework="pt") as file:
-            hashes: dict[str, str] = json.loads((file.metadata() or {})[_OF])
+            hashes = _HASHES.validate_json((file.metadata() or {})[_OF])
             for key in file.keys():  # noqa: SIM118
                 task, _, name = key.partition("/")
-                accuracies.setdefault(task, {})[name] = file.get_tensor(key).double()
+                accuracies.setdefault(task, {})[name] = _checked(key, file.get_tensor(key))
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        reason = printable(" ".join(str(error).split()))
         raise ConfigError(
-            f"{path} is damaged: {error}; remove it, and the run is compared unpaired"
+            f"{path} is damaged: {reason}; remove it, and the run is compared unpaired"
         ) from error
     return Episodes(accuracies, hashes)
+
+
+def _checked(key: str, tensor: Tensor) -> Tensor:
+    """Accuracies as numbers of double precision; raises ValueError where they are none."""
+    if tensor.ndim != 1 or len(tensor) < 2 or not tensor.is_floating_point() or not tensor.isfinite().all():
+        raise ValueError(f"{key} holds no accuracy of each episode, but {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor.double()

@@ -96,7 +96,7 @@ class Progress:
     def __init__(
         self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = console or Console()
+        self._console = console or Console(markup=False)
         self._clock = clock
         self._stages = {name: _Stage(name) for name in STAGES}
         self._current: _Stage | None = None

@@ -116,7 +116,7 @@ class Record(Settings):
         """Read a JSON file; raises StorageError or ConfigError."""
         try:
             values = json.loads(read_file(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid JSON: {error}") from error
         return cls.parse(values, origin=str(path))
 

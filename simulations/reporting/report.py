@@ -1,7 +1,6 @@
 """The report of a run: one HTML file that needs nothing else, made from what the run directory holds."""
 
 import base64
-import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from simulations.baselines.evaluate import META_LEARNER
 from simulations.baselines.table import BASELINES, BEST_SINGLE, POOLED, PUBLIC_START
 from simulations.reporting.runs import command_of, read_events
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label
+from simulations.reporting.shape import Reported, read_result
 from simulations.reporting.summary import contribution_counts, judged_words, public_words, start_words
 from simulations.reporting.words import ABSENT, duration
 
@@ -95,7 +95,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 
 
 def _context(run: Path) -> dict[str, Any]:
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    result = read_result(run / "result.json", Reported)
     config = (run / "config.toml").read_text(encoding="utf-8")
     rows = comparison(result)
     return {

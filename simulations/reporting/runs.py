@@ -1,8 +1,6 @@
 """Run directories as somebody finds them afterwards: which there are, how far each is, what came out."""
 
-import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,10 +10,11 @@ from typing import Any
 from fedfree.errors import ConfigError, StorageError
 from fedfree.host.files import read_file
 from fedfree.host.lock import holder
-from fedfree.settings import Values, value_at
+from fedfree.settings import Values, parse_toml, value_at
 from server.events import Event
 from server.storage.run_directory import events_from_lines
 from simulations.federation.prepare import CONFIG
+from simulations.reporting import shape
 from simulations.reporting.words import printable
 
 RESULT, COMMAND = "result.json", "command.txt"
@@ -140,7 +139,7 @@ def read_settings(folder: Path) -> Values:
     """The settings of a run, as tables; raises ConfigError where they are none of a simulation."""
     path = folder / CONFIG
     try:
-        values = tomllib.loads(read_file(path).decode())
+        values = parse_toml(read_file(path).decode())
     except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     if not isinstance(values.get("dataset"), str) or not isinstance(values.get("server"), dict):
@@ -151,18 +150,7 @@ def read_settings(folder: Path) -> Values:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a run found; None where it is not over. Raises ConfigError where the file is damaged."""
     path = folder / RESULT
-    if not path.exists():
-        return None
-    try:
-        result = json.loads(read_file(path))
-        scores = [
-            each for measured in result["few_shot"].values() for each in (measured["mean"], measured["ci95"])
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not the result of a run: {error!r}") from error
-    if not all(isinstance(each, int | float) for each in scores):
-        raise ConfigError(f"{path} is not the result of a run: its accuracies are no numbers")
-    return dict(result)
+    return shape.read_result(path) if path.exists() else None
 
 
 def read_events(folder: Path) -> list[Event]:

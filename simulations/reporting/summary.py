@@ -68,10 +68,10 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
 def printed(result: Mapping[str, Any]) -> str:
     """The table and the lines as a terminal of 80 columns shows them, without its colours."""
     page = StringIO()
-    console = Console(file=page, width=80, color_system=None)
+    console = Console(file=page, width=80, color_system=None, markup=False)
     console.print(result_table(result))
     for line in result_lines(result):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 

@@ -34,8 +34,8 @@ _STARTED = time.monotonic()
 
 def make_console() -> Console:
     """A console on which a table keeps its columns, also where the output is a file."""
-    console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(soft_wrap=True, width=PLAIN_WIDTH)
+    console = Console(soft_wrap=True, markup=False)
+    return console if console.is_terminal else Console(soft_wrap=True, width=PLAIN_WIDTH, markup=False)
 
 
 def show(table: Table, console: Console) -> None:

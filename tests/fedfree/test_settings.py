@@ -109,7 +109,22 @@ def test_relative_paths_in_a_file_are_relative_to_the_file(tmp_path: Path) -> No
     assert Outer.read(tmp_path / "outer.toml").source == Path("/images")
 
 
-@pytest.mark.parametrize("content", [b"epochs = ", b"\xff\xfe", b"source = 'a'\nsource = 'b'\n"])
+def test_a_mark_of_utf_8_and_line_ends_of_windows_are_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "outer.toml").write_bytes(b'\xef\xbb\xbfsource = "/images"\r\nkind = "plain"\r\n')
+    assert Outer.read(tmp_path / "outer.toml").source == Path("/images")
+
+
+def test_true_is_no_number() -> None:
+    with pytest.raises(ConfigError, match=r"training\.epochs: Input should be a number, .*got True"):
+        Outer.parse({"source": "x", "training": {"epochs": True}}, origin="file")
+
+
+NESTED, LONG = b"a = " + b"[" * 5000, b"a = " + b"9" * 5000
+
+
+@pytest.mark.parametrize(
+    "content", [b"epochs = ", b"\xff\xfe", b"source = 'a'\nsource = 'b'\n", NESTED, LONG]
+)
 def test_what_is_no_toml_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "outer.toml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"outer\.toml is not valid TOML"):

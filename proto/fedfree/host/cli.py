@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from fedfree.errors import FederationError, FedFreeError, StorageError
+from fedfree.errors import FederationError, FedFreeError, StorageError, printable
 
 WRONG_INPUT, FAILED, OWN_FAULT, INTERRUPTED = 2, 1, 70, 130
+
+LONGEST_LINE = 4000
+"""Characters of an error; a value that it repeats may be a whole file."""
 
 _PLAIN = {"±": "+-", "×": "x", "·": "*", "—": "-", "…": "...", "ε": "epsilon", "δ": "delta", "λ": "lambda"}
 """What a console shows of characters that it does not have; a question mark of all others."""
@@ -54,7 +57,7 @@ class App(typer.Typer):
 
 def print_refusal(error: FedFreeError) -> None:
     """One line on standard error."""
-    line = " ".join(str(error).split())
+    line = printable(str(error), LONGEST_LINE)
     Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(line)}")
 
 
@@ -80,7 +83,9 @@ def _run(app: typer.Typer) -> None:
     try:
         app()
     except StoppedError as stopped:
-        Console(stderr=True, soft_wrap=True).print(str(stopped), markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            printable(str(stopped), LONGEST_LINE), markup=False, highlight=False
+        )
         sys.exit(INTERRUPTED)
     except FedFreeError as error:
         _end(error, FAILED if isinstance(error, FederationError) else WRONG_INPUT)

@@ -7,7 +7,6 @@ often that they are worth a flag; type, default, range and help come from the cl
 import functools
 import inspect
 import shlex
-import tomllib
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from fedfree.settings import (
     merge,
     nested,
     no_such_setting,
+    parse_toml,
     read_toml,
     value_at,
 )
@@ -251,8 +251,8 @@ def _flagged(settings: type[Settings], flags: Flags, given: Mapping[str, Any]) -
 def parse_value(text: str) -> object:
     """A value as TOML has it, or the text itself where it is none: ``3``, ``true``, ``[1, 2]``, ``conv4``."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fedfree.errors import ConfigError
+from fedfree.host.cli import print_refusal
+
 PROGRAM = r"""
 import sys
 from rich.console import Console
@@ -130,3 +133,10 @@ def test_a_reader_that_goes_away_is_no_error(command: str, tmp_path: Path) -> No
     with process:
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_a_refusal_is_one_short_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    print_refusal(ConfigError("no such key \x1b[2Jevil\n[/x]: " + "y" * 100_000))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no such key \N{REPLACEMENT CHARACTER}[2Jevil [/x]: y")
+    assert len(line) < 5000

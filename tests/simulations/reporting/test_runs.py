@@ -14,7 +14,10 @@ from simulations.reporting.listing import list_table
 from simulations.reporting.runs import find_runs, how_far, look_at, open_finished, open_run
 
 RESULT = {
-    "few_shot": {"5way1shot": {"mean": 48.2, "ci95": 0.8}, "5way5shot": {"mean": 62.6, "ci95": 0.7}},
+    "few_shot": {
+        "5way1shot": {"mean": 48.2, "ci95": 0.8, "episodes": 600, "transductive": False},
+        "5way5shot": {"mean": 62.6, "ci95": 0.7, "episodes": 600, "transductive": False},
+    },
     "finished": "2026-11-29T07:46:59+00:00",
 }
 
@@ -90,7 +93,11 @@ def test_how_far_a_run_is_is_told_by_its_last_event(event: Event, words: str) ->
         ("result.json", b"{", "not the result of a run"),
         ("result.json", b"[]", "not the result of a run"),
         ("result.json", b'{"few_shot": {"5way1shot": {}}}', "not the result of a run"),
-        ("result.json", b'{"few_shot": {"5way1shot": {"mean": "x", "ci95": 1}}}', "no numbers"),
+        (
+            "result.json",
+            b'{"few_shot": {"5way1shot": {"mean": "x", "ci95": 1}}}',
+            "mean: Input should be a valid number",
+        ),
     ],
 )
 def test_a_damaged_run_is_named_and_refused_where_it_is_asked_for(
