@@ -11,6 +11,7 @@ count, such as under differential privacy, does so by ``fedfree-client pretrain`
 import importlib
 import math
 from collections.abc import Callable, Hashable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,7 +64,7 @@ def contribute(
 
     Raises:
         DataError: images or labels that cannot be used.
-        ConfigError: a setting that is unknown or out of range, or an ``epsilon``.
+        ConfigError: a setting that is unknown or out of range, a seed that is no number, or an ``epsilon``.
         StorageError, ContributionError: a start or initial weights that cannot be read.
     """
     if epsilon != math.inf:
@@ -71,6 +72,7 @@ def contribute(
             f"epsilon {epsilon} has to be counted in the organisation's ledger, by the files of its images, "
             "which arrays have not: train by fedfree-client pretrain --epsilon, or leave it out here"
         )
+    _check_whole(0, seed=seed)
     config = _training({**training, **({"start": str(start)} if start else {})})
     began = read_start(config)
     channels = began.start.input.channels if began else None
@@ -101,6 +103,7 @@ def adapt(meta_learner: MetaLearner, images: Images, labels: Labels) -> "FewShot
 
     Raises:
         DataError: images or labels that cannot be used.
+        ConfigError: something that is no meta-learner.
         ContributionError: adapting has led to NaN or infinity.
     """
     return FewShotClassifier(meta_learner).fit(images, labels)
@@ -133,8 +136,11 @@ def evaluate(
 
     Raises:
         DataError: images or labels that cannot be used, or too few of them.
+        ConfigError: something that is no meta-learner, a number that is not whole, fewer than 2 episodes.
     """
-    input, spec = meta_learner.input, EpisodeSpec(n_way, n_shot, n_query)
+    _check_whole(0, seed=seed, n_way=n_way, n_shot=n_shot, n_query=n_query)
+    _check_whole(2, episodes=episodes)
+    input, spec = _checked(meta_learner).input, EpisodeSpec(n_way, n_shot, n_query)
     drawn_from, _ = image_set(images, labels, size=input.height, channels=input.channels)
     device = choose_device(ComputeConfig().device)
     (measured,) = measure(meta_learner, drawn_from, [spec], episodes=episodes, seed=seed, device=device)
@@ -176,7 +182,7 @@ class FewShotClassifier:
 
     def fit(self, images: Images, labels: Labels) -> Self:
         """Adapt to the classes of labelled images, and calibrate the probabilities; see :func:`adapt`."""
-        input = self.meta_learner.input
+        input = _checked(self.meta_learner).input
         support, classes = image_set(images, labels, size=input.height, channels=input.channels)
         self.classifier_ = make_classifier(self.meta_learner, support)
         self.classes_ = _array_of(classes)
@@ -237,6 +243,21 @@ class FewShotClassifier:
         pixels = to_pixels(images, size=input.height, channels=input.channels)
         answers = [ask(input.resize(part.float() / 255)) for part in pixels.split(BATCH)]
         return torch.cat(answers).numpy()
+
+
+def _check_whole(least: int, **numbers: object) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+            raise ConfigError(f"{name} is a whole number from {least} on, got {number!r}")
+
+
+def _checked(meta_learner: MetaLearner) -> MetaLearner:
+    """The same; raises ConfigError for anything else, such as the path of one."""
+    if not isinstance(meta_learner, MetaLearner):
+        raise ConfigError(
+            f"expected a meta-learner (server.api.learn makes one), got a {type(meta_learner).__name__}"
+        )
+    return meta_learner
 
 
 def _array_of(classes: Sequence[Hashable]) -> NDArray[Any]:

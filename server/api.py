@@ -5,7 +5,7 @@ The same steps as of ``fedfree-server learn``, VERIFY included, in a temporary f
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -29,7 +29,7 @@ def ignore_recovered(recovered: Mapping[str, Tensor]) -> None:
 
 
 def learn(
-    contributions: Sequence[Contribution],
+    contributions: Iterable[Contribution],
     *,
     start: Path | str | None = None,
     preset: str | None = None,
@@ -62,6 +62,9 @@ def learn(
         FederationError: fewer contributions accepted than ``collect.quorum``, two by default.
         StorageError, ContributionError: a start that cannot be read.
     """
+    if isinstance(contributions, Contribution) or not isinstance(contributions, Iterable):
+        raise ConfigError(f"expected a list of contributions, got a {type(contributions).__name__}")
+    contributions = list(contributions)
     for each in contributions:
         if not isinstance(each, Contribution):
             raise ConfigError(f"expected contributions (client.api.contribute), got a {type(each).__name__}")

@@ -20,7 +20,7 @@ from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, head_tenso
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
 from fedfree.errors import ConfigError, ContributionError
-from fedfree.host.files import write_file
+from fedfree.host.files import refuse_foreign, write_file
 from fedfree.host.images.formats import Fit
 from fedfree.settings import Settings
 
@@ -158,7 +158,12 @@ class FewShotClassifier(nn.Module):
 
 
 def write_classifier(classifier: FewShotClassifier, path: Path) -> None:
-    """Store a classifier in one file; raises ConfigError where that is not possible."""
+    """Store a classifier in one file.
+
+    Raises:
+        ConfigError: that is not possible, or another kind of file is there.
+    """
+    refuse_foreign(path, DESCRIPTION.encode())
     description = classifier.description.model_dump_json()
     metadata = {DESCRIPTION: description, DIGEST: _digest(description, classifier)}
     write_file(path, safetensors.torch.save(classifier.state_dict(), metadata))

@@ -18,7 +18,7 @@ import fedfree
 from client.adapting.classifier import FewShotClassifier
 from fedfree.architectures import InputSpec
 from fedfree.errors import ConfigError, FedFreeError
-from fedfree.host.files import write_file
+from fedfree.host.files import refuse_foreign, write_file
 from fedfree.host.images.formats import Fit
 from fedfree.seeding import make_generator
 
@@ -33,6 +33,9 @@ SQUARE: Mapping[Fit, str] = {
 }
 """What whoever runs the file does with an image that is not square, by the classifier's fit."""
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")
+VERSION = "fedfree_version"
+"""Key of the metadata of every exported file."""
+
 # Otherwise onnxruntime reports every process that imports it to its maker, with an id of the machine.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -51,7 +54,8 @@ def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
         The largest absolute difference of a probability.
 
     Raises:
-        ConfigError: the packages of the ``onnx`` extra are not installed, or ``path`` cannot be written.
+        ConfigError: the packages of the ``onnx`` extra are not installed, ``path`` cannot be written, or
+            another kind of file is there.
         FedFreeError: the two differ by more than TOLERANCE; nothing is written.
     """
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
@@ -59,6 +63,7 @@ def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
         raise ConfigError(
             f"export needs {', '.join(missing)}, not installed here: pip install 'fedfree[onnx]'"
         )
+    refuse_foreign(path, VERSION.encode())
     model = _to_onnx(classifier)
     input = classifier.description.input
     sizes = [(height * input.height // 4, width * input.width // 4) for height, width in CHECKED_QUARTERS]
@@ -124,7 +129,7 @@ def _metadata(classifier: FewShotClassifier) -> dict[str, str]:
         "calibrated": json.dumps(classifier.calibrated),
         **({"none_of_these_below": repr(openness.threshold)} if (openness := description.openness) else {}),
         "meta_learner_sha256": description.meta_learner,
-        "fedfree_version": fedfree.__version__,
+        VERSION: fedfree.__version__,
     }
 
 

@@ -21,6 +21,7 @@ from client.data.loading import load_configured
 from client.limits import read_limits
 from fedfree.errors import FedFreeError
 from fedfree.host.cli import WRONG_INPUT, App, print_refusal
+from fedfree.host.images.passed_over import readable
 
 app = App()
 
@@ -76,7 +77,9 @@ def adapt(
 
 def _report(classifier: FewShotClassifier) -> None:
     support, calibration = classifier.description.support, classifier.description.calibration
-    for row in _aligned([("class", "images"), *((name, str(count)) for name, count in support.items())]):
+    for row in _aligned(
+        [("class", "images"), *((readable(name), str(count)) for name, count in support.items())]
+    ):
         typer.echo(row)
     if calibration is None:
         how = "calibrated beforehand" if classifier.calibrated else "not calibrated"
@@ -146,8 +149,8 @@ def _as_table(predictions: Iterable[Prediction], classifier: FewShotClassifier, 
 
 def _table_rows(prediction: Prediction, classifier: FewShotClassifier) -> list[tuple[str, str, str]]:
     """The ranking; before it, of an image that is none of these, that."""
-    image = str(prediction.image).encode(errors="replace").decode()
-    rows = [(image, name, f"{value:.3f}") for name, value in prediction.ranking]
+    image = readable(str(prediction.image))
+    rows = [(image, readable(name), f"{value:.3f}") for name, value in prediction.ranking]
     openness = classifier.description.openness
     if openness and prediction.none_of_these:
         reason = f"similarity {prediction.similarity:.3f}, below {openness.threshold:.3f}"

@@ -107,7 +107,7 @@ def _show(found: Look, foreseen: Foresight | FedFreeError, config: ClientConfig)
     console.print(_class_table(found))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
-    facts.add_column()
+    facts.add_column(overflow="fold")
     for name, line in _facts(found, foreseen, config):
         facts.add_row(Text(name), Text(line))
     console.print(facts)
@@ -116,7 +116,7 @@ def _show(found: Look, foreseen: Foresight | FedFreeError, config: ClientConfig)
 def _class_table(found: Look) -> Table:
     table = Table(caption_justify="left")
     for heading in ("class", "images", "smallest", "median", "largest", "grey", "turned", "broken"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+        table.add_column(heading, justify="left" if heading == "class" else "right", overflow="fold")
     for each in found.classes[:SHOWN_CLASSES]:
         table.add_row(*map(Text, _row(each)))
     if (more := len(found.classes) - SHOWN_CLASSES) > 0:

@@ -31,7 +31,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticUndefined
 
-from fedfree.errors import ConfigError, FedFreeError
+from fedfree.errors import ConfigError, FedFreeError, printable
+
+LONGEST_VALUE = 200
+"""Characters of a refused value that are shown."""
 
 Values = Mapping[str, Any]
 """Tables inside tables, as TOML has them."""
@@ -131,7 +134,11 @@ class Settings(BaseModel):
             if first["type"] == "extra_forbidden":
                 raise InvalidError(path, no_such_setting(cls, path)) from error
             message = first["msg"].removeprefix("Value error, ")
-            got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+            got = (
+                ""
+                if first["type"] == "missing"
+                else f" (got {printable(repr(first['input']), LONGEST_VALUE)})"
+            )
             raise InvalidError(path or "value", f"{message}{got}") from error
 
     @classmethod

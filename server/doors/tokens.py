@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pydantic import AwareDatetime
+
 from fedfree.errors import AccessError, ConfigError
 from fedfree.host.files import PRIVATE, read_file, write_file
 from fedfree.host.lock import changing
@@ -29,7 +31,7 @@ class TokenHash(Settings):
     salt: str
     digest: str
     """Hexadecimal SHA-256 of salt and token."""
-    expires: datetime | None = None
+    expires: AwareDatetime | None = None
     """UTC; None for one that holds until it is revoked."""
 
 
@@ -124,6 +126,8 @@ class Tokens:
             return {}
         try:
             values = json.loads(read_file(self.path))
+            for name, _ in values.items():
+                require_name(name)
             return {
                 name: TokenHash.parse(each, origin=f"{self.path}: {name}") for name, each in values.items()
             }

@@ -416,7 +416,7 @@ def event_to_line(event: Event) -> str:
 
 
 def events_from_lines(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of :func:`event_to_line`; what a killed process left half written is passed over."""
+    """The events of :func:`event_to_line`; what is half written, or counts by no number, is passed over."""
     for line in lines:
         try:
             fields = json.loads(line)
@@ -424,4 +424,36 @@ def events_from_lines(lines: Iterable[str]) -> Iterator[Event]:
             event = Event(str(fields["stage"]), str(fields["kind"]), dict(fields["values"]), time)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
-        yield event
+        if _counts(event):
+            yield event
+
+
+_COUNTED = {
+    ("learn", "progress"): ("iteration", "of"),
+    ("learn", "recovered"): ("images",),
+}
+"""Values that an event must hold."""
+_WHOLE = ("iteration", "of", "done", "images", "gpu_bytes")
+
+
+def _counts(event: Event) -> bool:
+    """Whether the numbers that readers of a log reckon with are numbers."""
+    if event.stage not in ("learn", "collect"):
+        return True
+    values = event.values
+    if not set(_COUNTED.get((event.stage, event.kind), ())) <= values.keys():
+        return False
+    is_progress = (event.stage, event.kind) == ("learn", "progress")
+    return all(
+        _is_number(value, whole=name in _WHOLE)
+        for name, value in values.items()
+        if is_progress or name in _WHOLE
+    )
+
+
+def _is_number(value: object, *, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if whole:
+        return isinstance(value, int) and 0 <= value < 2**63
+    return isinstance(value, float) or abs(value) < 2**63

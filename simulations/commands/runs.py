@@ -17,6 +17,7 @@ from simulations.reporting.runs import FoundRun, find_runs, open_finished, open_
 from simulations.reporting.summary import result_lines, result_table
 from simulations.reporting.tables import make_console, tell
 from simulations.reporting.tables import show as show_table
+from simulations.reporting.words import printable
 
 app = App()
 
@@ -55,7 +56,7 @@ def show_result(run: Path, result: Mapping[str, Any]) -> None:
     console.print(result_table(result))
     for line in result_lines(result):
         console.print(line, markup=False)
-    console.print(f"report: {run / 'report.html'}", markup=False)
+    console.print(printable(f"report: {run / 'report.html'}"), markup=False)
 
 
 def _how_to_go_on(run: FoundRun) -> str:

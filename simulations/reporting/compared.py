@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fedfree.host.files import write_file
+from fedfree.host.files import refuse_foreign, write_file
 from simulations.baselines.evaluate import META_LEARNER
 from simulations.reporting.comparing import ComparedRuns, Difference
 from simulations.reporting.report import BarChart, accuracy_chart, render
@@ -12,7 +12,8 @@ from simulations.reporting.words import ABSENT
 
 
 def write_comparison(compared: ComparedRuns, out: Path) -> Path:
-    """Write the page; raises StorageError where it cannot be written."""
+    """Write the page; raises ConfigError where it cannot be written, or another kind of file is there."""
+    refuse_foreign(out, b"<title>FedFREE")
     write_file(out, render("comparison.html.j2", _context(compared)).encode())
     return out
 

@@ -73,6 +73,8 @@ def find_runs(folder: Path) -> tuple[list[FoundRun], list[Path]]:
         return [look_at(folder)], []
     found, foreign = [], []
     for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if folder.resolve().is_relative_to(child.resolve()):  # a link that leads back
+            continue
         runs = [look_at(each) for each in _walk(child)]
         found += runs
         foreign += [] if runs else [child]

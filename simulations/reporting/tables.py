@@ -21,6 +21,7 @@ from fedfree.host.files import read_file, write_file
 from simulations.command_line import typed_command
 from simulations.reporting import facts
 from simulations.reporting.record import Machine, Record, Table
+from simulations.reporting.words import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,12 +43,12 @@ def show(table: Table, console: Console) -> None:
     """Print a table and its notes."""
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, title in enumerate(table.titles):
-        drawn.add_column(title, justify="right" if index else "left")
+        drawn.add_column(printable(title), justify="right" if index else "left")
     for row in table.texts:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     console.print(drawn)
     for note in table.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(printable(note), markup=False, highlight=False)
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -94,8 +95,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def tell(line: str) -> None:
-    """Print a line as it is."""
-    make_console().print(line, markup=False, highlight=False)
+    """Print a line, without control characters."""
+    make_console().print(printable(line), markup=False, highlight=False)
 
 
 class Setup(Protocol):

@@ -183,3 +183,26 @@ def test_the_examples_in_the_docstrings_hold(shades: Shades, make_meta_learner: 
     known = {"images": shades[0], "labels": shades[1], "meta_learner": make_meta_learner()}
     told = doctest.testmod(client.api, extraglobs=known)
     assert told.attempted >= 8 and told.failed == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"episodes": 0}, {"episodes": 1e9}, {"n_way": "a"}, {"n_shot": 1.5}, {"seed": None}]
+)
+def test_a_number_that_is_not_whole_is_refused_with_its_name(
+    wrong: dict[str, Any], shades: Shades, make_meta_learner: MakeMetaLearner
+) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"{name} is a whole number from"):
+        evaluate(make_meta_learner(), *shades, **wrong)
+
+
+def test_a_seed_that_is_no_number_is_refused(shades: Shades) -> None:
+    with pytest.raises(ConfigError, match="seed is a whole number from 0 on, got 'x'"):
+        contribute(*shades, seed="x", **TINY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, "meta_learner.safetensors", Path("meta_learner.safetensors")])
+def test_what_is_no_meta_learner_is_refused(wrong: Any, shades: Shades) -> None:
+    for refuse in (adapt, evaluate):
+        with pytest.raises(ConfigError, match="expected a meta-learner"):
+            refuse(wrong, *shades)

@@ -114,6 +114,12 @@ def test_a_mark_of_utf_8_and_line_ends_of_windows_are_no_hindrance(tmp_path: Pat
     assert Outer.read(tmp_path / "outer.toml").source == Path("/images")
 
 
+def test_of_a_long_value_only_the_beginning_is_repeated() -> None:
+    with pytest.raises(ConfigError) as refused:
+        Outer.parse({"source": "x", "kind": "y" * 100_000}, origin="file")
+    assert len(str(refused.value)) < 400
+
+
 def test_true_is_no_number() -> None:
     with pytest.raises(ConfigError, match=r"training\.epochs: Input should be a number, .*got True"):
         Outer.parse({"source": "x", "training": {"epochs": True}}, origin="file")

@@ -111,3 +111,13 @@ def test_what_cannot_be_learned_from_is_refused(pool: list[Contribution]) -> Non
 def test_the_example_in_the_docstring_holds(pool: list[Contribution]) -> None:
     told = doctest.testmod(server.api, extraglobs={"contributions": pool})
     assert told.attempted == 2 and told.failed == 0
+
+
+@pytest.mark.parametrize("wrong", [None, contribution(0)], ids=["none", "one"])
+def test_what_is_no_list_of_contributions_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a list of contributions, got a "):
+        learn(wrong, **TINY)
+
+
+def test_contributions_may_come_one_by_one(pool: list[Contribution]) -> None:
+    assert learn(iter(pool), **TINY).weights == learn(pool, **TINY).weights

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -94,11 +95,19 @@ def _run(app: typer.Typer) -> None:
             raise
         _end(FedFreeError("interrupted"), INTERRUPTED)
     except OSError as error:
-        _end(StorageError(f"{error.filename or 'a file'}: {error.strerror or error}"), WRONG_INPUT)
+        _end(_of_the_system(error), WRONG_INPUT)
     except Exception as error:
         traceback.print_exc()
         words = f"a fault of FedFREE's own ({type(error).__name__}): please report it with the lines above"
         _end(FedFreeError(f"{words}, once you have looked through them for names of yours"), OWN_FAULT)
+
+
+def _of_the_system(error: OSError) -> StorageError:
+    try:
+        Path.cwd()
+    except OSError:
+        return StorageError("the working directory is gone or closed to you: change to another one first")
+    return StorageError(f"{error.filename or 'a file'}: {error.strerror or error}")
 
 
 def _end(error: FedFreeError, status: int) -> NoReturn:

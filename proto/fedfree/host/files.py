@@ -7,6 +7,7 @@ that names the path and what the system said.
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 import uuid
@@ -56,6 +57,30 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def refuse_foreign(path: Path, mark: bytes) -> None:
+    """Refuse to write over a file that somebody made otherwise.
+
+    Args:
+        mark: what every file holds that is written there.
+
+    Raises:
+        ConfigError: a file is there, not empty, without the mark.
+        StorageError: it cannot be read.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with (
+        named(f"cannot read {path}"),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        is_ours = content.find(mark) >= 0
+    if not is_ours:
+        raise ConfigError(
+            f"{path} is there, and is nothing that this command writes: choose another name, or remove it"
+        )
 
 
 def write_once(path: Path, data: bytes, *, mode: int = 0o666) -> bool:

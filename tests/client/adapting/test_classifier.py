@@ -21,7 +21,7 @@ from client.adapting.classifier import (
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec
 from fedfree.codec import Provenance, encode_weights, sha256
-from fedfree.errors import FedFreeError
+from fedfree.errors import ConfigError, FedFreeError
 
 PROVENANCE = Provenance(("ab" * 32,), "cd" * 32, 7, "fedfree")
 
@@ -154,3 +154,19 @@ def test_a_file_that_is_absent_or_no_safetensors_is_refused(tmp_path: Path) -> N
     for name, reason in (("noise", "not valid safetensors"), ("nowhere", "no such file"), (".", "no such")):
         with pytest.raises(FedFreeError, match=reason):
             read_classifier(tmp_path / name)
+
+
+def test_a_file_of_another_kind_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "meta_learner.safetensors"
+    path.write_bytes(b"years of work")
+    with pytest.raises(
+        ConfigError, match=r"meta_learner\.safetensors is there, and is nothing that this command"
+    ):
+        write_classifier(make(), path)
+    assert path.read_bytes() == b"years of work"
+
+
+def test_a_classifier_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_classifier(make(), tmp_path / "classifier.safetensors")
+    assert read_classifier(tmp_path / "classifier.safetensors")

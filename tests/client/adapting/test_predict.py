@@ -12,6 +12,7 @@ from PIL import Image
 
 from client.adapting.classifier import Openness, read_classifier, write_classifier
 from client.adapting.predict import Prediction, predict
+from client.commands.adapting import _as_table
 from client.data.image_set import to_input
 from client.data.loading import load_images
 from fedfree.adaptation import adapt
@@ -260,3 +261,9 @@ def test_photos_are_predicted_as_those_that_were_adapted_to(
         assert dict(prediction.ranking) == pytest.approx(
             dict(zip(classifier.class_names, wanted.tolist(), strict=True)), abs=1e-5
         )
+
+
+def test_a_hostile_class_or_file_name_is_shown_in_one_line(classifier: Path) -> None:
+    hostile = Prediction(Path("a\x1b[2J\n.png"), (("b\x1b[31m\nc", 0.5),))
+    _, row = _as_table([hostile], read_classifier(classifier), top=1)
+    assert row.split() == ["a?[2J?.png", "b?[31m?c", "0.500"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedfree.errors import ConfigError
-from fedfree.host.cli import print_refusal
+from fedfree.host.cli import App, _run, print_refusal
 
 PROGRAM = r"""
 import sys
@@ -140,3 +140,25 @@ def test_a_refusal_is_one_short_line_without_control_characters(capsys: pytest.C
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: no such key \N{REPLACEMENT CHARACTER}[2Jevil [/x]: y")
     assert len(line) < 5000
+
+
+def test_a_working_directory_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = App("program", "A program.")
+
+    @app.command()
+    def where() -> None:
+        Path.cwd()
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.chdir(tmp_path)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit, match="2"):
+        _run(app)
+    assert capsys.readouterr().err == (
+        "error: the working directory is gone or closed to you: change to another one first\n"
+    )

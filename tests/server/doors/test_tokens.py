@@ -108,3 +108,15 @@ def test_tokens_of_before_they_could_expire_are_still_good(tokens: Tokens) -> No
     del values["org-1"]["expires"]
     tokens.path.write_text(json.dumps(values))
     assert tokens.organisation_of(token) == "org-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "expires", "words"),
+    [("north", "2030-01-01T00:00:00", "timezone"), ("n\x1b[31m\n", "2030-01-01T00:00:00Z", "not a name")],
+)
+def test_an_entry_that_nobody_added_so_is_refused(
+    name: str, expires: str, words: str, tokens: Tokens
+) -> None:
+    tokens.path.write_text(json.dumps({name: {"salt": "x", "digest": "y", "expires": expires}}))
+    with pytest.raises(ConfigError, match=words):
+        tokens.organisations()

@@ -1,5 +1,6 @@
 """A run has its starts, adopted for good, or none."""
 
+import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,9 +11,9 @@ from fedfree.errors import ConfigError, ContributionError, FederationError, Stor
 from fedfree.host.starts import MANIFEST, WEIGHTS, write_start
 from fedfree.start import LoadedStart, encode_start
 from server.config import ServerConfig
-from server.events import ignore
+from server.events import Event, ignore
 from server.storage.broadcast import Broadcast
-from server.storage.run_directory import RunDirectory
+from server.storage.run_directory import RunDirectory, event_to_line, events_from_lines
 from server.storage.store import ACCEPTED
 from server.verify.verify import verify_received
 
@@ -191,3 +192,12 @@ def test_a_first_start_that_lost_a_file_is_damaged_not_absent_and_loses_no_other
         run.start()
     run.adopt_start(folders[0])
     assert (run.start(), run.further_starts()) == (make_start(0), [make_start(1)])
+
+
+@pytest.mark.parametrize("wrong", [None, "\x1b[31m", [], {}, float("nan"), 10**400, -1, True, 1.5])
+@pytest.mark.parametrize("name", ["iteration", "of", "gpu_bytes", "images"])
+def test_an_event_that_counts_by_no_number_is_passed_over(name: str, wrong: object) -> None:
+    kind = "recovered" if name == "images" else "progress"
+    good = {"images": 3} if kind == "recovered" else {"iteration": 1, "of": 2, "loss": math.inf}
+    lines = [event_to_line(Event("learn", kind, values)) for values in (good, {**good, name: wrong})]
+    assert [event.values for event in events_from_lines(lines)] == [good]

@@ -17,6 +17,7 @@ from simulations.reporting.compared import write_comparison
 from simulations.reporting.comparing import ComparedRuns, as_plain, score_table, settings_table
 from simulations.reporting.episodes import EPISODES, read_episodes, write_episodes
 from simulations.reporting.runs import open_finished
+from simulations.reporting.tables import make_console, show
 
 HOSTILE = "<script>alert('x')</script>"
 SPEC = EpisodeSpec(5, 1, 15)
@@ -175,3 +176,11 @@ def test_the_page_needs_nothing_else_and_escapes_what_runs_hold(tmp_path: Path) 
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
     assert page.count('<table class="scores">') == 1
     assert "differences are paired" in page
+
+
+def test_a_hostile_name_of_a_run_reaches_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(tmp_path / name, ours=accuracies(0)) for name in ("a", "b\x1b[31m\n[/x]"[:8])]
+    show(score_table(compared(*runs)), make_console())
+    assert "\x1b" not in capsys.readouterr().out

@@ -145,3 +145,10 @@ def test_the_list_holds_a_line_a_run_and_says_beneath_what_failed(tmp_path: Path
     assert third[5] == "failed"
     assert len(table.notes) == 1 and "failed: why" in table.notes[0]
     assert "\x1b" not in "".join([*third, *table.notes])
+
+
+def test_a_link_that_leads_back_lists_no_run_twice(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", result=RESULT)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found, foreign = find_runs(tmp_path)
+    assert ([run.folder.name for run in found], foreign) == (["a"], [])
