@@ -437,8 +437,8 @@ _WHOLE = ("iteration", "of", "done", "images", "gpu_bytes")
 
 
 def _counts(event: Event) -> bool:
-    """Whether the numbers that readers of a log reckon with are numbers."""
-    if event.stage not in ("learn", "collect"):
+    """Whether the numbers that readers of learning's events reckon with are numbers."""
+    if event.stage != "learn":
         return True
     values = event.values
     if not set(_COUNTED.get((event.stage, event.kind), ())) <= values.keys():
