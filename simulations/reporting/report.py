@@ -180,12 +180,11 @@ ALTERNATIVES = {
 
 def verdict_chart(result: Mapping[str, Any], rows: Sequence[Row]) -> BarChart | None:
     """Alone, together, pooled, in the first kind of episodes; None where there is nothing to choose from."""
-    scores = {row.key: (_role(row), row.scores[0]) for row in rows}
+    by_key = {row.key: row for row in rows}
     named = [
-        (label, role, score)
+        (label, _role(row), score)
         for key, label in ALTERNATIVES.items()
-        for role, score in [scores.get(key, ("", None))]
-        if score is not None
+        if (row := by_key.get(key)) and (score := row.scores[0])
     ]
     return accuracy_chart(next(iter(result["few_shot"])), named) if len(named) > 1 else None
 

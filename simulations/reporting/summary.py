@@ -71,7 +71,7 @@ def printed(result: Mapping[str, Any]) -> str:
     console = Console(file=page, width=80, color_system=None, markup=False)
     console.print(result_table(result))
     for line in result_lines(result):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 

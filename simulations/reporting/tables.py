@@ -48,7 +48,7 @@ def show(table: Table, console: Console) -> None:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
     console.print(drawn)
     for note in table.notes:
-        console.print(printable(note), markup=False, highlight=False)
+        console.print(printable(note), highlight=False)
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -96,7 +96,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def tell(line: str) -> None:
     """Print a line, without control characters."""
-    make_console().print(printable(line), markup=False, highlight=False)
+    make_console().print(printable(line), highlight=False)
 
 
 class Setup(Protocol):
