@@ -101,8 +101,10 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, bool):
+            return value
         kinds = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+        if bool not in kinds and kinds & {int, float}:
             raise ValueError("Input should be a number, not true or false")
         return value
 
