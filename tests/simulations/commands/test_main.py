@@ -1,5 +1,6 @@
 """The command line: wrong input gives one clear line, no traceback, and exit status 2."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -142,7 +143,7 @@ def test_a_directory_with_another_federation_is_left_alone(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text(SimulationConfig(seed=5).to_toml())
     line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tree)
-    assert "holds another federation" in line
+    assert "holds another federation" in line and re.search(r"differs in dataset, .*seed", line)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.toml"]
 
 
