@@ -23,3 +23,14 @@ def test_no_command_imports_at_its_start_what_few_commands_need() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_network_is_made_and_its_cost_known_without_a_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from fedfree.architectures import Architecture, InputSpec, build\n"
+        "build(Architecture(), num_classes=2, input=InputSpec(1, 16, 16))\n"
+        f"print(*sorted(set({HEAVY}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from fedfree import codec
-from fedfree.architectures import Architecture, InputSpec, blueprint, build
+from fedfree.architectures import MAX_IMAGE_SIZE, Architecture, InputSpec, blueprint, build
+from fedfree.architectures.blueprint import check_cost
 from fedfree.codec import (
     MIN_VARIANCE,
     Contribution,
@@ -313,7 +314,8 @@ def test_a_library_that_cannot_take_a_size_is_a_refusal_whatever_it_raises() -> 
 
 def test_every_network_of_ours_at_every_size_costs_less_than_the_most() -> None:
     for name in ("conv4-64", "resnet18"):
-        blueprint(Architecture.parse(name), 100, InputSpec(3, 512, 512))
+        largest = InputSpec(3, MAX_IMAGE_SIZE, MAX_IMAGE_SIZE)
+        check_cost(blueprint(Architecture.parse(name), 100, largest), name, largest)
 
 
 def test_raised_variances_change_no_output() -> None:

@@ -46,12 +46,13 @@ def draw(make: Callable[[], Classifier]) -> Classifier:
 
 
 @rule("cost")
-@torch.no_grad()
-def check_cost(network: Classifier, input: InputSpec, what: str) -> None:
+def check_cost(network: Classifier, what: str, input: InputSpec | None = None) -> None:
     """At most 150 million parameters, and 40 thousand million multiplications for one image.
 
     Args:
         network: of :func:`draw`.
+        input: what to count multiplications for, which brings torch's compiler along: one second, or two;
+            None where the network is known to take fewer.
 
     Raises:
         ContributionError: it has more; and whatever its own code raises of images that it cannot take.
@@ -62,13 +63,18 @@ def check_cost(network: Classifier, input: InputSpec, what: str) -> None:
             f"{what} has {parameters:,} parameters, and {MAX_PARAMETERS:,} are the most: use a smaller "
             "network, smaller images or fewer classes"
         )
-    from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second, and only builders need it
-
-    with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, input.channels, input.height, input.width, device="meta"))
-    multiplications = counter.get_total_flops() // 2
+    multiplications = _multiplications(network, input) if input else 0
     if multiplications > MAX_MULTIPLICATIONS:
         raise ContributionError(
             f"{what} takes {multiplications:,} multiplications for one image, and {MAX_MULTIPLICATIONS:,} "
             "are the most: use a smaller network or smaller images"
         )
+
+
+@torch.no_grad()
+def _multiplications(network: Classifier, input: InputSpec) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second, and only builders need it
+
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, input.channels, input.height, input.width, device="meta"))
+    return int(counter.get_total_flops()) // 2
