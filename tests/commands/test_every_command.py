@@ -19,6 +19,8 @@ import typer
 from PIL import Image
 
 from fedfree.architectures import Architecture, InputSpec, build
+from server.run import learn
+from server.storage.run_directory import RunDirectory
 
 PROGRAMS = ("client", "server", "simulations")
 IN_PROCESSES_OF_THEIR_OWN = {
@@ -322,6 +324,8 @@ def measure(walk: Walk, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simulations.benchmarks.speed._published", lambda server: server)  # minutes of work
     walk("simulations", "bench speed", *few, "--repeats", 1, "--minutes", 0, "--out", "speed")
     monkeypatch.setattr("simulations.benchmarks.scale.ITERATIONS", 2)
+    one = "simulations.benchmarks.scale._torchrun"  # tests/server/test_run.py starts it
+    monkeypatch.setattr(one, lambda run, processes: learn(RunDirectory(run)))
     walk("simulations", "bench scale", *few, "--models", "2", "--processes", "1", "--out", "scale")
     for split, images in (("meta_train", 60), ("meta_val", 9), ("meta_test", 9)):
         write_images(folder / "larger" / split, classes=3, images=images)

@@ -1,5 +1,6 @@
 """A run over gRPC leaves nothing of an organisation's own at the server, and no secret outside its file."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -31,28 +33,47 @@ def write_images(root: Path) -> Path:
 
 
 class Party:
-    """A side with a folder and a home of its own, whose programs' words are kept there."""
+    """A side with a folder and a home of its own, where its programs' words are kept.
 
-    def __init__(self, program: str, folder: Path) -> None:
+    What ends by itself runs in this process, as the program would.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
         folder.mkdir()
         self.folder, self._program, self._calls = folder, program, 0
-        paths = os.pathsep.join((str(ROOT), str(ROOT / "proto")))
-        self._environment = os.environ | {"FEDFREE_HOME": str(folder / "home"), "PYTHONPATH": paths}
+        self._monkeypatch, self._capfd = monkeypatch, capfd
 
-    def start(self, *words: str, token: str = "") -> "subprocess.Popen[str]":
-        self._calls += 1
-        environment = self._environment | ({"FEDFREE_TOKEN": token} if token else {})
-        with (self.folder / f"said-{self._calls}.txt").open("w") as said:
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        paths = {"FEDFREE_HOME": str(self.folder / "home"), "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
+        with (self.folder / "said.txt").open("w") as said:
             command = [sys.executable, "-m", self._program, *words]
             return subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=said, text=True
+                command,
+                cwd=self.folder,
+                env=os.environ | paths,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
             )
 
     def run(self, *words: str, token: str = "", status: int = 0, keep: bool = True) -> str:
-        with self.start(*words, token=token) as process:
-            out, _ = process.communicate(timeout=120)
-        said = self.folder / f"said-{self._calls}.txt"
-        assert process.returncode == status, said.read_text()
+        self._calls += 1
+        with self._monkeypatch.context() as here, pytest.raises(SystemExit) as ended:
+            here.chdir(self.folder)
+            here.setenv("FEDFREE_HOME", str(self.folder / "home"))
+            if token:
+                here.setenv("FEDFREE_TOKEN", token)
+            here.setattr(sys, "argv", [f"fedfree-{self._program}", *words])
+            importlib.import_module(f"{self._program}.commands.main").main()
+        out, said = self._capfd.readouterr()
+        (self.folder / f"said-{self._calls}.txt").write_text(said)
+        assert (ended.value.code or 0) == status, said
         if keep:
             (self.folder / f"printed-{self._calls}.txt").write_text(out)
         return out
@@ -65,8 +86,11 @@ class Party:
                 yield name
 
 
-def test_a_run_leaves_nothing_private_at_the_server_and_no_secret_outside_its_file(tmp_path: Path) -> None:
-    server, client = Party("server", tmp_path / "server"), Party("client", tmp_path / FOLDER)
+def test_a_run_leaves_nothing_private_at_the_server_and_no_secret_outside_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = Party("server", tmp_path / "server", monkeypatch, capfd)
+    client = Party("client", tmp_path / FOLDER, monkeypatch, capfd)
     token = server.run("token", "add", "org-1", "--store", "run", keep=False).strip()
     (server.folder / "run" / "server.toml").write_text(SERVER_TOML)
     images = write_images(client.folder / "images")

@@ -60,14 +60,14 @@ def share(path: Path, processes: int) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_publish_the_meta_learner_of_one(tmp_path: Path) -> None:
-    weights = []
-    for processes in (1, 2):
-        path = tmp_path / str(processes)
+    paths = tmp_path / "one", tmp_path / "two"
+    for path in paths:
         path.mkdir()
         prepare(path)
-        outcome = share(path, processes)
-        assert outcome.returncode == 0, outcome.stderr
-        weights.append(safetensors.torch.load_file(RunDirectory(path).weights))
+    learn(RunDirectory(paths[0]))
+    shared = share(paths[1], 2)
+    assert shared.returncode == 0, shared.stderr
+    weights = [safetensors.torch.load_file(RunDirectory(path).weights) for path in paths]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-5)
     started = build(Architecture(), num_classes=3, input=INPUT).state_dict()
