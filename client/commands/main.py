@@ -7,6 +7,7 @@ app = App(
     "fedfree-client",
     "Contribute a classifier of your own images, see exactly what would be sent, measure and use what "
     "comes back.",
+    is_program=True,
 )
 for commands in (looking, starting, contributing, rehearsing, remote, deploying, adapting):
     app.add_typer(commands.app)

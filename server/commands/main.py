@@ -35,6 +35,7 @@ from server.storage.store import MANIFEST, WEIGHTS
 app = App(
     "fedfree-server",
     "Learn a meta-learner from contributed models, and look into the store that holds them.",
+    is_program=True,
 )
 
 token_app = App("token", "Who may come through the gRPC door: one token an organisation.")

@@ -27,6 +27,7 @@ from simulations.simulate import simulate
 app = App(
     "fedfree-sim",
     "Simulate whole federations on this machine: organisations, server, baselines and report.",
+    is_program=True,
 )
 app.add_typer(bench.app)
 app.add_typer(privacy.app)

@@ -19,10 +19,12 @@ import typer
 from PIL import Image
 
 from fedfree.architectures import Architecture, InputSpec, build
+from fedfree.release import this_release
 from server.run import learn
 from server.storage.run_directory import RunDirectory
 
 PROGRAMS = ("client", "server", "simulations")
+NAMES = {"simulations": "sim"}
 IN_PROCESSES_OF_THEIR_OWN = {
     ("client", "up"): "tests/end_to_end/test_deployment.py",
     ("server", "up"): "tests/end_to_end/test_deployment.py",
@@ -64,7 +66,7 @@ class Walk:
 
     def __call__(self, program: str, command: str, *arguments: object) -> str:
         words = tuple(command.split())
-        name = {"simulations": "sim"}.get(program, program)
+        name = NAMES.get(program, program)
         self.monkeypatch.setattr(sys, "argv", [f"fedfree-{name}", *words, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             importlib.import_module(f"{program}.commands.main").main()
@@ -142,6 +144,11 @@ def test_the_help_of_every_command_fits_a_screen_of_45_lines(
             importlib.import_module(f"{program}.commands.main").main()
         lines = capfd.readouterr().out.splitlines()
         assert 5 <= len(lines) <= 45, f"{' '.join(words)}: {len(lines)} lines"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_names_its_release(program: str, walk: Walk) -> None:
+    assert walk(program, "--version") == f"fedfree-{NAMES.get(program, program)} {this_release()}\n"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from fedfree.errors import FederationError, FedFreeError, StorageError, printable
+from fedfree.release import this_release
 
 WRONG_INPUT, FAILED, OWN_FAULT, INTERRUPTED = 2, 1, 70, 130
 
@@ -38,10 +39,31 @@ class _PlainCommand(TyperCommand):
         return str(super().get_help(ctx)).replace("\\[", "[")
 
 
-class App(typer.Typer):
-    """A command line that shows plain help, and leaves exceptions to :func:`run_app`."""
+def _name_release(context: typer.Context, asked: bool) -> None:
+    if asked:
+        typer.echo(f"{context.info_name} {this_release()}")
+        raise typer.Exit
 
-    def __init__(self, name: str | None = None, help: str | None = None) -> None:
+
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_name_release, help="Name the release installed here."
+        ),
+    ] = False,
+) -> None:
+    """What comes before a program's commands."""
+
+
+class App(typer.Typer):
+    """A command line that shows plain help, and leaves exceptions to :func:`run_app`.
+
+    Args:
+        is_program: it is a whole one of several commands, and has ``--version``.
+    """
+
+    def __init__(self, name: str | None = None, help: str | None = None, *, is_program: bool = False) -> None:
         super().__init__(
             name=name,
             help=help,
@@ -49,6 +71,8 @@ class App(typer.Typer):
             pretty_exceptions_enable=False,
             rich_markup_mode=None,  # drawn by rich, help is twice as long
         )
+        if is_program:
+            self.callback()(_program)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Command], Command]:
         """As ``typer.Typer.command``."""
