@@ -17,10 +17,9 @@ LONGEST = (
     "commands/test_every_command.py",
     "end_to_end/test_engines.py",
     "end_to_end/test_kills.py",
-    "end_to_end/test_markers.py",
     "simulations/attacks/test_sweep.py",
-    "end_to_end/test_tutorial.py",
-    "end_to_end/test_ctrl_c.py",
+    "server/test_pipeline.py",
+    "server/doors/test_page.py",
     "server/test_run.py",
 )
 """Files that begin first: a long one that began last would leave the other processes without work."""

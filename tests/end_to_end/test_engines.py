@@ -51,7 +51,9 @@ def _organisation(run: Path, index: int, new_classes: Path) -> ClientConfig:
     images = _write_images(run / "data" / str(index), classes=3, per_class=12, seed=index)
     return ClientConfig(
         data=DataConfig(source=images),
-        training=TrainingConfig(image_size=16, epochs=1, batch_size=16, crop_padding=2, threads=1),
+        training=TrainingConfig(
+            image_size=16, epochs=1, min_steps=2, batch_size=16, crop_padding=2, threads=1
+        ),
         evaluate=EvaluateConfig(data=DataConfig(source=new_classes), episodes=3, n_query=5),
         share_metrics=index == 0,
         cache=run / "cache",

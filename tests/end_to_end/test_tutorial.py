@@ -48,6 +48,7 @@ def free_port() -> int:
         return int(door.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_looking_at_the_photos_tells_what_a_telephone_did_to_them_as_the_page_shows(tmp_path: Path) -> None:
     (last,) = [index for index, block in enumerate(BLOCKS) if block.startswith("rm ")]
     said = walk(BLOCKS[: last + 1], tmp_path)

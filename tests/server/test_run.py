@@ -20,7 +20,7 @@ from server import pipeline
 from server.config import ServerConfig
 from server.events import Event
 from server.learning.outcome import Outcome
-from server.run import learn, learn_held
+from server.run import learn, learn_held, main
 from server.storage.run_directory import RunDirectory
 from server.storage.store import Store
 
@@ -137,11 +137,13 @@ def test_a_folder_in_which_another_process_learns_is_refused_and_left_as_it_is(t
     assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
 
 
-def test_more_processes_than_models_in_a_meta_batch_are_refused(tmp_path: Path) -> None:
+def test_more_processes_than_models_in_a_meta_batch_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare(tmp_path, models_per_iteration=1)
-    outcome = share(tmp_path, 2)
-    assert outcome.returncode != 0
-    assert "2 processes cannot share a meta-batch of 1 models" in outcome.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes cannot share a meta-batch of 1 models"):
+        main(tmp_path)
 
 
 @pytest.fixture
