@@ -36,6 +36,9 @@ from fedfree.errors import ConfigError, FedFreeError, printable
 LONGEST_VALUE = 200
 """Characters of a refused value that are shown."""
 
+LARGEST_INTEGER = 2**63 - 1
+"""In TOML, and in what is sent."""
+
 Values = Mapping[str, Any]
 """Tables inside tables, as TOML has them."""
 
@@ -106,6 +109,13 @@ class Settings(BaseModel):
         kinds = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
         if bool not in kinds and kinds & {int, float}:
             raise ValueError("Input should be a number, not true or false")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_more_than_a_file_holds(cls, value: object) -> object:
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ValueError(f"Input should be at most {LARGEST_INTEGER}")
         return value
 
     @model_validator(mode="before")

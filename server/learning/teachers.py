@@ -20,9 +20,11 @@ from server.learning.trust import (
     FEWEST,
     Trust,
     by_distance,
+    by_leaning,
     by_sharing,
     by_skill,
     combine,
+    leaning,
     own_ways,
     relations,
     skill,
@@ -75,8 +77,9 @@ class Teachers:
         alike = torch.eye(len(self.members))
         if len(self.members) >= FEWEST and len(self.corpus) > 2:
             spread = torch.linspace(0, len(self.corpus) - 1, min(PROBES, len(self.corpus))).long()
-            related = torch.stack([relations(block) for block in blocks(spread)])
-            grounds, alike = [by_distance(related)], own_ways(related)
+            seen = blocks(spread)
+            related = torch.stack([relations(block) for block in seen])
+            grounds, alike = [by_distance(related), by_leaning(self._leanings(seen))], own_ways(related)
             sources = self.corpus.rows["sources"][self.corpus.rows.oldest_first()].cpu()
             labelled = (sources[:, 0] >= 0).nonzero().flatten()[-LABELLED:]
             if len(sources[labelled, 0].unique()) >= FEWEST:
@@ -89,6 +92,13 @@ class Teachers:
         """What each model made of some images, on the CPU."""
         features = self.corpus.rows["features"][order[rows.to(order.device)]]
         return torch.split(features.float().cpu(), list(self._sizes), dim=1)
+
+    @torch.no_grad()
+    def _leanings(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Of each model's answers."""
+        heads = [member.network.head for member in self.members]
+        answers = [head(block.to(next(head.parameters()))) for head, block in zip(heads, blocks, strict=True)]
+        return torch.tensor([leaning(widen(each).cpu()) for each in answers])
 
     def _skills(self, blocks: Sequence[Tensor], sources: Tensor) -> Tensor:
         """The middle of each model's skill on what was recovered from the others."""

@@ -19,6 +19,8 @@ ALIKE = 0.5
 hundredth of noise above 0.8."""
 LEAST_AGREEMENT = 0.01
 """Cosine below which the middle model does not move with the others."""
+LEAST_LEANING = 0.1
+"""Skewness of the middle model's logits below which nothing is said of heads."""
 SKILL_SPREAD = 0.05
 """Least spread of skill that is taken for ordinary."""
 
@@ -121,6 +123,31 @@ def by_distance(related: Tensor) -> Ground:
     times = distances / distances.median().clamp(min=1e-6)
     words = [f"relations {each:.1f} times as far from the others' as the middle model's" for each in times]
     return Ground((2.5 - times).clamp(0, 1), words)
+
+
+def leaning(logits: Tensor) -> float:
+    """Skewness of [images, classes] logits over the classes, mean over images; 0 for two classes.
+
+    Of a head that was trained one class stands out above the others, of images of any kind: positive.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    spread = centred.square().mean(1).clamp(min=1e-12).sqrt()
+    return float((centred.pow(3).mean(1) / spread.pow(3)).mean())
+
+
+def by_leaning(leanings: Tensor) -> Ground:
+    """Whose head says the opposite of what it was trained to: one class stands out *below* the others.
+
+    Args:
+        leanings: [models], of :func:`leaning` on the same images.
+    """
+    middle = leanings.median()
+    words = [
+        f"its head leans to {each:+.2f}, the middle model's to {middle:+.2f}: turned around"
+        for each in leanings.tolist()
+    ]
+    factors = (1.25 + 2.5 * leanings / middle.clamp(min=1e-6)).clamp(0, 1)
+    return Ground(torch.where(middle < LEAST_LEANING, 1.0, factors), words)
 
 
 def median_of_others(rows: Tensor) -> Tensor:

@@ -141,3 +141,9 @@ def test_several_values_may_be_written_with_commas() -> None:
     for written in ("16,20", [16, 20], (16, 20)):
         assert Outer.parse({"source": "x", "sizes": written}, origin="file").sizes == (16, 20)
     assert Outer.parse({"source": "x", "sizes": 16}, origin="file").sizes == (16,)
+
+
+def test_a_number_that_no_file_and_no_message_holds_is_refused() -> None:
+    assert Inner.checked({"epochs": 2**63 - 1}).epochs == 2**63 - 1
+    with pytest.raises(ConfigError, match=r"epochs: Input should be at most 9223372036854775807"):
+        Inner.checked({"epochs": 2**63})

@@ -6,9 +6,11 @@ from server.learning.trust import (
     Ground,
     by_direction,
     by_distance,
+    by_leaning,
     by_sharing,
     by_skill,
     combine,
+    leaning,
     median_of_others,
     own_directions,
     own_ways,
@@ -107,3 +109,17 @@ def test_where_models_have_no_common_way_none_moves_against_it() -> None:
 def test_grounds_that_would_leave_nobody_leave_everybody() -> None:
     grounds = [Ground(torch.tensor(factors), ["", ""]) for factors in ([0.0, 1.0], [1.0, 0.0])]
     assert weigh(2, grounds).tolist() == [1, 1]
+
+
+def test_a_head_leans_to_the_class_that_stands_out_and_one_of_two_classes_to_none() -> None:
+    images = noise(40, 5, seed=0)
+    stands_out = torch.nn.functional.one_hot(torch.arange(40) % 5, 5) * 4 + 0.1 * images
+    assert leaning(stands_out) > 1 and leaning(-10 * stands_out) < -1
+    assert abs(leaning(images[:, :2])) < 1e-3 and leaning(torch.zeros(3, 4)) == 0
+
+
+def test_a_head_turned_around_does_not_count_where_the_others_lean_one_way() -> None:
+    ground = by_leaning(torch.tensor([0.8, 0.9, 0.4, 0.0, 1.2, -0.9]))
+    assert ground.factors[:5].eq(1).all() and ground.factors[5] == 0
+    assert "turned around" in ground.words[5]
+    assert by_leaning(torch.tensor([0.05, -0.9, 0.02, 0.1, -0.1])).factors.eq(1).all()
