@@ -10,11 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedfree.host.files import write_file
+from fedfree.host.files import read_file, write_file
 from server.doors.curves import series, titled
 from server.events import Event
+from server.storage.run_directory import RunDirectory
 from simulations.baselines.evaluate import META_LEARNER
 from simulations.baselines.table import BASELINES, BEST_SINGLE, POOLED, PUBLIC_START
+from simulations.reporting.pictures import synthetic_picture
 from simulations.reporting.runs import command_of, read_events
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label
 from simulations.reporting.shape import Reported, read_result
@@ -81,6 +83,14 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def _picture(run: Path) -> bytes:
+    """``synthetic.png``, drawn again where somebody took it away."""
+    path = run / "synthetic.png"
+    if not path.exists():
+        synthetic_picture(RunDirectory(run).read_recovered(), path)
+    return read_file(path)
+
+
 def render(template: str, context: Mapping[str, Any]) -> str:
     """A page from one of the templates beside this file; whatever it shows is escaped."""
     environment = Environment(
@@ -118,7 +128,7 @@ def _context(run: Path) -> dict[str, Any]:
         "charts": bar_charts(result, rows),
         "queries": _find(tomllib.loads(config), "n_query"),
         "curves": curves(read_events(run)),
-        "picture": base64.b64encode((run / "synthetic.png").read_bytes()).decode(),
+        "picture": base64.b64encode(_picture(run)).decode(),
         "counts": contribution_counts(result),
         "accepted": sum(each["state"] == "accepted" for each in result["contributions"]),
         "privacy": _privacy(result["contributions"]),

@@ -176,6 +176,20 @@ def test_a_file_larger_than_any_image_is_refused_before_it_is_read(
         opened.read(("cat", "0.png"))
 
 
+def test_a_member_that_unpacks_to_hundreds_of_times_its_size_is_refused_before_it_is_unpacked(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "images.zip"
+    sizes = {"bomb.png": sources.SMALL_MEMBER + 1, "small.png": sources.SMALL_MEMBER}
+    with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, size in sizes.items():
+            archive.writestr(f"cat/{name}", bytes(size))
+    with open_source(source) as opened:
+        assert len(opened.read(("cat", "small.png"))) == sources.SMALL_MEMBER
+        with pytest.raises(DataError, match=r"cat/bomb\.png .*16777217: a decompression bomb"):
+            opened.read(("cat", "bomb.png"))
+
+
 def test_a_zip_with_any_byte_changed_is_read_or_refused_clearly(
     tmp_path: Path, write_source: WriteSource
 ) -> None:

@@ -179,6 +179,10 @@ def test_a_tiny_federation_leaves_everything_it_promises(
     }
     assert promised <= {path.name for path in out.iterdir()}
     assert "3-way 5-shot" in capsys.readouterr().out
+    drawn, reported = (out / "synthetic.png").read_bytes(), (out / "report.html").read_bytes()
+    (out / "synthetic.png").unlink()
+    assert run_command(monkeypatch, "report", out) == 0
+    assert (out / "synthetic.png").read_bytes() == drawn and (out / "report.html").read_bytes() == reported
     again = tmp_path / "again"
     shutil.copytree(out / "store", again / "store")
     assert run_command(monkeypatch, "run", *sizes, *shape, "--dataset", tree, "--out", again,

@@ -16,6 +16,10 @@ from fedfree.host.images.passed_over import Parts, Reason, readable
 MAX_FILE_BYTES = 4 * MAX_PIXELS
 """Largest file that is read: an image of the most pixels, uncompressed. A zip may claim any size."""
 
+MOST_EXPANSION = 100
+"""Times its size in a zip that a member of more than ``SMALL_MEMBER`` bytes may unpack to."""
+SMALL_MEMBER = 2**24
+
 ENCRYPTED = 0x1
 """Flag of a zip's member that needs a password."""
 
@@ -162,4 +166,9 @@ def _list_members(archive: zipfile.ZipFile) -> tuple[Listing, dict[Parts, zipfil
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     _check_size(member.file_size)
+    if member.file_size > max(SMALL_MEMBER, MOST_EXPANSION * member.compress_size):
+        raise ValueError(
+            f"{member.compress_size} bytes that unpack to {member.file_size}: a decompression bomb, or "
+            "nearly empty"
+        )
     return archive.read(member)
