@@ -131,7 +131,7 @@ def _of_the_system(error: OSError) -> StorageError:
         Path.cwd()
     except OSError:
         return StorageError("the working directory is gone or closed to you: change to another one first")
-    return StorageError(f"{error.filename or 'a file'}: {error.strerror or error}")
+    return StorageError(f"{error.filename or 'a file, or the output'}: {error.strerror or error}")
 
 
 def _end(error: FedFreeError, status: int) -> NoReturn:

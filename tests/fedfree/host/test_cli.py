@@ -103,7 +103,7 @@ def test_a_console_that_has_them_shows_them() -> None:
     [
         ("interrupted", 130, "error: interrupted"),
         ("stopped", 130, "error: interrupted"),
-        ("full", 2, "error: a file: No space left on device"),
+        ("full", 2, "error: a file, or the output: No space left on device"),
         ("missing", 2, "error: /nowhere/file: No such file or directory"),
     ],
 )
