@@ -77,9 +77,8 @@ class Teachers:
         alike = torch.eye(len(self.members))
         if len(self.members) >= FEWEST and len(self.corpus) > 2:
             spread = torch.linspace(0, len(self.corpus) - 1, min(PROBES, len(self.corpus))).long()
-            seen = blocks(spread)
-            related = torch.stack([relations(block) for block in seen])
-            grounds, alike = [by_distance(related), by_leaning(self._leanings(seen))], own_ways(related)
+            related = torch.stack([relations(block) for block in blocks(spread)])
+            grounds, alike = [by_distance(related), by_leaning(self._leanings())], own_ways(related)
             sources = self.corpus.rows["sources"][self.corpus.rows.oldest_first()].cpu()
             labelled = (sources[:, 0] >= 0).nonzero().flatten()[-LABELLED:]
             if len(sources[labelled, 0].unique()) >= FEWEST:
@@ -93,12 +92,9 @@ class Teachers:
         features = self.corpus.rows["features"][order[rows.to(order.device)]]
         return torch.split(features.float().cpu(), list(self._sizes), dim=1)
 
-    @torch.no_grad()
-    def _leanings(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Of each model's answers."""
-        heads = [member.network.head for member in self.members]
-        answers = [head(block.to(next(head.parameters()))) for head, block in zip(heads, blocks, strict=True)]
-        return torch.tensor([leaning(widen(each).cpu()) for each in answers])
+    def _leanings(self) -> Tensor:
+        heads = (member.network.head for member in self.members)
+        return torch.tensor([leaning(head.get_parameter("weight")) for head in heads])
 
     def _skills(self, blocks: Sequence[Tensor], sources: Tensor) -> Tensor:
         """The middle of each model's skill on what was recovered from the others."""

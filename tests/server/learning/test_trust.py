@@ -1,5 +1,6 @@
 """How much each contribution counts, by evidence that a minority cannot turn."""
 
+import pytest
 import torch
 
 from server.learning.trust import (
@@ -111,11 +112,11 @@ def test_grounds_that_would_leave_nobody_leave_everybody() -> None:
     assert weigh(2, grounds).tolist() == [1, 1]
 
 
-def test_a_head_leans_to_the_class_that_stands_out_and_one_of_two_classes_to_none() -> None:
-    images = noise(40, 5, seed=0)
-    stands_out = torch.nn.functional.one_hot(torch.arange(40) % 5, 5) * 4 + 0.1 * images
-    assert leaning(stands_out) > 1 and leaning(-10 * stands_out) < -1
-    assert abs(leaning(images[:, :2])) < 1e-3 and leaning(torch.zeros(3, 4)) == 0
+def test_a_head_with_few_large_weights_leans_to_them_and_one_of_two_classes_nowhere() -> None:
+    head = torch.eye(5).repeat(1, 3) + 0.1 * noise(5, 15, seed=0)
+    assert leaning(head) > 0.5 and leaning(-10 * head) < -0.5
+    assert leaning(head) == pytest.approx(leaning(3 * head - 7))
+    assert abs(leaning(noise(2, 40, seed=1))) < 1e-9 and leaning(torch.zeros(3, 4)) == 0
 
 
 def test_a_head_turned_around_does_not_count_where_the_others_lean_one_way() -> None:
