@@ -43,15 +43,16 @@ fuzz: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,fuzz]'
 	$(BIN)/python -W ignore tests/properties/guided.py $(KIND) -max_total_time=$(SECONDS)
 
-# What is installed here, held against a database of known vulnerabilities; needs a network.
+# What is installed here, held against a database of known vulnerabilities; needs a network, and what the
+# database cannot be asked about is an error.
 audit: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
-	$(BIN)/pip-audit --local --skip-editable
+	$(BIN)/pip freeze --exclude-editable | $(BIN)/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin
 
-# The same as a bill of materials, CycloneDX, in bom.json; it holds what the database says of each.
+# What is installed here as a bill of materials, CycloneDX, in bom.json; needs no network.
 bom: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
-	$(BIN)/pip-audit --local --skip-editable --format cyclonedx-json --output bom.json
+	$(BIN)/cyclonedx-py environment --output-reproducible --output-file bom.json $(BIN)/python
 
 # The documentation as a site of files, with a search; whatever is doubtful in it is an error.
 docs: install
