@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ SILENT_SECONDS, LOCK_SECONDS = 1.0, 60.0
 """After how long a wait for another process is spoken of, and given up."""
 
 _KEEP = "Do not delete it, or what was spent is forgotten: restore it from a backup, or ask for help"
-_VERSION = 1
+_VERSION = 2
+_UNSEALED = 1
+"""The version before, which had no seal."""
+_SEAL = "CREATE TABLE seal (digest TEXT NOT NULL)"
 _SCHEMA = (
     """CREATE TABLE contributions (
         number INTEGER PRIMARY KEY,
@@ -51,8 +55,10 @@ _SCHEMA = (
         contribution TEXT
     )""",
     "CREATE TABLE images (hash TEXT, fingerprint TEXT, PRIMARY KEY (hash, fingerprint)) WITHOUT ROWID",
+    _SEAL,
     f"PRAGMA user_version = {_VERSION}",
 )
+_SEALED = ("contributions ORDER BY number", "images ORDER BY hash, fingerprint")
 _COLUMNS = (
     "reservation, time, fingerprint, state, noise_multiplier, sampling_rate, steps, delta, contribution"
 )
@@ -185,7 +191,10 @@ class Ledger:
                 _lock(connection, self.path)
                 connection.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS:.0f}")
                 _check_intact(connection, self.path)
+                before = connection.total_changes
                 yield connection
+                if connection.total_changes > before:
+                    _seal(connection)
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise _refusal(self.path, error) from error
@@ -206,6 +215,8 @@ def _make(path: Path) -> None:
             with replacing(path) as partial, closing(sqlite3.connect(partial)) as connection:
                 for statement in _SCHEMA:
                     connection.execute(statement)
+                _seal(connection)
+                connection.commit()
     except sqlite3.Error as error:
         raise _refusal(path, error) from error
     finally:
@@ -247,11 +258,37 @@ def _check_intact(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
         raise StorageError(f"{path} is no ledger, or has lost its content. {_KEEP}")
-    if version != _VERSION:
+    if version not in (_UNSEALED, _VERSION):
         raise ConfigError(f"{path} is no ledger that this release of fedfree can read")
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise StorageError(f"the ledger {path} is damaged ({found}). {_KEEP}")
+    if version == _UNSEALED:
+        connection.execute(_SEAL)
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        _seal(connection)
+    elif connection.execute("SELECT digest FROM seal").fetchall() != [(_digest(connection),)]:
+        raise StorageError(
+            f"the ledger {path} is damaged, or was changed by something else than fedfree: its rows are not "
+            f"those that were written. {_KEEP}"
+        )
+
+
+def _seal(connection: sqlite3.Connection) -> None:
+    """Write down what the rows are, by which a bit that flips on the disk is seen."""
+    connection.execute("DELETE FROM seal")
+    connection.execute("INSERT INTO seal VALUES (?)", (_digest(connection),))
+
+
+def _digest(connection: sqlite3.Connection) -> str:
+    """Hash of every row, whatever its texts have become."""
+    hashed = hashlib.sha256()
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    for rows in _SEALED:
+        for row in connection.execute(f"SELECT * FROM {rows}"):
+            hashed.update(repr(row).encode())
+    connection.text_factory = str
+    return hashed.hexdigest()
 
 
 def _refusal(path: Path, error: sqlite3.Error) -> StorageError:

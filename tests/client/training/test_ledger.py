@@ -305,6 +305,37 @@ def test_a_damaged_ledger_is_refused_with_the_remedy_and_left_as_it_is(
     assert ledger.path.read_bytes() == left
 
 
+def test_whichever_byte_changes_the_rows_are_those_that_were_written_or_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.reserve("one", frozenset({"a", "b"}), RUN, delta=1e-5, epsilon_budget=None)
+    ledger.spend("two", frozenset({"b"}), "id")
+    written, whole = ledger.entries(), ledger.path.read_bytes()
+    refused = 0
+    for place in [place for place, byte in enumerate(whole) if byte][::3]:
+        ledger.path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert ledger.entries() == written
+        except (StorageError, ConfigError):
+            refused += 1
+    assert refused > 100
+
+
+def test_a_ledger_of_the_version_before_is_sealed_as_it_is_and_a_row_changed_by_hand_is_refused(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.reserve("one", frozenset({"a"}), RUN, delta=1e-5, epsilon_budget=None)
+    written = ledger.entries()
+    with closing(sqlite3.connect(ledger.path)) as connection:
+        connection.executescript("DROP TABLE seal; PRAGMA user_version = 1")
+    assert ledger.entries() == written
+    with closing(sqlite3.connect(ledger.path)) as connection:
+        connection.execute("UPDATE contributions SET steps = 1")
+        connection.commit()
+    with pytest.raises(StorageError, match=r"changed by something else than fedfree.* restore it"):
+        ledger.entries()
+
+
 def test_another_programs_database_is_not_made_a_ledger(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "other.sqlite")) as connection:
         connection.execute("CREATE TABLE theirs (a)")
