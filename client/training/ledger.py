@@ -232,7 +232,7 @@ def _lock(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute("BEGIN IMMEDIATE")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            if _code(error) != sqlite3.SQLITE_BUSY:
                 raise
             if time.monotonic() > end:
                 raise StorageError(
@@ -291,9 +291,15 @@ def _digest(connection: sqlite3.Connection) -> str:
     return hashed.hexdigest()
 
 
+def _code(error: sqlite3.Error) -> int | None:
+    """Of SQLite; an error of Python's own module about it has none."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return code
+
+
 def _refusal(path: Path, error: sqlite3.Error) -> StorageError:
     """What is wrong with the file, and what to do."""
-    damaged = getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    damaged = _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
     remedy = f". {_KEEP}" if damaged else ": see that the disk has room and the folder can be written"
     return StorageError(f"cannot use the ledger {path}: {error}{remedy}")
 

@@ -286,7 +286,7 @@ def spend(folder: Path) -> None:
     ledger, run = Ledger(folder / "ledger.sqlite"), DpSgd(2.0, 0.5, 10)
     if not ledger.knows("one"):
         ledger.reserve("one", frozenset({"a"}), run, delta=1e-5, epsilon_budget=None)
-    (folder / "trained").touch()
+    write_file(folder / "trained", b"")
     ledger.spend("one", frozenset({"a"}), "id")
 
 
