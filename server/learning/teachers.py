@@ -20,11 +20,11 @@ from server.learning.trust import (
     FEWEST,
     Trust,
     by_distance,
-    by_leaning,
+    by_head,
     by_sharing,
     by_skill,
     combine,
-    leaning,
+    head_skewness,
     own_ways,
     relations,
     skill,
@@ -78,7 +78,7 @@ class Teachers:
         if len(self.members) >= FEWEST and len(self.corpus) > 2:
             spread = torch.linspace(0, len(self.corpus) - 1, min(PROBES, len(self.corpus))).long()
             related = torch.stack([relations(block) for block in blocks(spread)])
-            grounds, alike = [by_distance(related), by_leaning(self._leanings())], own_ways(related)
+            grounds, alike = [by_distance(related), by_head(self._skewnesses())], own_ways(related)
             sources = self.corpus.rows["sources"][self.corpus.rows.oldest_first()].cpu()
             labelled = (sources[:, 0] >= 0).nonzero().flatten()[-LABELLED:]
             if len(sources[labelled, 0].unique()) >= FEWEST:
@@ -92,9 +92,9 @@ class Teachers:
         features = self.corpus.rows["features"][order[rows.to(order.device)]]
         return torch.split(features.float().cpu(), list(self._sizes), dim=1)
 
-    def _leanings(self) -> Tensor:
+    def _skewnesses(self) -> Tensor:
         heads = (member.network.head for member in self.members)
-        return torch.tensor([leaning(head.get_parameter("weight")) for head in heads])
+        return torch.tensor([head_skewness(head.get_parameter("weight")) for head in heads])
 
     def _skills(self, blocks: Sequence[Tensor], sources: Tensor) -> Tensor:
         """The middle of each model's skill on what was recovered from the others."""

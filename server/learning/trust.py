@@ -19,7 +19,7 @@ ALIKE = 0.5
 hundredth of noise above 0.8."""
 LEAST_AGREEMENT = 0.01
 """Cosine below which the middle model does not move with the others."""
-LEAST_LEANING = 0.1
+LEAST_SKEWNESS = 0.1
 """Skewness of the middle model's head below which nothing is said of heads; from a start it is near 0, and a
 head turned around does no harm."""
 SKILL_SPREAD = 0.05
@@ -126,7 +126,7 @@ def by_distance(related: Tensor) -> Ground:
     return Ground((2.5 - times).clamp(0, 1), words)
 
 
-def leaning(head: Tensor) -> float:
+def head_skewness(head: Tensor) -> float:
     """Skewness of the weights [classes, features] of a head, each less its mean over the classes.
 
     Features are seldom negative, and of few classes each: a trained head has a few large weights for these
@@ -137,20 +137,20 @@ def leaning(head: Tensor) -> float:
     return float(weights.pow(3).mean() / weights.square().mean().clamp(min=1e-24).pow(1.5))
 
 
-def by_leaning(leanings: Tensor) -> Ground:
+def by_head(skewnesses: Tensor) -> Ground:
     """Whose head was turned around, and says the opposite of what it learned.
 
     Args:
-        leanings: [models], of :func:`leaning`.
+        skewnesses: [models], of :func:`head_skewness`.
     """
-    middle = leanings.median()
+    middle = skewnesses.median()
     words = [
         f"its head is turned around (the skewness of its weights is {each:+.2f}, the middle model's "
         f"{middle:+.2f})"
-        for each in leanings.tolist()
+        for each in skewnesses.tolist()
     ]
-    factors = (1.25 + 2.5 * leanings / middle.clamp(min=1e-6)).clamp(0, 1)
-    return Ground(torch.where(middle < LEAST_LEANING, 1.0, factors), words)
+    factors = (1.25 + 2.5 * skewnesses / middle.clamp(min=1e-6)).clamp(0, 1)
+    return Ground(torch.where(middle < LEAST_SKEWNESS, 1.0, factors), words)
 
 
 def median_of_others(rows: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from server.learning.trust import (
     Ground,
     by_direction,
     by_distance,
-    by_leaning,
+    by_head,
     by_sharing,
     by_skill,
     combine,
-    leaning,
+    head_skewness,
     median_of_others,
     own_directions,
     own_ways,
@@ -114,13 +114,13 @@ def test_grounds_that_would_leave_nobody_leave_everybody() -> None:
 
 def test_a_head_with_few_large_weights_leans_to_them_and_one_of_two_classes_nowhere() -> None:
     head = torch.eye(5).repeat(1, 3) + 0.1 * noise(5, 15, seed=0)
-    assert leaning(head) > 0.5 and leaning(-10 * head) < -0.5
-    assert leaning(head) == pytest.approx(leaning(3 * head - 7))
-    assert abs(leaning(noise(2, 40, seed=1))) < 1e-9 and leaning(torch.zeros(3, 4)) == 0
+    assert head_skewness(head) > 0.5 and head_skewness(-10 * head) < -0.5
+    assert head_skewness(head) == pytest.approx(head_skewness(3 * head - 7))
+    assert abs(head_skewness(noise(2, 40, seed=1))) < 1e-9 and head_skewness(torch.zeros(3, 4)) == 0
 
 
 def test_a_head_turned_around_does_not_count_where_the_others_lean_one_way() -> None:
-    ground = by_leaning(torch.tensor([0.8, 0.9, 0.4, 0.0, 1.2, -0.9]))
+    ground = by_head(torch.tensor([0.8, 0.9, 0.4, 0.0, 1.2, -0.9]))
     assert ground.factors[:5].eq(1).all() and ground.factors[5] == 0
     assert "turned around" in ground.words[5]
-    assert by_leaning(torch.tensor([0.05, -0.9, 0.02, 0.1, -0.1])).factors.eq(1).all()
+    assert by_head(torch.tensor([0.05, -0.9, 0.02, 0.1, -0.1])).factors.eq(1).all()
