@@ -270,7 +270,10 @@ def test_compiled_losses_lead_to_the_same_meta_learner() -> None:
         optimizer = torch.optim.SGD(meta_learner.parameters(), lr=0.1)
         align(meta_learner, [optimizer], [task] * 3, INPUT, CONFIG, compiled=compiled)
         meta_learners.append(meta_learner.get_parameter("blocks.0.0.weight").detach())
-    torch.testing.assert_close(*meta_learners, rtol=1e-3, atol=1e-5)
+    # Additions in another order, three large steps long: 3e-5 was seen.
+    torch.testing.assert_close(*meta_learners, rtol=1e-3, atol=2e-4)
+    moved = (meta_learners[0] - make_network(0).get_parameter("blocks.0.0.weight")).abs().mean()
+    assert moved > 2e-3
 
 
 def test_a_network_without_weight_adds_nothing_and_equal_weights_are_the_plain_mean() -> None:
