@@ -130,7 +130,8 @@ def head_skewness(head: Tensor) -> float:
     """Skewness of the weights [classes, features] of a head, each less its mean over the classes.
 
     Features are seldom negative, and of few classes each: a trained head has a few large weights for these
-    and many small ones against them. Conv4 trained from random weights has 0.2 to 0.8, one of two classes 0.
+    and many small ones against them. Conv4 with BatchNorm, trained from random weights, has 0.2 to 0.8, other
+    networks less; of two classes it is 0.
     """
     weights = head.detach().double().cpu()
     weights = weights - weights.mean(0)
@@ -149,8 +150,15 @@ def by_head(skewnesses: Tensor) -> Ground:
         f"{middle:+.2f})"
         for each in skewnesses.tolist()
     ]
-    factors = (1.25 + 2.5 * skewnesses / middle.clamp(min=1e-6)).clamp(0, 1)
-    return Ground(torch.where(middle < LEAST_SKEWNESS, 1.0, factors), words)
+    return Ground(_unless_against(skewnesses, middle, LEAST_SKEWNESS), words)
+
+
+def _unless_against(values: Tensor, middle: Tensor, least: float) -> Tensor:
+    """1 for [models] values on the middle one's side of 0, and 0 from minus half of it on; 1 for all where
+    the middle one is below ``least`` and there is no side to be on.
+    """
+    factors = (1.25 + 2.5 * values / middle.clamp(min=1e-6)).clamp(0, 1)
+    return torch.where(middle < least, 1.0, factors)
 
 
 def median_of_others(rows: Tensor) -> Tensor:
@@ -230,5 +238,4 @@ def by_direction(cosines: Tensor) -> Ground:
         f"moved from the start against the others (cosine {each:.2f}, the middle model {middle:.2f})"
         for each in agreement.tolist()
     ]
-    factors = (1.25 + 2.5 * agreement / middle.clamp(min=1e-6)).clamp(0, 1)
-    return Ground(torch.where(middle < LEAST_AGREEMENT, 1.0, factors), words)
+    return Ground(_unless_against(agreement, middle, LEAST_AGREEMENT), words)
