@@ -117,17 +117,17 @@ def blueprint(architecture: Architecture, num_classes: int, input: InputSpec) ->
             or one that costs more than the limits.
     """
     check_classes(num_classes)
-    family = _family(architecture.id)
+    family, is_ours = _family(architecture.id), "/" not in architecture.id
     try:
         with _one_at_a_time:
             network = draw(lambda: family.build(architecture, num_classes, input))
             what = f"{architecture} with {num_classes} classes at {input.height}x{input.width}"
-            is_ours = "/" not in architecture.id  # at no size does one of ours take too many multiplications
+            # At no size does one of ours take too many multiplications.
             check_cost(network, what, None if is_ours else input)
     except ContributionError:
         raise
     except Exception as error:
-        if "/" not in architecture.id:
+        if is_ours:
             raise
         # Whatever a library's code raises of a size that it was not made for.
         raise ContributionError(
