@@ -22,9 +22,8 @@ from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.release import this_release
 from server.run import learn
 from server.storage.run_directory import RunDirectory
+from tests.programs import NAMES, PROGRAMS, run_here
 
-PROGRAMS = ("client", "server", "simulations")
-NAMES = {"simulations": "sim"}
 IN_PROCESSES_OF_THEIR_OWN = {
     ("client", "up"): "tests/end_to_end/test_deployment.py",
     ("server", "up"): "tests/end_to_end/test_deployment.py",
@@ -66,15 +65,11 @@ class Walk:
 
     def __call__(self, program: str, command: str, *arguments: object) -> str:
         words = tuple(command.split())
-        name = NAMES.get(program, program)
-        self.monkeypatch.setattr(sys, "argv", [f"fedfree-{name}", *words, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            importlib.import_module(f"{program}.commands.main").main()
-        printed = self.capfd.readouterr()
-        assert not ended.value.code, f"{command}: {printed.out}{printed.err}"
-        assert "Traceback" not in printed.out + printed.err
+        ended, out, said = run_here(self.monkeypatch, self.capfd, program, *words, *arguments)
+        assert not ended, f"{command}: {out}{said}"
+        assert "Traceback" not in out + said
         self.walked.add((program, *words))
-        return printed.out
+        return out
 
 
 @pytest.fixture

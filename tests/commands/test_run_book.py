@@ -1,10 +1,8 @@
 """Every failure of the run book, brought about: what is printed is what docs/operate.md says."""
 
-import importlib
 import re
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from server.storage.run_directory import RunDirectory
 from server.storage.store import RECEIVED, WEIGHTS
 from server.verify.verify import verify_received
 from tests.doors import serving
+from tests.programs import run_here
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operate.md").read_text()
 SPEC = InputSpec(channels=1, height=16, width=16)
@@ -70,12 +69,8 @@ class Desk:
 
     def says(self, program: str, command: str, *arguments: object) -> tuple[int, str]:
         """Exit status of a command, and all that it prints."""
-        words = [f"fedfree-{program}", *command.split(), *map(str, arguments)]
-        self.monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
-            importlib.import_module(f"{program}.commands.main").main()
-        printed = self.capfd.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
+        ended, out, said = run_here(self.monkeypatch, self.capfd, program, *command.split(), *arguments)
+        return ended, out + said
 
     def run(self, *, models: int = 0, **changes: object) -> RunDirectory:
         """A run directory that some models have reached."""

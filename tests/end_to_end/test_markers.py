@@ -1,6 +1,5 @@
 """A run over gRPC leaves nothing of an organisation's own at the server, and no secret outside its file."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.programs import run_here
 
 ROOT = Path(__file__).parents[2]
 CLASS, FOLDER, FILE = "MARKERclassJaneDoe", "MARKERfolderWard7", "MARKERfilePatient"
@@ -64,16 +65,14 @@ class Party:
 
     def run(self, *words: str, token: str = "", status: int = 0, keep: bool = True) -> str:
         self._calls += 1
-        with self._monkeypatch.context() as here, pytest.raises(SystemExit) as ended:
+        with self._monkeypatch.context() as here:
             here.chdir(self.folder)
             here.setenv("FEDFREE_HOME", str(self.folder / "home"))
             if token:
                 here.setenv("FEDFREE_TOKEN", token)
-            here.setattr(sys, "argv", [f"fedfree-{self._program}", *words])
-            importlib.import_module(f"{self._program}.commands.main").main()
-        out, said = self._capfd.readouterr()
+            ended, out, said = run_here(here, self._capfd, self._program, *words)
         (self.folder / f"said-{self._calls}.txt").write_text(said)
-        assert (ended.value.code or 0) == status, said
+        assert ended == status, said
         if keep:
             (self.folder / f"printed-{self._calls}.txt").write_text(out)
         return out
