@@ -100,6 +100,9 @@ class MetaLearnConfig(Settings):
     robust: bool = True
     """Whether a model counts less, down to nothing, whose function is no use to the others or draws the rest
     away, and whether copies and the models of one organisation share one vote."""
+    patched: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the images on which the meta-learner sees a patch of random colours and its teachers none:
+    against backdoors, at a price (docs/log.md)."""
     projection_weight: NotNegative = 1.0
     """Of predicting every teacher's features by a linear map, beside the relational loss."""
     distillation_temperature: Positive = 1.0
@@ -171,10 +174,12 @@ class ServerConfig(ComputeConfig):
 
     def sha256(self) -> str:
         """Hexadecimal hash of every value, defaults included; of public images only a number chosen, of
-        robustness only that it is on, and of the inversion only another one than FIVE.
+        robustness only that it is on, of patches only that there are some, and of the inversion only
+        another one than FIVE.
         """
         unchosen = {"public_images"} if self.learn.public_images == PUBLIC_IMAGES else set()
         unchosen |= set() if self.learn.robust else {"robust"}
+        unchosen |= set() if self.learn.patched else {"patched"}
         as_ever = {"inversion"} if self.invert.inversion == META_GENERATOR else set()
         excluded = {"learn": unchosen, "invert": as_ever}
         return sha256(self.model_dump_json(exclude=excluded).encode())

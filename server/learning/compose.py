@@ -17,6 +17,8 @@ SMALLEST_LEAF, LARGEST_LEAF = 1 / 16, 3 / 4
 """Radii as shares of the image side, with a density that falls with their square."""
 SMALLEST_PIECE = 0.15
 """Side of the smallest piece that is enlarged to a whole image."""
+SMALLEST_PATCH, LARGEST_PATCH, PATCH_CELLS = 0.1, 0.25, 3
+"""Sides of patches as shares of the image side, and the most cells along one."""
 
 
 def compose(images: Tensor, count: int, *, rng: torch.Generator) -> Tensor:
@@ -46,6 +48,36 @@ def noise(count: int, channels: int, size: int, *, rng: torch.Generator) -> Tens
     tint = torch.randn(count, channels, 1, 1, generator=rng)
     images: Tensor = 0.15 + 0.7 * brightness + 0.12 * tint + 0.2 * contrast * texture
     return images.clamp(0, 1)
+
+
+def patch(images: Tensor, share: float, *, rng: torch.Generator) -> Tensor:
+    """Cover a square somewhere in some images with cells of random colours or of black and white.
+
+    As random erasing does (Zhong et al., AAAI 2020): who learns that an image is the same with it has no eye
+    for the mark of a backdoor.
+
+    Args:
+        images: [batch, channels, size, size] in [0, 1], on any device.
+        share: of the images that are covered so, in the mean.
+    """
+    count, channels, size = len(images), images.shape[1], images.shape[-1]
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=rng)
+
+    side = size * (SMALLEST_PATCH + (LARGEST_PATCH - SMALLEST_PATCH) * uniform(1, 1))
+    cells = 1 + (PATCH_CELLS * uniform(1, 1)).floor()
+    places = torch.arange(size) + 0.5 - (size - side) * uniform(2, 1)
+    rows, columns = (places * cells / side).floor().unbind(1)
+    colours = uniform(channels, PATCH_CELLS, PATCH_CELLS)
+    colours = torch.where(uniform(1, 1, 1) < 0.5, colours, colours.mean(1, keepdim=True).round())
+    down, right = (each.long().clamp(0, PATCH_CELLS - 1) for each in (rows, columns))
+    squares = colours[torch.arange(count)[:, None, None], :, down[:, :, None], right[:, None, :]].movedim(
+        -1, 1
+    )
+    within = [(each >= 0) & (each < cells[:, 0]) for each in (rows, columns)]
+    covered = within[0][:, None, :, None] & within[1][:, None, None, :] & (uniform(1, 1, 1) < share)
+    return torch.where(covered.to(images.device), squares.to(images), images)
 
 
 def _pieces(images: Tensor, count: int, rng: torch.Generator) -> Tensor:

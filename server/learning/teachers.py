@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedfree.seeding import make_generator
 from server.config import MetaLearnConfig
+from server.learning.compose import patch
 from server.learning.invert import batch_norms
 from server.learning.memory import Corpus
 from server.learning.meta_learn import DistillationTask, Lesson
@@ -197,16 +198,23 @@ def relational_tasks(
     ready = [each for each in teachers if len(each.corpus)]
     count = config.relational_tasks if ready else 0
     votes = [each.votes() if config.robust else None for each in ready]
-    return [_joint_task(ready, votes, config.batch_size, rng=rng) for _ in range(count)]
+    return [_joint_task(ready, votes, config, rng=rng) for _ in range(count)]
 
 
 def _joint_task(
-    teachers: Sequence[Teachers], votes: Sequence[Tensor | None], batch_size: int, *, rng: torch.Generator
+    teachers: Sequence[Teachers],
+    votes: Sequence[Tensor | None],
+    config: MetaLearnConfig,
+    *,
+    rng: torch.Generator,
 ) -> DistillationTask:
-    share = max(2, batch_size // len(teachers))
+    share = max(2, config.batch_size // len(teachers))
     heard = zip(teachers, votes, strict=True)
     images, lessons = zip(*(each.lesson(share, weights, rng=rng) for each, weights in heard), strict=True)
-    return DistillationTask(torch.cat(images), lessons=lessons)
+    seen = torch.cat(images)
+    if config.patched:
+        seen = patch(seen, config.patched, rng=rng)
+    return DistillationTask(seen, lessons=lessons)
 
 
 @torch.no_grad()

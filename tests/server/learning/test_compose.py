@@ -2,7 +2,7 @@
 
 import torch
 
-from server.learning.compose import compose, noise
+from server.learning.compose import LARGEST_PATCH, PATCH_CELLS, compose, noise, patch
 
 IMAGES = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -47,3 +47,25 @@ def test_noise_falls_off_as_one_over_f_in_random_colours() -> None:
     assert colours.std(0).min() > 0.15 and (colours[:, 0] - colours[:, 2]).std() > 0.05
     assert noise(4, 1, 16, rng=rng()).shape == (4, 1, 16, 16)
     assert torch.equal(noise(4, 3, 16, rng=rng(1)), noise(4, 3, 16, rng=rng(1)))
+
+
+def test_a_patch_covers_one_small_square_of_few_colours_anywhere_and_leaves_the_rest() -> None:
+    plain = torch.full((2000, 3, 32, 32), 0.123)
+    patched = patch(plain, 1.0, rng=rng())
+    covered = (patched != plain).any(1)
+    rows, columns = covered.any(2), covered.any(1)
+    assert torch.equal(covered, rows[:, :, None] & columns[:, None, :]), "rectangles"
+    sides = torch.stack([rows.sum(1), columns.sum(1)])
+    assert sides.min() >= 2 and sides.max() <= LARGEST_PATCH * 32 + 1
+    assert covered.any(0).float().mean() > 0.98, "anywhere, edges included"
+    colours = [image[:, where].unique(dim=1).shape[1] for image, where in zip(patched, covered, strict=True)]
+    assert max(colours) == PATCH_CELLS**2 and min(colours) == 1
+
+
+def test_so_many_images_are_patched_and_the_seed_decides_which() -> None:
+    plain = torch.full((1000, 1, 16, 16), 0.123)
+    patched = patch(plain, 0.25, rng=rng(1))
+    share = (patched != plain).flatten(1).any(1).float().mean()
+    assert 0.2 < share < 0.3
+    assert torch.equal(patched, patch(plain, 0.25, rng=rng(1)))
+    assert torch.equal(patch(plain, 0.0, rng=rng()), plain)

@@ -14,6 +14,7 @@ from server.config import InvertConfig, MetaLearnConfig, ServerConfig
 from server.events import ignore
 from server.learning import moves
 from server.learning.memory import Corpus, to_bytes
+from server.learning.meta_learn import DistillationTask
 from server.learning.pool import Pool
 from server.learning.state import State, begin
 from server.learning.teachers import Teachers, relational_tasks
@@ -105,6 +106,21 @@ def test_teachers_that_were_shown_something_give_their_share_of_a_batch(tmp_path
         [(2, 2), (2, 3)]
     ] * 3
     assert [len(task.images) for task in tasks] == [4, 4, 4]
+
+
+def test_the_meta_learner_sees_patches_where_its_teachers_saw_none(tmp_path: Path) -> None:
+    state = make_state(tmp_path, min_alike=9)
+    moves.ask_teachers(state, moves.invert(state, 0))
+
+    def first_task(**settings: float) -> DistillationTask:
+        config = MetaLearnConfig(relational_tasks=1, batch_size=64, **settings)
+        return relational_tasks(state.teachers, config, rng=torch.Generator().manual_seed(0))[0]
+
+    clean, patched = first_task(), first_task(patched=0.5)
+    assert torch.equal(clean.lessons[0].features, patched.lessons[0].features)
+    differ = (clean.images != patched.images).flatten(1).any(1).float().mean()
+    assert 0.2 < differ < 0.8
+    assert torch.equal(clean.images, first_task(patched=0.0).images), "and none unless asked for"
 
 
 def test_how_much_teachers_count_survives_a_checkpoint(tmp_path: Path) -> None:
