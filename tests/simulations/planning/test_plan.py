@@ -33,7 +33,6 @@ PACE = Pace(
     invert=3.0,
     ask=0.01,
     distil=0.5,
-    replay=0.0,
     embed=0.0,
     episodes={"3way1shot": 0.0, "3way5shot": 0.0},
     wide_episodes={"3way1shot": 0.0, "3way5shot": 0.0},
