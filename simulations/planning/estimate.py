@@ -104,8 +104,7 @@ def _dense_seconds(plan: Plan, pace: Pace) -> float:
     if not dense.trained:
         return 0.0
     models = len(plan.models)
-    step = models * pace.invert / (config.invert.steps + 1)
-    drawn = batches(config, models) * dense.generator_steps * step
+    drawn = models * batches(config, models) * dense.generator_steps * pace.invert / (config.invert.steps + 1)
     iteration = drawn + student_steps(config, models) * pace.distil
     return len(choices(dense, config)) * config.iterations * iteration
 

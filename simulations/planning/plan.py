@@ -8,15 +8,14 @@ from pathlib import Path
 
 from client.config import ClientConfig, TrainingConfig
 from client.data.finding import list_classes
-from client.data.loading import load_configured
 from client.data.tree import SPLITS
 from client.training.cache import cached_folder
 from client.training.fit import course
-from fedfree.host.starts import describe_folder, has_start
+from fedfree.host.starts import has_start
 from simulations.config import SimulationConfig, describe
 from simulations.federation import glyphs
 from simulations.federation.datasets import DATASETS, location, no_such_data
-from simulations.federation.prepare import check_folder, organisation_configs
+from simulations.federation.prepare import check_folder, load_own, organisation_configs
 from simulations.federation.splits import check_splits, find_datasets
 from simulations.federation.starts import start_folder
 from simulations.reporting.runs import FoundRun, look_at
@@ -144,12 +143,7 @@ def _ready_models(
 
 
 def _is_cached(organisation: ClientConfig) -> bool:
-    training = organisation.training
-    if not organisation.cache.is_dir():
-        return False
-    channels = describe_folder(training.start).input.channels if training.start else None
-    images = load_configured(organisation.data, size=training.image_size, channels=channels)
-    return cached_folder(organisation, images).is_dir()
+    return organisation.cache.is_dir() and cached_folder(organisation, load_own(organisation)).is_dir()
 
 
 def _expected_models(config: SimulationConfig) -> Iterator[PlannedModel]:

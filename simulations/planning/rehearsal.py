@@ -78,68 +78,13 @@ def rehearse(plan: Plan) -> Pace:
         return _time_server(plan, step)
 
 
-def channels_of(config: SimulationConfig) -> int:
-    """Of the images, as far as that is known before they are read."""
-    for each in config.starts:
-        if has_start(folder := start_folder(each, config)):
-            return describe_folder(folder).input.channels
-    return 3 if config.starts or _is_coloured(config) else 1
-
-
-def _is_coloured(config: SimulationConfig) -> bool:
-    """Whether training would take the images for coloured."""
-    return not set(config.datasets.values()) <= GREY
-
-
-def _noise(config: SimulationConfig, count: int, size: int) -> Tensor:
-    """Images [count, channels, size, size], uint8; grey where those of the run are."""
-    channels = channels_of(config)
-    drawn = channels if _is_coloured(config) else 1
-    return torch.randint(0, 256, (count, drawn, size, size), dtype=torch.uint8).expand(-1, channels, -1, -1)
-
-
-def _input(config: SimulationConfig, size: int) -> InputSpec:
-    return InputSpec(channels_of(config), size, size, horizontal_flip=_is_coloured(config))
-
-
-def _random_start(model: PlannedModel, config: SimulationConfig) -> LoadedStart:
-    """Of the right shape."""
-    architecture, spec = model.training.architecture, _input(config, model.training.image_size)
-    weights = encode_body(build(architecture, num_classes=2, input=spec))
-    return LoadedStart(Start(architecture, sha256(weights), spec, "a rehearsal", "CC0-1.0"), weights)
-
-
-def _random_model(model: PlannedModel, config: SimulationConfig, start: LoadedStart | None) -> Contribution:
-    """What an organisation would contribute, of the right shape."""
-    architecture, spec = model.training.architecture, _input(config, model.training.image_size)
-    network = build(architecture, num_classes=model.classes, input=spec)
-    tensors = trained_tensors(network, start.body) if start else network.state_dict()
-    begun = start.start.sha256 if start else ""
-    return Contribution(architecture, model.classes, spec, PrivacyStatement(), encode_tensors(tensors), begun)
-
-
-def _random_pool(plan: Plan, config: ServerConfig) -> Pool:
-    """As many models as there are organisations; those of one shape are the same."""
-    starts = {}
-    if plan.config.starts:
-        kinds = {each.kind: each for each in plan.models}
-        starts = {kind: _random_start(each, plan.config) for kind, each in kinds.items()}
-    shapes = {(each.kind, each.classes): each for each in plan.models}
-    made = {shape: _random_model(each, plan.config, starts.get(each.kind)) for shape, each in shapes.items()}
-    models = {f"{place:064d}": made[each.kind, each.classes] for place, each in enumerate(plan.models)}
-    return pool_in_memory(models, list(starts.values()), config)
-
-
 def _time_training(model: PlannedModel, config: SimulationConfig) -> float:
     """Seconds of a step, the median of a few."""
-    training, classes, held = model.training, model.classes, model.training.held_out_fraction
-    batch = min(training.batch_size, max(2, int(model.images * (1 - held))))
-    count = int(batch / (1 - held)) + 2 * classes
-    images = ImageSet(
-        _noise(config, count, training.image_size).contiguous(),
-        torch.arange(count) % classes,
-        tuple(map(str, range(classes))),
-    )
+    training, classes, trained = model.training, model.classes, 1 - model.training.held_out_fraction
+    batch = min(training.batch_size, max(2, int(model.images * trained)))
+    count = int(batch / trained) + 2 * classes
+    pixels = _noise(_input(model, config), count).contiguous()
+    images = ImageSet(pixels, torch.arange(count) % classes, tuple(map(str, range(classes))))
     short: dict[str, object] = {"batch_size": batch, "epochs": STEPS + 1, "min_steps": 1}
     times: list[float] = []
     with tempfile.TemporaryDirectory(prefix="fedfree-rehearsal-") as scratch:
@@ -147,12 +92,8 @@ def _time_training(model: PlannedModel, config: SimulationConfig) -> float:
             begun = _random_start(model, config)
             keep_start(Path(scratch), begun.start, begun.weights)
             short["start"] = Path(scratch)
-        fit(
-            images,
-            training.model_copy(update=short),
-            seed=0,
-            observe=lambda *_: times.append(time.monotonic()),
-        )
+        few = training.model_copy(update=short)
+        fit(images, few, seed=0, observe=lambda *_: times.append(time.monotonic()))
     return median(after - before for before, after in itertools.pairwise(times))
 
 
@@ -183,16 +124,10 @@ def _time_server(plan: Plan, step: Mapping[tuple[str, int], float]) -> Pace:
 
 def _small(config: ServerConfig) -> ServerConfig:
     """One model inverted, a few tasks distilled of as many images as always: enough to tell the pace."""
-    learn, invert = config.learn, config.invert
-    composed = max(FEWEST_COMPOSED, learn.batch_size - invert.images_per_model)
-    few = {
-        "relational_tasks": min(2, learn.relational_tasks),
-        "compositions": min(composed, learn.compositions),
-    }
-    one = {"models_per_iteration": 1}
-    return config.model_copy(
-        update={"invert": invert.model_copy(update=one), "learn": learn.model_copy(update=few)}
-    )
+    invert, learn = config.invert.model_copy(update={"models_per_iteration": 1}), config.learn
+    most = max(FEWEST_COMPOSED, learn.batch_size - invert.images_per_model)
+    few = {"relational_tasks": min(2, learn.relational_tasks), "compositions": min(most, learn.compositions)}
+    return config.model_copy(update={"invert": invert, "learn": learn.model_copy(update=few)})
 
 
 def _time_evaluation(plan: Plan, state: State) -> tuple[float, dict[str, float], dict[str, float]]:
@@ -201,8 +136,7 @@ def _time_evaluation(plan: Plan, state: State) -> tuple[float, dict[str, float],
     head = recipe if recipe.keeps_network else Recipe()
     specs = episode_specs(config)
     labels = torch.arange(config.n_way).repeat_interleave(specs[-1].n_shot + config.n_query)
-    images = _noise(config, max(len(labels), FEATURE_BATCH), state.input.height)
-    inputs = LazyInputs(images, state.input)
+    inputs = LazyInputs(_noise(state.input, max(len(labels), FEATURE_BATCH)), state.input)
     warm, _ = _timed(extract_features, network, inputs, head)
     embed, features = _timed(extract_features, network, inputs, head)
     wide_features = features[: len(labels)].repeat(1, len(plan.models))
@@ -215,7 +149,7 @@ def _time_evaluation(plan: Plan, state: State) -> tuple[float, dict[str, float],
             narrow, _ = _timed(episode_accuracies, network, recipe, inputs, [drawn])
         wide, _ = _timed(head_accuracies, wide_features, head, [drawn])
         episodes[spec.name], wide_episodes[spec.name] = narrow / len(drawn), wide / len(drawn)
-    return min(warm, embed) / len(images), episodes, wide_episodes
+    return min(warm, embed) / len(inputs), episodes, wide_episodes
 
 
 def _timed(do: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> tuple[float, Result]:
@@ -223,3 +157,58 @@ def _timed(do: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwarg
     began = time.monotonic()
     result = do(*args, **kwargs)
     return time.monotonic() - began, result
+
+
+def channels_of(config: SimulationConfig) -> int:
+    """Of the images, as far as that is known before they are read."""
+    for each in config.starts:
+        if has_start(folder := start_folder(each, config)):
+            return describe_folder(folder).input.channels
+    return 3 if config.starts or _is_coloured(config) else 1
+
+
+def _is_coloured(config: SimulationConfig) -> bool:
+    """Whether training would take the images for coloured."""
+    return not set(config.datasets.values()) <= GREY
+
+
+def _input(model: PlannedModel, config: SimulationConfig) -> InputSpec:
+    size = model.training.image_size
+    return InputSpec(channels_of(config), size, size, horizontal_flip=_is_coloured(config))
+
+
+def _noise(spec: InputSpec, count: int) -> Tensor:
+    """Images [count, channels, size, size], uint8; grey where those of the run are."""
+    drawn = spec.channels if spec.horizontal_flip else 1
+    pixels = torch.randint(0, 256, (count, drawn, spec.height, spec.width), dtype=torch.uint8)
+    return pixels.expand(-1, spec.channels, -1, -1)
+
+
+def _random_start(model: PlannedModel, config: SimulationConfig) -> LoadedStart:
+    """Of the right shape."""
+    architecture, spec = model.training.architecture, _input(model, config)
+    weights = encode_body(build(architecture, num_classes=2, input=spec))
+    return LoadedStart(Start(architecture, sha256(weights), spec, "a rehearsal", "CC0-1.0"), weights)
+
+
+def _random_model(model: PlannedModel, config: SimulationConfig, start: LoadedStart | None) -> Contribution:
+    """What an organisation would contribute, of the right shape."""
+    architecture, spec, begun = model.training.architecture, _input(model, config), ""
+    network = build(architecture, num_classes=model.classes, input=spec)
+    tensors = network.state_dict()
+    if start:
+        tensors, begun = trained_tensors(network, start.body), start.start.sha256
+    weights = encode_tensors(tensors)
+    return Contribution(architecture, model.classes, spec, PrivacyStatement(), weights, begun)
+
+
+def _random_pool(plan: Plan, config: ServerConfig) -> Pool:
+    """As many models as there are organisations; those of one shape are the same."""
+    starts = {}
+    if plan.config.starts:
+        kinds = {each.kind: each for each in plan.models}
+        starts = {kind: _random_start(each, plan.config) for kind, each in kinds.items()}
+    shapes = {(each.kind, each.classes): each for each in plan.models}
+    made = {shape: _random_model(each, plan.config, starts.get(each.kind)) for shape, each in shapes.items()}
+    models = {f"{place:064d}": made[each.kind, each.classes] for place, each in enumerate(plan.models)}
+    return pool_in_memory(models, list(starts.values()), config)

@@ -99,16 +99,12 @@ def _evaluation(plan: Plan) -> str:
     )
 
 
-def estimate_lines(plan: Plan, estimated: Estimate, seconds: float) -> list[str]:
+def estimate_lines(plan: Plan, estimated: Estimate, rehearsed: float) -> Iterator[str]:
     """How long it would take, and how much it would need.
 
     Args:
-        seconds: that the rehearsal took.
+        rehearsed: seconds that the rehearsal took.
     """
-    return [*_estimate(plan, estimated, seconds)]
-
-
-def _estimate(plan: Plan, estimated: Estimate, rehearsed: float) -> Iterator[str]:
     spent = {STAGES[stage]: seconds for stage, seconds in estimated.seconds.items() if seconds >= 0.5}
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in spent.items())
     yield f"about {duration(sum(estimated.seconds.values()))}: {stages}"
