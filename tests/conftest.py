@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_tensors, sha256
 from fedfree.start import LoadedStart, Start, encode_body, fill_body, trained_tensors
 from fedfree.statement import PrivacyStatement
+from tests.programs import RunProgram, run_here
 
 LONGEST = (
     "commands/test_every_command.py",
@@ -55,6 +57,12 @@ def _logging_as_before() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+
+
+@pytest.fixture
+def run_program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunProgram:
+    """``client``, ``server`` or ``simulations`` with words: its exit status, output and errors."""
+    return partial(run_here, monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -358,8 +358,9 @@ class RunDirectory:
         write_file(self.recovered, safetensors.torch.save(images))
 
     def read_recovered(self) -> dict[str, Tensor]:
-        """What :meth:`write_recovered` wrote."""
-        return safetensors.torch.load(read_file(self.recovered))
+        """What :meth:`write_recovered` wrote, in the order of the ids."""
+        # safetensors gives tensors in another order each time, and a picture would have other rows.
+        return dict(sorted(safetensors.torch.load(read_file(self.recovered)).items()))
 
     def read_events(self) -> list[Event]:
         """Every event so far, of earlier starts of the same run too."""

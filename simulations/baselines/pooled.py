@@ -4,16 +4,15 @@ from collections.abc import Sequence
 
 from client.config import ClientConfig, TrainingConfig
 from client.data.image_set import ImageSet
-from client.data.loading import load_configured
 from client.training.cache import begun_from, training_key, without_paths
 from client.training.fit import course, fit, initialise
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import encode_weights, fill_network, read_tensors
 from fedfree.host.files import read_file, write_file
 from fedfree.host.options import given_values
-from fedfree.host.starts import describe_folder
 from fedfree.seeding import derive_seed
 from simulations.config import SimulationConfig
+from simulations.federation.prepare import load_own
 
 WHAT = "the network on everybody's images"
 
@@ -48,13 +47,10 @@ def pooled_course(training: TrainingConfig, images_each: int) -> TrainingConfig:
 
 def load_together(organisations: Sequence[ClientConfig]) -> ImageSet:
     """The images of organisations of one data set; a class that several have is one class."""
-    training, data = organisations[0].training, organisations[0].data
+    first, *_ = organisations
     classes = sorted({name for each in organisations for name in each.data.classes or ()})
-    return load_configured(
-        data.model_copy(update={"classes": tuple(classes)}),
-        size=training.image_size,
-        channels=describe_folder(training.start).input.channels if training.start else None,
-    )
+    data = first.data.model_copy(update={"classes": tuple(classes)})
+    return load_own(first.model_copy(update={"data": data}))
 
 
 def _training(own: TrainingConfig, config: SimulationConfig) -> TrainingConfig:

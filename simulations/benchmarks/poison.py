@@ -19,8 +19,6 @@ from torch import Tensor
 from client.adapting.adapt import extract_features, head_accuracies
 from client.config import ClientConfig
 from client.data.image_set import ImageSet, LazyInputs
-from client.data.loading import load_configured
-from client.training.fit import read_start
 from client.training.pretrain import shuffle_classes
 from fedfree.adaptation import Recipe
 from fedfree.codec import Contribution, MetaLearner, encode_contribution
@@ -40,7 +38,7 @@ from simulations.baselines.evaluate import CHOICE_IMAGES
 from simulations.benchmarks.pools import MadePool, make_pool
 from simulations.benchmarks.validation import load_validation, validation_episodes
 from simulations.config import SimulationConfig
-from simulations.federation.prepare import check_folder, server_config
+from simulations.federation.prepare import check_folder, load_own, server_config
 
 NOBODY, WITHOUT = "nobody is hostile", "without them"
 """Cells that attacks are held against: the whole honest pool, and the pool without the hostile ones."""
@@ -291,10 +289,7 @@ def trigger_rate(clean: Tensor, bearing: Tensor, recipe: Recipe, episode: Episod
 
 def _own_images(organisation: ClientConfig) -> ImageSet:
     """An organisation's images under the numbers that its model gives their classes."""
-    start, training = read_start(organisation.training), organisation.training
-    channels = start.start.input.channels if start else None
-    images = load_configured(organisation.data, size=training.image_size, channels=channels)
-    return shuffle_classes(images, organisation.seed)
+    return shuffle_classes(load_own(organisation), organisation.seed)
 
 
 def _counts(outcome: Outcome, identity: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
 from fedfree.errors import FederationError
-from fedfree.host.compute import use_cpu
+from fedfree.host.compute import peak_memory, use_cpu
 from fedfree.host.files import write_file
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
@@ -106,8 +105,7 @@ def iterate(path: Path, server: ServerConfig) -> Cost:
         meta_learn(state, invert(state, iteration), iteration)
         times.append(time.perf_counter())
     steps = [after - before for before, after in pairwise(times)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Cost(len(pool), 1, times[0] - start, median(steps[1:]), peak)
+    return Cost(len(pool), 1, times[0] - start, median(steps[1:]), peak_memory() / 2**20)
 
 
 def by_processes(out: Path, server: ServerConfig, counts: Sequence[int]) -> list[Cost]:

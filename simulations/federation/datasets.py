@@ -83,7 +83,12 @@ def resolve(name_or_path: str, *, cache: Path, seed: int, images_per_class: int)
         return glyphs.write_tree(path, seed=seed, images_per_class=images_per_class)
     if name_or_path in DATASETS:
         return _downloaded(name_or_path, path)
-    raise DataError(
+    raise no_such_data(name_or_path)
+
+
+def no_such_data(name_or_path: str) -> DataError:
+    """Where it is neither a known name nor a path that is there."""
+    return DataError(
         f"no such data set or path: {name_or_path}; use {', '.join(('glyphs', *DATASETS))}, "
         "or the path of an image folder or zip"
     )

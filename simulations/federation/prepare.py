@@ -5,6 +5,8 @@ from pathlib import Path
 
 from client.config import ClientConfig, DataConfig, EvaluateConfig, TrainingConfig
 from client.data.finding import list_classes
+from client.data.image_set import ImageSet
+from client.data.loading import load_configured
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
@@ -88,6 +90,13 @@ def _check_alike(files: Mapping[Path, str]) -> None:
 def read_organisations(run: Path, config: SimulationConfig) -> list[ClientConfig]:
     """Every organisation's configuration as it lies in a prepared run directory, in order."""
     return [ClientConfig.read(_organisation_toml(run, index)) for index in range(config.clients)]
+
+
+def load_own(organisation: ClientConfig) -> ImageSet:
+    """The images that an organisation trains on, as it loads them."""
+    training = organisation.training
+    channels = describe_folder(training.start).input.channels if training.start else None
+    return load_configured(organisation.data, size=training.image_size, channels=channels)
 
 
 def _organisation_toml(run: Path, index: int) -> Path:

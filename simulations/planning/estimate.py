@@ -1,12 +1,10 @@
 """What a rehearsal's pace comes to for a whole run: seconds by stage, memory and disk."""
 
-import resource
-import sys
+import itertools
 from dataclasses import dataclass
 
-from client.adapting.adapt import SHOTS
-from client.training.fit import course
-from fedfree.episodes import EpisodeSpec
+from fedfree.host.compute import peak_memory
+from server.learning.pool import CACHED_NETWORKS
 from simulations.baselines.dense import batches, choices, student_steps
 from simulations.baselines.evaluate import CHOICE_IMAGES
 from simulations.baselines.pooled import pooled_course
@@ -18,7 +16,8 @@ from simulations.planning.rehearsal import Pace, channels_of
 
 GLYPHS_A_SECOND = 1500.0
 """How fast glyphs are drawn on one slow core."""
-SCORE_BYTES = 4
+GLYPH_BYTES = 800
+"""Of one in its zip."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +40,49 @@ def estimate(plan: Plan, pace: Pace) -> Estimate:
     """Scale a pace to a plan."""
     pooled = _pooled_seconds(plan, pace)
     seconds = {
-        "prepare": _prepare_seconds(plan),
+        "prepare": plan.images_to_draw / GLYPHS_A_SECOND,
         "train": sum(_training_seconds(model, pace) for model in plan.to_train),
         "learn": plan.config.server.iterations * _iteration_seconds(plan, pace),
         "adapt": _adapt_seconds(plan, pace),
         "evaluate": _evaluate_seconds(plan, pace) + pooled + _dense_seconds(plan, pace),
     }
-    return Estimate(
-        seconds, pooled, bool(pace.step) or not plan.to_train, _memory(plan, pace), _disk(plan, pace)
-    )
-
-
-def steps_of(model: PlannedModel) -> int:
-    """Steps of a training, from random weights or a start."""
-    held = int(model.images * model.training.held_out_fraction)
-    return course(max(1, model.images - held), model.training).steps
+    is_complete = bool(pace.step) or not plan.to_train
+    return Estimate(seconds, pooled, is_complete, _memory(plan, pace), _disk(plan, pace))
 
 
 def _training_seconds(model: PlannedModel, pace: Pace) -> float:
-    step = pace.step.get((str(model.training.architecture), model.training.image_size), 0.0)
-    return steps_of(model) * step
+    return model.steps * pace.step.get(model.kind, 0.0)
+
+
+def _iteration_seconds(plan: Plan, pace: Pace) -> float:
+    config, learn = plan.config.server, plan.config.server.learn
+    models = batches(config, len(plan.models))
+    public = learn.public_images if plan.config.public_images else 0
+    asked = models * config.invert.images_per_model + learn.compositions + public
+    return models * pace.invert + asked * pace.ask + student_steps(config, len(plan.models)) * pace.distil
+
+
+def _adapt_seconds(plan: Plan, pace: Pace) -> float:
+    """Every organisation measures the meta-learner on some classes of meta_test."""
+    classes = max(ORGANISATION_CLASSES, plan.config.n_way)
+    known = [(each.images("meta_test"), max(1, each.classes("meta_test"))) for each in plan.datasets]
+    dealt = itertools.islice(itertools.cycle(known), plan.config.clients)
+    images = sum(there * min(1.0, classes / of_classes) for there, of_classes in dealt)
+    return images * pace.embed + plan.config.clients * ORGANISATION_EPISODES * sum(pace.episodes.values())
+
+
+def _evaluate_seconds(plan: Plan, pace: Pace) -> float:
+    """The meta-learner and each baseline on meta_test; every model on meta_val, to choose the best."""
+    config, models = plan.config, len(plan.models)
+    test, val = plan.images("meta_test"), plan.images("meta_val")
+    if config.starts:
+        val = min(val, CHOICE_IMAGES * sum(each.classes("meta_val") for each in plan.datasets))
+    episodes = config.episodes * len(plan.datasets)
+    networks = 4 + config.has_pooled + config.dense.trained
+    one = pace.episodes[episode_specs(config)[0].name]
+    chosen = models * (val * pace.embed + CHOICE_EPISODES * len(plan.datasets) * one)
+    side_by_side = models * test * pace.embed + episodes * sum(pace.wide_episodes.values())
+    return networks * (test * pace.embed + episodes * sum(pace.episodes.values())) + chosen + side_by_side
 
 
 def _pooled_seconds(plan: Plan, pace: Pace) -> float:
@@ -72,7 +94,7 @@ def _pooled_seconds(plan: Plan, pace: Pace) -> float:
         own = plan.models[place :: len(plan.datasets)]
         together = sum(model.images for model in own)
         training = pooled_course(own[0].training, together // len(own))
-        seconds += _training_seconds(PlannedModel(training, own[0].classes, together, False), pace)
+        seconds += _training_seconds(PlannedModel(training, own[0].classes, together), pace)
     return seconds
 
 
@@ -82,94 +104,24 @@ def _dense_seconds(plan: Plan, pace: Pace) -> float:
     if not dense.trained:
         return 0.0
     models = len(plan.models)
-    step = models * pace.invert / (config.invert.steps + 1)
-    drawn = batches(config, models) * dense.generator_steps * step
+    drawn = models * batches(config, models) * dense.generator_steps * pace.invert / (config.invert.steps + 1)
     iteration = drawn + student_steps(config, models) * pace.distil
     return len(choices(dense, config)) * config.iterations * iteration
-
-
-def _iteration_seconds(plan: Plan, pace: Pace) -> float:
-    config = plan.config.server
-    models = min(config.invert.models_per_iteration, len(plan.models))
-    recovered, learn = models * config.invert.images_per_model, config.learn
-    asked = recovered + learn.compositions + (learn.public_images if plan.config.public_images else 0)
-    tasks = learn.relational_tasks + models * learn.own_tasks
-    return (
-        models * pace.invert
-        + (asked * pace.ask if learn.relational_tasks else 0.0)
-        + tasks * pace.distil
-        + learn.replay_episodes * pace.replay
-    )
-
-
-def _adapt_seconds(plan: Plan, pace: Pace) -> float:
-    """Every organisation measures the meta-learner on some classes of meta_test."""
-    classes = max(ORGANISATION_CLASSES, plan.config.n_way)
-    test = plan.split_images("meta_test")
-    known = [_classes(plan, place) for place in range(len(plan.datasets))]
-    images = sum(
-        test[index % len(test)] * min(1.0, classes / known[index % len(test)])
-        for index in range(plan.config.clients)
-    )
-    return images * pace.embed + plan.config.clients * ORGANISATION_EPISODES * sum(pace.episodes.values())
-
-
-def _classes(plan: Plan, place: int) -> int:
-    """Classes of a data set's meta_test; a guess where it is not there yet."""
-    return plan.datasets[place].test_classes or 20
-
-
-def _evaluate_seconds(plan: Plan, pace: Pace) -> float:
-    """The meta-learner and each baseline on meta_test; every model on meta_val, to choose the best."""
-    config, models = plan.config, len(plan.models)
-    test, val = sum(plan.split_images("meta_test")), sum(plan.split_images("meta_val"))
-    if config.starts:
-        val = min(val, CHOICE_IMAGES * sum(each.val_classes for each in plan.datasets))
-    episodes = config.episodes * len(plan.datasets)
-    networks = 4 + config.has_pooled + config.dense.trained
-    one, *_ = (pace.episodes[EpisodeSpec(config.n_way, shots, config.n_query).name] for shots in SHOTS)
-    chosen = models * (val * pace.embed + CHOICE_EPISODES * len(plan.datasets) * one)
-    side_by_side = models * test * pace.embed + episodes * sum(pace.wide_episodes.values())
-    return networks * (test * pace.embed + episodes * sum(pace.episodes.values())) + chosen + side_by_side
-
-
-def _prepare_seconds(plan: Plan) -> float:
-    missing = [each for each in plan.datasets if not each.is_there and each.images]
-    return sum(sum((each.images or {}).values()) for each in missing) / GLYPHS_A_SECOND
-
-
-def peak_bytes() -> int:
-    """Most memory that this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _memory(plan: Plan, pace: Pace) -> int:
     """What the rehearsal took, with the images of the largest split and what the server remembers."""
     config, size = plan.config.server, max(plan.config.dealt_image_sizes)
-    image = channels_of(plan.config) * size * size
-    features = SCORE_BYTES * len(plan.models) * max(1, pace.feature_size) // 2
-    kept = min(
-        config.learn.memory_images,
-        config.iterations * config.invert.models_per_iteration * config.invert.images_per_model,
-    )
-    shown = config.iterations * (
-        config.learn.compositions + config.invert.models_per_iteration * config.invert.images_per_model
-    )
-    tested = sum(plan.split_images("meta_test")) * (
-        image + SCORE_BYTES * len(plan.models) * pace.feature_size
-    )
-    learned = kept * image + min(config.learn.memory_images, shown) * (image + features)
-    return peak_bytes() + max(tested, learned) + min(64, len(plan.models)) * pace.model_bytes
+    image, features = channels_of(plan.config) * size * size, 4 * len(plan.models) * pace.feature_size
+    each = config.invert.models_per_iteration * config.invert.images_per_model
+    kept = min(config.learn.memory_images, config.iterations * each)
+    shown = min(config.learn.memory_images, config.iterations * (each + config.learn.compositions))
+    tested = plan.images("meta_test") * (image + features)
+    learned = kept * image + shown * (image + features // 2)
+    return peak_memory() + max(tested, learned) + min(CACHED_NETWORKS, len(plan.models)) * pace.model_bytes
 
 
 def _disk(plan: Plan, pace: Pace) -> int:
     """A cached and a stored copy of each model, the checkpoint, and data sets that are made."""
-    missing = [each for each in plan.datasets if not each.is_there]
-    data = sum(sum((each.images or {}).values()) for each in missing) * 800
-    return data + (len(plan.to_train) + len(plan.models) + 6) * pace.model_bytes
-
-
-def specs(plan: Plan) -> list[EpisodeSpec]:
-    """Kinds of episodes that are measured."""
-    return episode_specs(plan.config)
+    models = len(plan.to_train) + len(plan.models) + 6
+    return plan.images_to_draw * GLYPH_BYTES + models * pace.model_bytes

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simulations.config import SimulationConfig
-from simulations.planning.estimate import Estimate, estimate, specs, steps_of
+from simulations.federation.splits import episode_specs
+from simulations.planning.estimate import Estimate, estimate
 from simulations.planning.plan import Plan, PlannedData, make_plan
 from simulations.planning.rehearsal import rehearse
 from simulations.reporting.scores import task_label
@@ -33,70 +34,50 @@ def dry_run_lines(run: Path, config: SimulationConfig) -> Iterator[str]:
 
 def plan_lines(plan: Plan) -> list[str]:
     """What would happen, in order."""
-    return [f"dry run: nothing is trained, nothing is written into {plan.run}", *_numbered(_happenings(plan))]
-
-
-def _numbered(lines: Iterator[str]) -> list[str]:
-    return [f"{number}. {line}" for number, line in enumerate(lines, start=1)]
+    happenings = [f"{number}. {line}" for number, line in enumerate(_happenings(plan), start=1)]
+    return [f"dry run: nothing is trained, nothing is written into {plan.run}", *happenings]
 
 
 def _happenings(plan: Plan) -> Iterator[str]:
-    config = plan.config
+    server = plan.config.server
     if plan.found and plan.found.state != "prepared":
         yield f"go on with what {plan.run} holds already ({plan.found.state_words})"
     for data in plan.datasets:
-        yield _data(data, made=data.name == "glyphs")
+        yield _data(data)
     for name, is_there in plan.starts:
         yield f"begin from {printable(name)} ({'there' if is_there else 'to be made into the cache'})"
     yield _trainings(plan)
+    learner = plan.models[0].training.architecture if plan.starts else server.architecture
     yield (
-        f"the server (preset {config.server.preset}, meta-learner {_learner(plan)}) verifies them and learns "
-        f"for {config.server.iterations} iterations"
+        f"the server (preset {server.preset}, meta-learner {learner}) verifies them and learns "
+        f"for {server.iterations} iterations"
     )
     yield "every organisation measures the meta-learner on new classes of its own"
     yield _evaluation(plan)
 
 
-def _data(data: PlannedData, *, made: bool) -> str:
-    if data.images is None:
+def _data(data: PlannedData) -> str:
+    if not data.counts:
         return f"download {data.name} to {data.source}"
-    counts = ", ".join(f"{count:,} in {split}" for split, count in data.images.items())
-    if data.is_there:
-        return f"read {data.source}: {counts}"
-    return f"{'draw' if made else 'make'} {data.name} into {data.source}: {counts}"
-
-
-def _learner(plan: Plan) -> str:
-    return str(plan.models[0].training.architecture if plan.starts else plan.config.server.architecture)
+    counts = ", ".join(f"{data.images(split):,} in {split}" for split in data.counts)
+    return f"{'read' if data.is_there else f'draw {data.name} into'} {data.source}: {counts}"
 
 
 def _trainings(plan: Plan) -> str:
     """For instance ``12 organisations of 5 classes and 100 images each train …``."""
-    kinds = Counter(
-        f"{each.training.architecture} at {each.training.image_size} pixels" for each in plan.models
-    )
+    models, privacy = plan.models, plan.config.privacy
+    kinds = Counter("{} at {} pixels".format(*model.kind) for model in models)
     what = ", ".join(f"{count} × {kind}" if len(kinds) > 1 else kind for kind, count in kinds.items())
-    begun = " and ".join(name for name, _ in plan.starts) or "random weights"
-    whose = f"{len(plan.models)} organisations of {_range([each.classes for each in plan.models])} classes"
-    images = f"{_range([each.images for each in plan.models])} images each"
+    begun = printable(" and ".join(name for name, _ in plan.starts)) or "random weights"
+    private = f", under differential privacy (ε = {privacy.epsilon:g})" if privacy.is_dp else ""
+    cached = Counter(model.is_cached for model in models)
+    unknown = f", {cached[None]} not looked up" if cached[None] else ""
     return (
-        f"{whose} and {images} train {what} from {printable(begun)}, "
-        f"{_range([steps_of(each) for each in plan.models])} steps each{_private(plan)}: {_cached(plan)}"
+        f"{len(models)} organisations of {_range([model.classes for model in models])} classes "
+        f"and {_range([model.images for model in models])} images each train {what} from {begun}, "
+        f"{_range([model.steps for model in models])} steps each{private}: "
+        f"{cached[True]} are in the cache already, {cached[False]} to be trained{unknown}"
     )
-
-
-def _private(plan: Plan) -> str:
-    return (
-        f", under differential privacy (ε = {plan.config.privacy.epsilon:g})"
-        if plan.config.privacy.is_dp
-        else ""
-    )
-
-
-def _cached(plan: Plan) -> str:
-    unknown = sum(model.is_cached is None for model in plan.models)
-    rest = f", {unknown} not looked up" if unknown else ""
-    return f"{plan.cached} are in the cache already, {len(plan.to_train) - unknown} to be trained{rest}"
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -105,7 +86,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _evaluation(plan: Plan) -> str:
-    kinds = " and ".join(task_label(spec.name) for spec in specs(plan))
+    kinds = " and ".join(task_label(spec.name) for spec in episode_specs(plan.config))
     several = " of each data set" if len(plan.datasets) > 1 else ""
     baselines = ["public start, frozen" if plan.starts else "random initialisation"]
     baselines += ["parameter average", "best single model"]
@@ -118,47 +99,34 @@ def _evaluation(plan: Plan) -> str:
     )
 
 
-def estimate_lines(plan: Plan, estimated: Estimate, seconds: float) -> list[str]:
+def estimate_lines(plan: Plan, estimated: Estimate, rehearsed: float) -> Iterator[str]:
     """How long it would take, and how much it would need.
 
     Args:
-        seconds: that the rehearsal took.
+        rehearsed: seconds that the rehearsal took.
     """
-    total = sum(estimated.seconds.values())
-    stages = ", ".join(
-        f"{STAGES[stage]} {duration(spent)}" for stage, spent in estimated.seconds.items() if spent >= 0.5
-    )
-    lines = [
-        f"about {duration(total)}: {stages}",
-        f"about {_size(estimated.memory_bytes)} of memory and {_size(estimated.disk_bytes)} of disk",
-        "an estimate, right to a factor of about two: a few steps of everything, with random weights and "
-        f"noise for images, were timed for {duration(seconds)} on this machine as busy as it is now",
-    ]
-    if estimated.pooled_seconds:
-        lines.insert(
-            1,
-            f"of that {duration(estimated.pooled_seconds)} for the network on everybody's images, unless it "
-            "was trained before",
-        )
+    spent = {STAGES[stage]: seconds for stage, seconds in estimated.seconds.items() if seconds >= 0.5}
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in spent.items())
+    yield f"about {duration(sum(estimated.seconds.values()))}: {stages}"
+    if not all(data.counts for data in plan.datasets):
+        yield "downloading, and measuring on what is not there yet, were not counted, and come on top"
     if not estimated.is_complete:
-        lines.insert(1, "training under differential privacy was not timed, and comes on top")
-    if any(data.images is None for data in plan.datasets):
-        lines.insert(
-            1, "downloading, and measuring on what is not there yet, were not counted, and come on top"
+        yield "training under differential privacy was not timed, and comes on top"
+    if estimated.pooled_seconds:
+        yield (
+            f"of that {duration(estimated.pooled_seconds)} for the network on everybody's images, unless it "
+            "was trained before"
         )
-    return [*lines, *_shortage(plan, estimated)]
+    yield f"about {_size(estimated.memory_bytes)} of memory and {_size(estimated.disk_bytes)} of disk"
+    yield (
+        "an estimate, right to a factor of about two: a few steps of everything, with random weights and "
+        f"noise for images, were timed for {duration(rehearsed)} on this machine as busy as it is now"
+    )
+    folder = next(path for path in (plan.run.absolute(), *plan.run.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if free < estimated.disk_bytes:
+        yield f"the disk of {folder} has only {_size(free)} free"
 
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def _shortage(plan: Plan, estimated: Estimate) -> list[str]:
-    """A warning where the disk has less room than that."""
-    folder = next(path for path in (plan.run.absolute(), *plan.run.absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    return [f"{_where(folder)} has only {_size(free)} free"] if free < estimated.disk_bytes else []
-
-
-def _where(folder: Path) -> str:
-    return f"the disk of {folder}"

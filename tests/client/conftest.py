@@ -1,21 +1,20 @@
 """An organisation's images, a meta-learner on its disk, and its command line."""
 
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from client.commands import main as cli
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import MetaLearner, Provenance, encode_meta_learner, encode_weights
+from tests.programs import RunProgram
 
 WriteImages = Callable[[Path, dict[str, int]], Path]
 MakeMetaLearner = Callable[..., MetaLearner]
-RunClient = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -61,15 +60,6 @@ def meta_learner_path(tmp_path: Path, make_meta_learner: MakeMetaLearner) -> Pat
 
 
 @pytest.fixture
-def run_client(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunClient:
+def run_client(run_program: RunProgram) -> RunProgram:
     """``fedfree-client`` with arguments: its exit status, output, and errors, never a traceback."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedfree-client", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return partial(run_program, "client")

@@ -2,18 +2,16 @@
 
 import errno
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from client.commands.main import main as client_main
 from fedfree.errors import StorageError
-from server.commands.main import main as server_main
 from server.config import ServerConfig
 from server.doors.authority import certificate_pem, make_authority
 from server.events import Event, ignore
 from server.storage.run_directory import RunDirectory
+from tests.programs import RunProgram
 
 EVENT = Event("learn", "progress", {"iteration": 1, "of": 2})
 
@@ -28,30 +26,23 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.mark.parametrize(
     ("program", "command"),
     [
-        (server_main, ("init", "FILE/coordinator", "--name", "127.0.0.1")),
-        (server_main, ("learn", "FILE/run")),
-        (server_main, ("serve", "--store", "FILE/run", "--insecure")),
-        (server_main, ("token", "add", "clinic", "--store", "FILE/run")),
-        (client_main, ("init", "FILE/org", "--server", "a.example:1", "--ca", "CA", "--data", "FILE")),
+        ("server", ("init", "FILE/coordinator", "--name", "127.0.0.1")),
+        ("server", ("learn", "FILE/run")),
+        ("server", ("serve", "--store", "FILE/run", "--insecure")),
+        ("server", ("token", "add", "clinic", "--store", "FILE/run")),
+        ("client", ("init", "FILE/org", "--server", "a.example:1", "--ca", "CA", "--data", "FILE")),
     ],
-    ids=lambda each: each[0] if isinstance(each, tuple) else each.__module__.partition(".")[0],
+    ids=lambda each: each[0] if isinstance(each, tuple) else each,
 )
 def test_a_place_that_cannot_be_written_is_named_in_one_line(
-    program: object,
-    command: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    program: str, command: tuple[str, ...], tmp_path: Path, run_program: RunProgram
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "ca.crt").write_bytes(certificate_pem(make_authority()[0]))
     places = {"FILE": str(tmp_path / "file"), "CA": str(tmp_path / "ca.crt")}
     words = [word.replace("FILE", places["FILE"]).replace("CA", places["CA"]) for word in command]
-    monkeypatch.setattr(sys, "argv", ["program", *words])
-    with pytest.raises(SystemExit) as ended:
-        program()  # type: ignore[operator]
-    said = capsys.readouterr().err
-    assert (ended.value.code, said.count("\n")) == (2, 1), said
+    status, _, said = run_program(program, *words)
+    assert (status, said.count("\n")) == (2, 1), said
     assert places["FILE"] in said and "Not a directory" in said
 
 

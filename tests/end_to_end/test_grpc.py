@@ -22,7 +22,6 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from client.commands.main import main as client_main
 from client.doors.grpc_remote import PAUSES_SECONDS, Remote, connect
 from client.doors.grpc_remote import credentials as client_tls
 from fedfree.adaptation import Recipe
@@ -58,7 +57,6 @@ from fedfree.statement import PrivacyStatement
 from fedfree.v1 import contribution_pb2, service_pb2
 from fedfree.v1.service_pb2_grpc import FedFREEStub
 from server import pipeline
-from server.commands.main import main as server_main
 from server.config import CollectConfig, InvertConfig, MetaLearnConfig, ServerConfig
 from server.doors import grpc_server as door
 from server.doors.grpc_service import Service
@@ -68,6 +66,7 @@ from server.events import Event, ignore
 from server.storage.run_directory import RunDirectory
 from server.storage.store import RECEIVED, Store
 from tests.doors import serving
+from tests.programs import RunProgram
 
 INPUT = InputSpec(channels=1, height=16, width=16)
 Requests = Iterable[service_pb2.ContributeRequest]
@@ -636,10 +635,10 @@ def test_a_contribution_from_another_start_is_refused_before_it_is_sent(
             ("other", f"start {make_start(1).start.sha256[:12]}…"),
             ("none", "no public start"),
         ):
-            status, line = command(client_main, "contribute", tmp_path / name, "--to", address, "--insecure")
+            status, line = command("client", "contribute", tmp_path / name, "--to", address, "--insecure")
             assert (status, f"{words}, this federation from the start" in line) == (2, True)
         assert_nothing_was_kept(run)
-        status, line = command(client_main, "contribute", tmp_path / "same", "--to", address, "--insecure")
+        status, line = command("client", "contribute", tmp_path / "same", "--to", address, "--insecure")
         assert (status, "received" in line) == (0, True)
 
 
@@ -926,19 +925,12 @@ def test_the_pipeline_learns_from_what_came_through_either_door(
 
 
 @pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    """Run ``fedfree-client`` or ``fedfree-server``: exit status, and the only or the last line it printed."""
+def command(run_program: RunProgram) -> Callable[..., tuple[int, str]]:
+    """Run ``client`` or ``server``: exit status, and what it printed, to standard error where that is any."""
 
-    def run_command(main: Callable[[], None], *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["fedfree", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-            raise SystemExit(0)
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return int(ended.value.code or 0), (printed.err or printed.out).strip()
+    def run_command(program: str, *arguments: object) -> tuple[int, str]:
+        status, out, err = run_program(program, *arguments)
+        return status, (err or out).strip()
 
     return run_command
 
@@ -961,9 +953,9 @@ def test_an_organisation_contributes_and_fetches_from_the_command_line(
     command: Callable[..., tuple[int, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    status, token = command(server_main, "token", "add", "org-1", "--store", run.path)
+    status, token = command("server", "token", "add", "org-1", "--store", run.path)
     assert status == 0
-    assert command(server_main, "token", "list", "--store", run.path) == (0, "org-1")
+    assert command("server", "token", "list", "--store", run.path) == (0, "org-1")
     identity = contribution_id(model()[0])
     (tmp_path / "token").write_text(token + "\n")
     with serving(run, tls=door.credentials(*authority.issue("server"))) as address:
@@ -972,24 +964,24 @@ def test_an_organisation_contributes_and_fetches_from_the_command_line(
             (folder,),
             (folder / "weights.safetensors", "--manifest", folder / "manifest.pb"),
         ):
-            sent = command(client_main, "contribute", *model_files, "--to", address, *access)
+            sent = command("client", "contribute", *model_files, "--to", address, *access)
             assert sent == (0, f"{identity}: received")
         run.store().quarantine(identity, "too good to be true")
         monkeypatch.setenv("FEDFREE_TOKEN", token)
-        sent = command(client_main, "contribute", folder, "--to", address, "--ca", authority.certificate)
+        sent = command("client", "contribute", folder, "--to", address, "--ca", authority.certificate)
         assert sent == (0, f"{identity}: quarantined: too good to be true")
-        status, line = command(client_main, "fetch", "--from", address, *access)
+        status, line = command("client", "fetch", "--from", address, *access)
         assert (status, line) == (1, "error: there is no meta-learner yet: ask again later")
         run.write_meta_learner(meta_learner())
         out = tmp_path / "new" / "m.safetensors"
-        status, line = command(client_main, "fetch", "--from", address, "--out", out, *access)
+        status, line = command("client", "fetch", "--from", address, "--out", out, *access)
         assert (status, "resnet10" in line) == (0, True)
         assert out.read_bytes() == meta_learner().weights
         assert (tmp_path / "new" / "m.manifest.pb").read_bytes() == run.manifest.read_bytes()
-        status, line = command(client_main, "status", "--from", address, *access)
+        status, line = command("client", "status", "--from", address, *access)
         assert (status, "0 received, 0 accepted, 1 quarantined" in line) == (0, True)
-        assert command(server_main, "token", "revoke", "org-1", "--store", run.path) == (0, "")
-        status, line = command(client_main, "status", "--from", address, *access)
+        assert command("server", "token", "revoke", "org-1", "--store", run.path) == (0, "")
+        status, line = command("client", "status", "--from", address, *access)
         assert (status, "revoked" in line) == (2, True)
 
 
@@ -998,7 +990,7 @@ def test_a_contribution_that_breaks_the_contract_does_not_leave(
 ) -> None:
     monkeypatch.setenv("FEDFREE_TOKEN", "any")
     (folder / "weights.safetensors").write_bytes(b"other weights")
-    status, line = command(client_main, "contribute", folder, "--to", "localhost:1", "--insecure")
+    status, line = command("client", "contribute", folder, "--to", "localhost:1", "--insecure")
     assert (status, "the manifest says" in line) == (2, True)
 
 
@@ -1021,7 +1013,7 @@ def test_a_wrong_option_of_the_client_is_named(
     words: str,
 ) -> None:
     monkeypatch.setenv("FEDFREE_TOKEN", "any")
-    status, line = command(client_main, "contribute", folder, *options)
+    status, line = command("client", "contribute", folder, *options)
     assert (status, line.startswith("error: ")) == (2, True)
     assert words in line
     assert "\n" not in line
@@ -1031,7 +1023,7 @@ def test_without_a_token_the_client_says_where_it_looked(
     folder: Path, command: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FEDFREE_TOKEN", raising=False)
-    status, line = command(client_main, "contribute", folder, "--to", "localhost:9443", "--insecure")
+    status, line = command("client", "contribute", folder, "--to", "localhost:9443", "--insecure")
     assert (status, "$FEDFREE_TOKEN holds no token" in line) == (2, True)
 
 
@@ -1049,6 +1041,6 @@ def test_without_a_token_the_client_says_where_it_looked(
 def test_a_wrong_option_of_the_server_is_named(
     tmp_path: Path, command: Callable[..., tuple[int, str]], options: tuple[str, ...], words: str
 ) -> None:
-    status, line = command(server_main, "serve", "--store", tmp_path / "run", *options)
+    status, line = command("server", "serve", "--store", tmp_path / "run", *options)
     assert status == 2
     assert words in line.splitlines()[-1]

@@ -2,14 +2,12 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from client.commands import main as cli
 from client.config import PrivacyConfig, TrainingConfig
 from client.data.image_set import ImageSet
 from client.rehearsing.attacks import ONLINE
@@ -30,6 +28,7 @@ from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, decode_contribution, encode_weights
 from fedfree.errors import DataError, PrivacyError
 from fedfree.statement import PrivacyStatement
+from tests.programs import RunProgram
 
 OVERFITTING = TrainingConfig(
     image_size=16, epochs=30, min_steps=1, batch_size=24, crop_padding=0, weight_decay=0.0, threads=1
@@ -141,35 +140,27 @@ def write_folder(root: Path) -> Path:
     return root
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedfree-client", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
 def test_an_organisation_rehearses_on_its_own_folder(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run_client: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("client.rehearsing.rehearse.trainer_of", lambda *_: Trainer(untrained, "untrained"))
     data, out = write_folder(tmp_path / "images"), tmp_path / "out"
     options = ("--shadows", 4, "--image-size", 16, "--epochs", 1, "--threads", 1)
-    assert run_command(monkeypatch, "rehearse", "--data", data, "--out", out, *options) == 0
-    printed = capsys.readouterr().out
-    assert "not evidence of safety" in " ".join(printed.split())
+    status, printed, _ = run_client("rehearse", "--data", data, "--out", out, *options)
+    assert status == 0 and "not evidence of safety" in " ".join(printed.split())
     found = json.loads((out / "rehearsal.json").read_text())
     assert found["models"] == 4 and found["canaries"] == 10
     assert found["findings"][0]["exposures"]["canaries"]["LiRA online"]["tpr_at_0_1_percent"] is None
 
 
 def test_a_rehearsal_under_privacy_trains_by_dp_sgd_and_leaves_the_ledger_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_client: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = write_folder(tmp_path / "images")
     options = ("--shadows", 4, "--image-size", 16, "--epochs", 1, "--threads", 1)
     private = ("--epsilon", 8, "--delta", 1e-3)
-    assert run_command(monkeypatch, "rehearse", "--data", data, *options, *private) == 0
+    assert run_client("rehearse", "--data", data, *options, *private)[0] == 0
     found = json.loads(Path("rehearsal/rehearsal.json").read_text())
     assert found["findings"][0]["bound"]["delta"] == 1e-3
     assert "at most ε = 8 at δ = 0.001" in found["privacy"]
@@ -194,9 +185,6 @@ def test_batch_norm_is_refused_in_a_rehearsal_under_privacy(tmp_path: Path) -> N
         train_shadows(plan, trainer, cache=tmp_path, seed=0)
 
 
-def test_a_missing_folder_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    assert run_command(monkeypatch, "rehearse", "--data", tmp_path / "nowhere", "--out", out) == 2
-    assert "nowhere" in capsys.readouterr().err
+def test_a_missing_folder_is_one_line(run_client: RunProgram, tmp_path: Path) -> None:
+    status, _, err = run_client("rehearse", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert status == 2 and "nowhere" in err

@@ -4,10 +4,10 @@ import ipaddress
 import os
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,30 +19,19 @@ from fedfree.host.channel import Address
 from fedfree.host.starts import write_start
 from fedfree.host.tls import check_server, read_certificate
 from fedfree.start import LoadedStart
-from server.commands import main as cli
 from server.config import ServerConfig
 from server.doors.deployment import Deployment, DeploymentConfig
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.programs import RunProgram
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(run_program: RunProgram) -> RunProgram:
     """``fedfree-server`` with arguments: its exit status, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedfree-server", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return call
+    return partial(run_program, "server")
 
 
 @pytest.fixture
-def coordinator(tmp_path: Path, run: Run) -> Path:
+def coordinator(tmp_path: Path, run: RunProgram) -> Path:
     path = tmp_path / "coordinator"
     names = ("--name", "fed.example.org", "--name", "192.0.2.7")
     assert run("init", path, *names, "--organisations", 4, "--deadline-hours", 2)[0] == 0
@@ -102,7 +91,7 @@ def test_the_commented_configurations_say_what_was_asked_for(coordinator: Path) 
     )
 
 
-def test_nothing_is_overwritten(coordinator: Path, run: Run) -> None:
+def test_nothing_is_overwritten(coordinator: Path, run: RunProgram) -> None:
     before = (coordinator / "ca.key").read_bytes()
     status, _, error = run("init", coordinator, "--name", "fed.example.org")
     assert (status, error.count("\n")) == (2, 1)
@@ -119,7 +108,7 @@ def test_nothing_is_overwritten(coordinator: Path, run: Run) -> None:
     ],
 )
 def test_wrong_options_are_refused_and_leave_nothing(
-    tmp_path: Path, run: Run, options: tuple[str, ...], word: str
+    tmp_path: Path, run: RunProgram, options: tuple[str, ...], word: str
 ) -> None:
     status, _, error = run("init", tmp_path / "new", *options)
     assert (status, error.count("\n")) == (2, 1)
@@ -127,7 +116,7 @@ def test_wrong_options_are_refused_and_leave_nothing(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_key_is_enrolled_once(coordinator: Path, run: Run, public_key: Path) -> None:
+def test_a_key_is_enrolled_once(coordinator: Path, run: RunProgram, public_key: Path) -> None:
     assert run("enroll", "org-1", public_key, "--in", coordinator)[0] == 0
     assert list(Deployment(coordinator).enrolled()) == ["org-1"]
     for name, word in (
@@ -140,7 +129,7 @@ def test_a_key_is_enrolled_once(coordinator: Path, run: Run, public_key: Path) -
         assert word in error
 
 
-def test_what_is_no_public_key_is_refused(coordinator: Path, run: Run, tmp_path: Path) -> None:
+def test_what_is_no_public_key_is_refused(coordinator: Path, run: RunProgram, tmp_path: Path) -> None:
     (tmp_path / "private").write_bytes(make_key()[0])
     (tmp_path / "noise").write_bytes(b"noise")
     for name, word in (("private", "must not leave"), ("noise", "format of ssh"), ("none", "cannot read")):
@@ -149,7 +138,7 @@ def test_what_is_no_public_key_is_refused(coordinator: Path, run: Run, tmp_path:
         assert word in error
 
 
-def test_up_is_refused_where_another_process_learns(coordinator: Path, run: Run) -> None:
+def test_up_is_refused_where_another_process_learns(coordinator: Path, run: RunProgram) -> None:
     with Deployment(coordinator).run.held():
         status, _, error = run("up", coordinator)
     assert status == 2
@@ -157,14 +146,18 @@ def test_up_is_refused_where_another_process_learns(coordinator: Path, run: Run)
     assert not (coordinator / ".flwr" / "superlink.log").exists()
 
 
-def test_a_folder_that_is_no_coordinators_is_refused(tmp_path: Path, run: Run, public_key: Path) -> None:
+def test_a_folder_that_is_no_coordinators_is_refused(
+    tmp_path: Path, run: RunProgram, public_key: Path
+) -> None:
     for arguments in (("up", tmp_path), ("enroll", "org-1", public_key, "--in", tmp_path)):
         status, _, error = run(*arguments)
         assert (status, error.count("\n")) == (2, 1)
         assert "fedfree-server init" in error
 
 
-def test_a_server_is_known_by_its_own_authority_alone(coordinator: Path, tmp_path: Path, run: Run) -> None:
+def test_a_server_is_known_by_its_own_authority_alone(
+    coordinator: Path, tmp_path: Path, run: RunProgram
+) -> None:
     run("init", tmp_path / "other", "--name", "other.example.org")
     with listening(coordinator / "server.crt", coordinator / "server.key") as address:
         assert check_server(address, coordinator / "ca.crt") == ""
@@ -177,7 +170,7 @@ def test_a_server_is_known_by_its_own_authority_alone(coordinator: Path, tmp_pat
 
 
 def test_a_coordinator_is_made_for_a_start_or_not_at_all(
-    tmp_path: Path, run: Run, make_start: Callable[..., LoadedStart]
+    tmp_path: Path, run: RunProgram, make_start: Callable[..., LoadedStart]
 ) -> None:
     begun, path = make_start(), tmp_path / "begun"
     write_start(tmp_path / "start", begun.start, begun.weights)
@@ -190,7 +183,7 @@ def test_a_coordinator_is_made_for_a_start_or_not_at_all(
 
 
 def test_a_coordinator_is_made_for_several_starts_the_first_first(
-    tmp_path: Path, run: Run, make_start: Callable[..., LoadedStart]
+    tmp_path: Path, run: RunProgram, make_start: Callable[..., LoadedStart]
 ) -> None:
     words: list[object] = ["init", tmp_path / "begun", "--name", "localhost"]
     for seed in (1, 0):
@@ -203,7 +196,7 @@ def test_a_coordinator_is_made_for_several_starts_the_first_first(
 
 @pytest.mark.parametrize("command", [("up",), ("serve", "--insecure", "--listen", "127.0.0.1:0", "--store")])
 def test_no_door_opens_for_a_run_whose_preset_cannot_end_it(
-    coordinator: Path, run: Run, command: Sequence[str]
+    coordinator: Path, run: RunProgram, command: Sequence[str]
 ) -> None:
     (coordinator / "server.toml").write_text('preset = "start"\n')
     status, _, err = run(*command, coordinator)

@@ -15,11 +15,11 @@ import torch
 
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
-from server.commands.main import main
 from server.doors.page import CONNECTIONS, served
 from server.doors.tokens import Tokens
 from server.events import Event
 from server.storage.run_directory import RunDirectory, event_to_line
+from tests.programs import RunProgram
 
 HandOver = Callable[..., str]
 ANYWHERE = Address("127.0.0.1", 0)
@@ -290,12 +290,9 @@ def test_a_command_that_cannot_serve_ends_with_one_line(
     begun: RunDirectory,
     arguments: tuple[str, ...],
     said: str,
+    run_program: RunProgram,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(begun.path.parent)
-    monkeypatch.setattr("sys.argv", ["fedfree-server", "status", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    printed = capfd.readouterr()
-    assert ended.value.code == 2 and said in printed.err and printed.out == ""
+    status, out, err = run_program("server", "status", *arguments)
+    assert status == 2 and said in err and out == ""

@@ -12,11 +12,11 @@ from cryptography import x509
 from client.doors.flower_node import make_key
 from fedfree.host.files import write_file
 from fedfree.host.tls import read_certificate
-from server.commands.main import main as server_main
 from server.config import CollectConfig, ServerConfig
 from server.doors.deployment import Deployment, DeploymentConfig, init
 from server.doors.tokens import Tokens
 from server.storage.run_directory import RunDirectory
+from tests.programs import RunProgram
 
 HOUSE = f"import sys; sys.path[:0] = {sys.path!r}\n"
 READY = "print('ready', flush=True); sys.stdin.readline()\n"
@@ -113,12 +113,10 @@ def test_of_two_coordinators_made_in_one_folder_one_is_refused_and_the_other_is_
 
 
 def test_a_second_door_on_one_store_is_refused_and_told_who_holds_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run_program: RunProgram
 ) -> None:
     write_file(tmp_path / "server.toml", ServerConfig().to_toml().encode())
-    words = ["fedfree-server", "serve", "--store", str(tmp_path), "--insecure", "--listen", "127.0.0.1:0"]
-    monkeypatch.setattr(sys, "argv", words)
-    with RunDirectory(tmp_path).door_held(), pytest.raises(SystemExit) as ended:
-        server_main()
-    assert ended.value.code == 2
-    assert f"another process runs in {tmp_path}: process {os.getpid()} on " in capfd.readouterr().err
+    words = ("serve", "--store", tmp_path, "--insecure", "--listen", "127.0.0.1:0")
+    with RunDirectory(tmp_path).door_held():
+        status, _, err = run_program("server", *words)
+    assert status == 2 and f"another process runs in {tmp_path}: process {os.getpid()} on " in err

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights, sha256
 from fedfree.host.files import PRIVATE, write_file
 from fedfree.statement import PrivacyStatement
-from server.commands.main import main
 from server.config import ServerConfig
 from server.doors.tokens import Tokens
 from server.events import Event, ignore
@@ -21,6 +19,7 @@ from server.run import learn
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, RECEIVED
 from server.verify.verify import verify_received
+from tests.programs import RunProgram
 
 SMALL = {
     "iterations": 3,
@@ -80,15 +79,12 @@ def copying(run: RunDirectory, archive: Path, *, at: int) -> Callable[[Event], N
 
 
 def test_a_copy_taken_while_a_run_learns_goes_on_elsewhere_to_the_same_bytes(
-    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunDirectory, tmp_path: Path, run_program: RunProgram
 ) -> None:
     learn(run, on_event=copying(run, tmp_path / "backup.tar", at=2))
     copy = restored(tmp_path / "backup.tar", tmp_path / "elsewhere")
     assert copy.checkpoint.exists() and not copy.weights.exists()
-    monkeypatch.setattr(sys, "argv", ["fedfree-server", "resume", str(copy.path)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
+    assert run_program("server", "resume", copy.path)[0] == 0
     started = [event.values["done"] for event in copy.read_events() if event.kind == "started"]
     assert started == [0, 1]
     for file in ("weights", "manifest"):

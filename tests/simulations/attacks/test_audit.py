@@ -1,7 +1,7 @@
 """An audit runs from data set to table, attacks everything that leaves, and continues after a kill."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from simulations.attacks import audit as audits
 from simulations.attacks.config import AuditConfig
 from simulations.attacks.downstream import distil_student, learn_meta_learner
 from simulations.attacks.memorisation import LABEL
-from simulations.commands import main as cli
 from simulations.commands import privacy as audit_cli
 from simulations.reporting.record import Record
+from tests.programs import RunProgram
 
 
 def write_tree(root: Path, *, classes: int = 4, images: int = 50) -> Path:
@@ -51,23 +51,21 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedfree-sim", "privacy", "audit", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+@pytest.fixture
+def run_audit(run_program: RunProgram) -> RunProgram:
+    return partial(run_program, "simulations", "privacy", "audit")
 
 
 @pytest.mark.usefixtures("small")
 def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run_audit: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tree, out = write_tree(tmp_path / "images"), tmp_path / "audit"
     options = ("--dataset", tree, "--classes", 2, "--shadows", 4, "--meta-learner", 4, "--out", out)
     tiny = ("--image-size", 16, "--epochs", 1, "--set", "training.min_steps=1", "--threads", 1)
-    assert run_command(monkeypatch, *options, *tiny) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "…" not in printed
+    status, printed, _ = run_audit(*options, *tiny)
+    printed = " ".join(printed.split())
+    assert status == 0 and "…" not in printed
     assert LABEL in printed and "An attack that fails is not evidence of safety" in printed
     found = json.loads((out / "audit.json").read_text())
     assert found["config"]["privacy"]["epsilon"] is None and "nothing limits" in found["privacy"]
@@ -87,14 +85,14 @@ def test_everything_that_leaves_is_attacked_and_a_second_start_repeats_nothing(
     for work in ("recover_images", "learn_meta_learner"):
         monkeypatch.setattr(audits, work, lambda *_: pytest.fail("done again"))
     monkeypatch.setattr(audit_cli, "draw_pictures", lambda *_: [])
-    assert run_command(monkeypatch, *options, *tiny) == 0
+    assert run_audit(*options, *tiny)[0] == 0
     again = json.loads((out / "audit.json").read_text())
     assert again["findings"] == found["findings"] and again["memorisation"] == found["memorisation"]
 
 
 @pytest.mark.usefixtures("small")
 def test_from_a_start_everything_attacked_began_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: Path
+    run_audit: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: Path
 ) -> None:
     learned: list[MetaLearner] = []
 
@@ -106,7 +104,7 @@ def test_from_a_start_everything_attacked_began_there(
     tree, out = write_tree(tmp_path / "images"), tmp_path / "audit"
     options = ("--dataset", tree, "--classes", 2, "--shadows", 4, "--meta-learner", 4, "--out", out)
     tiny = ("--start", start, "--epochs", 1, "--set", "training.min_steps=1", "--threads", 1)
-    assert run_command(monkeypatch, *options, *tiny) == 0
+    assert run_audit(*options, *tiny)[0] == 0
     identity = describe_folder(start).sha256
     assert len(learned) == 4 and {each.provenance.start for each in learned} == {identity}
     rows = Record.load(out / "exposure.json").rows
@@ -114,7 +112,7 @@ def test_from_a_start_everything_attacked_began_there(
 
 
 def test_an_audit_under_privacy_trains_with_group_norm_for_its_own_epochs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_audit: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     configs: list[AuditConfig] = []
 
@@ -124,7 +122,7 @@ def test_an_audit_under_privacy_trains_with_group_norm_for_its_own_epochs(
 
     monkeypatch.setattr(audit_cli, "audit_organisation", stop)
     for options in (("--epsilon", 3, "--delta", 1e-4, "--epochs", 7), ("--epochs", 7)):
-        run_command(monkeypatch, "--out", tmp_path / "audit", *options)
+        run_audit("--out", tmp_path / "audit", *options)
     private, plain = configs
     assert str(private.training.architecture) == "conv4-32-group"
     assert (private.privacy.epsilon, private.privacy.delta, private.training.epochs) == (3, 1e-4, 7)
@@ -157,14 +155,8 @@ def test_another_organisations_models_are_not_audited(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    option: str,
-    value: object,
-    message: str,
+    run_audit: RunProgram, tmp_path: Path, option: str, value: object, message: str
 ) -> None:
-    assert run_command(monkeypatch, "--out", tmp_path / "audit", option, value) == 2
-    printed = capsys.readouterr()
-    assert message in printed.err and "Traceback" not in printed.err
-    assert len([line for line in printed.err.splitlines() if line.startswith("error:")]) == 1
+    status, _, err = run_audit("--out", tmp_path / "audit", option, value)
+    assert status == 2 and message in err
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1

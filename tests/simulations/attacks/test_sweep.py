@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,10 +31,10 @@ from simulations.attacks.sweep import (
     split_by_rank,
 )
 from simulations.attacks.sweep_table import kept_gain, table, values
-from simulations.commands import main as cli
 from simulations.config import SimulationConfig
 from simulations.federation import prepare as federation
 from simulations.series import Measured, Run
+from tests.programs import RunProgram
 
 TINY = """
 clients = 2
@@ -75,22 +75,20 @@ def small_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(federation, "server_config", cut)
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedfree-sim", "privacy", "sweep", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+@pytest.fixture
+def run_sweep(run_program: RunProgram) -> RunProgram:
+    return partial(run_program, "simulations", "privacy", "sweep")
 
 
 @pytest.mark.usefixtures("small_server")
 def test_a_sweep_from_a_start_counts_gains_over_the_start_and_audits_models_that_began_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: Path
+    run_sweep: RunProgram, tmp_path: Path, start: Path
 ) -> None:
     config, out = tmp_path / "tiny.toml", tmp_path / "sweep"
     config.write_text(f'start = "{start}"\n{TINY}')
     options = ("--config", config, "--dataset", write_tree(tmp_path / "images", train=60), "--out", out)
     short = ("--epsilon", "inf,8", "--seeds", 1, "--shadows", 4, "--cache", tmp_path / "cache")
-    assert run_command(monkeypatch, *options, *short) == 0
+    assert run_sweep(*options, *short)[0] == 0
     record = json.loads((out / "sweep.json").read_text())
     assert "public start 1-shot" in {column["title"] for column in record["columns"]}
     rows = record["details"]["rows"]
@@ -99,14 +97,14 @@ def test_a_sweep_from_a_start_counts_gains_over_the_start_and_audits_models_that
 
 @pytest.mark.usefixtures("small_server")
 def test_a_sweep_measures_every_epsilon_and_a_second_start_trains_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run_sweep: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config, out = tmp_path / "tiny.toml", tmp_path / "sweep"
     config.write_text(TINY)
     options = ("--config", config, "--dataset", write_tree(tmp_path / "images", train=60), "--out", out)
     short = ("--epsilon", "inf,8", "--seeds", 1, "--shadows", 4, "--cache", tmp_path / "cache")
-    assert run_command(monkeypatch, *options, *short) == 0
-    assert "not evidence of safety" in " ".join(capsys.readouterr().out.split())
+    status, printed, _ = run_sweep(*options, *short)
+    assert status == 0 and "not evidence of safety" in " ".join(printed.split())
     names = ("few-shot", "local", "canaries")
     pictures = {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
     assert {path.name for path in out.iterdir()} >= pictures | {"sweep.json", "sweep.md", "sweep.csv"}
@@ -124,7 +122,7 @@ def test_a_sweep_measures_every_epsilon_and_a_second_start_trains_nothing(
         for module in ("client.training.pretrain", "client.rehearsing.rehearse"):
             monkeypatch.setattr(f"{module}.{work}", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr("simulations.series.simulate", lambda *_, **__: pytest.fail("run again"))
-    assert run_command(monkeypatch, *options, *short) == 0
+    assert run_sweep(*options, *short)[0] == 0
     assert json.loads((out / "sweep.json").read_text())["details"]["rows"] == rows
 
 
@@ -262,14 +260,8 @@ def test_what_is_no_list_of_epsilons_is_refused(text: str) -> None:
     ],
 )
 def test_wrong_options_are_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    option: str,
-    value: str,
-    message: str,
+    run_sweep: RunProgram, tmp_path: Path, option: str, value: str, message: str
 ) -> None:
-    assert run_command(monkeypatch, "--out", tmp_path / "sweep", option, value) == 2
-    printed = capsys.readouterr().err
-    assert message in printed and "Traceback" not in printed
-    assert len([line for line in printed.splitlines() if line.startswith("error:")]) == 1
+    status, _, err = run_sweep("--out", tmp_path / "sweep", option, value)
+    assert status == 2 and message in err
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1

@@ -22,7 +22,6 @@ from server.learning.invert import kl_divergence
 from simulations.baselines import table
 from simulations.baselines.dense import (
     Choice,
-    Contributed,
     Ensemble,
     Training,
     batches,
@@ -33,6 +32,7 @@ from simulations.baselines.dense import (
 )
 from simulations.baselines.table import Available, dense
 from simulations.config import DenseConfig, SimulationConfig
+from simulations.federation.in_memory import pool_in_memory
 from simulations.reporting.summary import printed
 from simulations.simulate import simulate
 
@@ -65,7 +65,8 @@ def model(seed: int, *, classes: int = 3, louder: float = 1.0) -> Contribution:
 
 def training(*models: Contribution, seed: int = 0, starts: Sequence[LoadedStart] = ()) -> Training:
     server = SERVER.model_copy(update={"seed": seed, "preset": "start" if starts else "default"})
-    return begin_training(Contributed(models, starts).pool(server), server, SETTINGS, CHOICE)
+    pool = pool_in_memory({str(place): each for place, each in enumerate(models)}, starts, server)
+    return begin_training(pool, server, SETTINGS, CHOICE)
 
 
 def held_out(trained: Training, count: int = 8) -> Tensor:

@@ -1,7 +1,6 @@
 """``fedfree-sim bench speed``, ``scale`` and ``alignment``, in miniature and against known answers."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from simulations.benchmarks.pace import Look, Pace, sentence
 from simulations.benchmarks.recovery import AgainstScratch, Attempt
 from simulations.benchmarks.scale import Cost, Scale, fill, iterate, plot
 from simulations.benchmarks.timing import alternate, bytes_moved, kind_of, operations, time_shares
-from simulations.commands import main as cli
 from simulations.commands.bench import _counts
+from tests.programs import RunProgram
 
 MakeTree = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -27,13 +26,6 @@ episodes = 5
 training = { epochs = 1, min_steps = 2, image_size = 16, threads = 1 }
 server = { threads = 1 }
 """
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["fedfree-sim", "bench", *map(str, words)])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    assert exit.value.code in (0, None)
 
 
 def pool_options(tmp_path: Path, tree: Path, *, clients: int) -> list[object]:
@@ -151,10 +143,10 @@ def test_counts_that_are_not_whole_numbers_are_refused(text: str) -> None:
 
 
 def test_alignment_is_measured_along_both_paths_and_drawn(
-    tmp_path: Path, make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_tree: MakeTree, run_program: RunProgram
 ) -> None:
-    tree = make_tree("tree")
-    run(monkeypatch, "alignment", "--seeds", 1, *pool_options(tmp_path, tree, clients=3))
+    options = pool_options(tmp_path, make_tree("tree"), clients=3)
+    assert run_program("simulations", "bench", "alignment", "--seeds", 1, *options)[0] == 0
     measured = json.loads((tmp_path / "out" / "alignment.json").read_text())["details"]
     assert [row["path"] for row in measured["rows"]] == ["one after the other", "all from the same point"]
     cosines = [row["cosines"] for row in measured["rows"]]
@@ -165,13 +157,14 @@ def test_alignment_is_measured_along_both_paths_and_drawn(
 
 @pytest.mark.slow
 def test_speed_is_measured_against_the_published_configuration_and_from_scratch(
-    tmp_path: Path, make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_tree: MakeTree, run_program: RunProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simulations.benchmarks.recovery.MILESTONES", (1, 3))
     monkeypatch.setattr("simulations.benchmarks.recovery.STUDENT_STEPS", 2)
     monkeypatch.setattr("simulations.benchmarks.speed.peak", lambda *_: 1e9)
-    tree = make_tree("tree", classes=6)
-    run(monkeypatch, "speed", "--repeats", 1, "--minutes", 0.001, *pool_options(tmp_path, tree, clients=5))
+    options = pool_options(tmp_path, make_tree("tree", classes=6), clients=5)
+    short = ("--repeats", 1, "--minutes", 0.001)
+    assert run_program("simulations", "bench", "speed", *short, *options)[0] == 0
     measured = json.loads((tmp_path / "out" / "speed.json").read_text())["details"]
     loops = {loop["name"]: loop for loop in measured["inner_loops"]}
     assert loops["published"]["operations"] > 3 * loops["default"]["operations"]

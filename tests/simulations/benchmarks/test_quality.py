@@ -1,7 +1,6 @@
 """``fedfree-sim bench quality``: its cases, its table and checks, and that it continues where it was."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from simulations import series
 from simulations.benchmarks.quality import available_cases, choose_cases, config_of, growth, measure
 from simulations.benchmarks.quality_plots import plots
 from simulations.benchmarks.quality_table import checks, table, values
-from simulations.commands import main as cli
 from simulations.config import SimulationConfig
 from simulations.reporting.record import Record
 from simulations.series import Measured, Run
+from tests.programs import RunProgram
 
 MakeTree = Callable[..., Path]
 THREE = "data/a.zip,data/b.zip,data/c.zip"
@@ -311,38 +310,21 @@ def test_the_growth_curve_is_drawn_where_there_is_one() -> None:
     assert [list(line.get_xdata()), list(line.get_ydata())] == [[4, 24], [38.0, 44.0]]
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedfree-sim", "bench", "quality", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
 @pytest.mark.parametrize(
     ("option", "value", "word"),
     [("--cases", "teleport", "no case 'teleport'"), ("--cases", "domains", "several data sets")],
 )
 def test_wrong_input_is_one_line_and_status_2(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    option: str,
-    value: str,
-    word: str,
+    run_program: RunProgram, tmp_path: Path, option: str, value: str, word: str
 ) -> None:
-    assert run_command(monkeypatch, "--out", tmp_path / "out", option, value) == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.out + printed.err
-    (line,) = printed.err.splitlines()
-    assert line.startswith("error:") and word in line
+    status, _, err = run_program("simulations", "bench", "quality", "--out", tmp_path / "out", option, value)
+    (line,) = err.splitlines()
+    assert status == 2 and line.startswith("error:") and word in line
     assert not (tmp_path / "out").exists()
 
 
 def test_a_tiny_bench_leaves_its_table_and_pictures_and_trains_nothing_the_second_time(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    make_tree: MakeTree,
+    run_program: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_tree: MakeTree
 ) -> None:
     (tmp_path / "tiny.toml").write_text(
         "classes_each = 3\nn_way = 3\nn_query = 2\nserver = { threads = 1 }\n"
@@ -350,13 +332,13 @@ def test_a_tiny_bench_leaves_its_table_and_pictures_and_trains_nothing_the_secon
     )
     out = tmp_path / "out"
     arguments = (
+        *("simulations", "bench", "quality"),
         *("--config", tmp_path / "tiny.toml", "--dataset", make_tree("images"), "--image-size", 16),
         *("--clients", 2, "--seeds", 1, "--iterations", 1, "--episodes", 4, "--device", "cpu"),
         *("--cache", tmp_path / "cache", "--out", out),
     )
-    assert run_command(monkeypatch, *arguments) == 0
-    printed = capsys.readouterr().out
-    assert "default, seed 0: 3-way 1-shot" in printed
+    status, printed, _ = run_program(*arguments)
+    assert status == 0 and "default, seed 0: 3-way 1-shot" in printed
     written = {path.name for path in out.iterdir()}
     assert written == {"default", "quality.json", "quality.md", "quality.png", "quality.svg"}
     assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
@@ -376,6 +358,6 @@ def test_a_tiny_bench_leaves_its_table_and_pictures_and_trains_nothing_the_secon
     assert len({line.count("|") for line in markdown.splitlines()[:4]}) == 1
 
     monkeypatch.setattr(series, "simulate", lambda *_, **__: pytest.fail("trained again"))
-    assert run_command(monkeypatch, *arguments) == 0
-    assert "(was there)" in capsys.readouterr().out
+    status, printed, _ = run_program(*arguments)
+    assert status == 0 and "(was there)" in printed
     assert (out / "quality.md").read_text() == markdown

@@ -2,15 +2,17 @@
 
 import re
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from simulations.commands import main as cli
 from simulations.config import SimulationConfig
+from tests.programs import RunProgram
+
+Refusal = Callable[..., str]
 
 
 def write_tree(root: Path, *, splits: tuple[str, ...] = (), classes: int = 6, images: int = 8) -> Path:
@@ -31,74 +33,48 @@ def tree(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "images", splits=("meta_train", "meta_val", "meta_test"))
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedfree-sim", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
-def refusal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: object
-) -> str:
-    """The one line of a command that must end with exit status 2."""
+@pytest.fixture
+def refusal(run_program: RunProgram, tmp_path: Path) -> Refusal:
+    """The one line of a run with arguments that must end with exit status 2."""
     common = ("--out", tmp_path / "run", "--cache", tmp_path / "cache", "--image-size", 16)
-    assert run_command(monkeypatch, "run", *common, *arguments) == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err + printed.out
-    lines = [line for line in printed.err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    return lines[0]
+
+    def refused(*arguments: object) -> str:
+        status, _, err = run_program("simulations", "run", *common, *arguments)
+        (line,) = [each for each in err.splitlines() if each.startswith("error:")]
+        assert status == 2
+        return line
+
+    return refused
 
 
-def test_a_missing_path_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tmp_path / "nowhere.zip")
+def test_a_missing_path_is_named(refusal: Refusal, tmp_path: Path) -> None:
+    line = refusal("--dataset", tmp_path / "nowhere.zip")
     assert "no such data set or path" in line and "nowhere.zip" in line
 
 
-def test_a_tree_without_splits_is_explained(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_tree_without_splits_is_explained(refusal: Refusal, tmp_path: Path) -> None:
     plain = write_tree(tmp_path / "plain")
-    assert "meta_test" in refusal(monkeypatch, capsys, tmp_path, "--dataset", plain)
+    assert "meta_test" in refusal("--dataset", plain)
 
 
-def test_a_folder_with_one_class_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_folder_with_one_class_is_refused(refusal: Refusal, tmp_path: Path) -> None:
     single = write_tree(tmp_path / "single", splits=("meta_train", "meta_val", "meta_test"), classes=1)
-    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", single, "--set", "n_way=2")
+    line = refusal("--dataset", single, "--set", "n_way=2")
     assert "got 0 of 1" in line or "got 1 of 1" in line
 
 
-def test_more_ways_than_classes_is_refused_with_both_numbers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
-) -> None:
-    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tree, "--set", "n_way=9", "--set", "n_query=2")
+def test_more_ways_than_classes_is_refused_with_both_numbers(refusal: Refusal, tree: Path) -> None:
+    line = refusal("--dataset", tree, "--set", "n_way=9", "--set", "n_query=2")
     assert "9-way episodes need 9 classes" in line and "got 6 of 6" in line
 
 
-def test_an_unreadable_image_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
-) -> None:
+def test_an_unreadable_image_is_named(refusal: Refusal, tree: Path) -> None:
     (tree / "meta_test" / "class0" / "0.png").write_bytes(b"no image at all")
     options = (
-        "--set",
-        "n_way=3",
-        "--set",
-        "n_query=2",
-        "--classes-each",
-        3,
-        "--clients",
-        2,
-        "--epochs",
-        1,
-        "--set",
-        "training.min_steps=1",
+        *("--set", "n_way=3", "--set", "n_query=2", "--set", "training.min_steps=1"),
+        *("--classes-each", 3, "--clients", 2, "--epochs", 1),
     )
-    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tree, *options, "--iterations", 1)
+    line = refusal("--dataset", tree, *options, "--iterations", 1)
     assert "0.png" in line
 
 
@@ -113,61 +89,43 @@ def test_an_unreadable_image_is_named(
         ("--image-size", "4", "image-size"),
     ],
 )
-def test_an_unknown_value_of_an_option_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    option: str,
-    value: str,
-    word: str,
-) -> None:
-    line = refusal(monkeypatch, capsys, tmp_path, option, value)
+def test_an_unknown_value_of_an_option_is_named(refusal: Refusal, option: str, value: str, word: str) -> None:
+    line = refusal(option, value)
     assert word in line and value.rpartition("=")[2] in line
 
 
-def test_an_unknown_option_ends_with_status_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_command(monkeypatch, "run", "--teleport", "yes") == 2
+def test_an_unknown_option_ends_with_status_2(run_program: RunProgram) -> None:
+    assert run_program("simulations", "run", "--teleport", "yes")[0] == 2
 
 
-def test_a_configuration_file_with_an_unknown_key_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_configuration_file_with_an_unknown_key_is_refused(refusal: Refusal, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("colour = 'blue'\n")
-    line = refusal(monkeypatch, capsys, tmp_path, "--config", tmp_path / "config.toml")
+    line = refusal("--config", tmp_path / "config.toml")
     assert "colour" in line
 
 
 def test_a_directory_with_another_federation_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
+    refusal: Refusal, tmp_path: Path, tree: Path
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text(SimulationConfig(seed=5).to_toml())
-    line = refusal(monkeypatch, capsys, tmp_path, "--dataset", tree)
+    line = refusal("--dataset", tree)
     assert "holds another federation" in line and re.search(r"differs in dataset, .*seed", line)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.toml"]
 
 
 def test_a_tiny_federation_leaves_everything_it_promises(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tree: Path
+    run_program: RunProgram, tmp_path: Path, tree: Path
 ) -> None:
     sizes = (
-        "--clients",
-        2,
-        "--set",
-        "training.min_steps=5",
-        "--classes-each",
-        3,
-        "--epochs",
-        1,
-        "--iterations",
-        2,
-        "--episodes",
-        20,
+        *("--set", "training.min_steps=5", "--classes-each", 3, "--clients", 2),
+        *("--epochs", 1, "--iterations", 2, "--episodes", 20),
     )
     shape = ("--set", "n_way=3", "--set", "n_query=2", "--image-size", 16, "--threads", 1)
     out = tmp_path / "run"
     paths = ("--dataset", tree, "--out", out, "--cache", tmp_path / "cache")
-    assert run_command(monkeypatch, "run", *sizes, *shape, *paths) == 0
+    status, printed, _ = run_program("simulations", "run", *sizes, *shape, *paths)
+    assert status == 0 and "3-way 5-shot" in printed
     promised = {
         "meta_learner.safetensors",
         "meta_learner.manifest.pb",
@@ -178,14 +136,13 @@ def test_a_tiny_federation_leaves_everything_it_promises(
         "result.json",
     }
     assert promised <= {path.name for path in out.iterdir()}
-    assert "3-way 5-shot" in capsys.readouterr().out
     drawn, reported = (out / "synthetic.png").read_bytes(), (out / "report.html").read_bytes()
     (out / "synthetic.png").unlink()
-    assert run_command(monkeypatch, "report", out) == 0
+    assert run_program("simulations", "report", out)[0] == 0
     assert (out / "synthetic.png").read_bytes() == drawn and (out / "report.html").read_bytes() == reported
     again = tmp_path / "again"
     shutil.copytree(out / "store", again / "store")
-    assert run_command(monkeypatch, "run", *sizes, *shape, "--dataset", tree, "--out", again,
-                       "--cache", tmp_path / "cache") == 0  # fmt: skip
+    paths = ("--dataset", tree, "--out", again, "--cache", tmp_path / "cache")
+    assert run_program("simulations", "run", *sizes, *shape, *paths)[0] == 0
     for name in ("meta_learner.safetensors", "meta_learner.manifest.pb"):
         assert (again / name).read_bytes() == (out / name).read_bytes()

@@ -1,7 +1,6 @@
 """The command line that makes a run anew."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from simulations.command_line import run_command
 from simulations.commands import main as cli
 from simulations.config import SimulationConfig
+from tests.programs import RunProgram
 
 EVERYTHING: dict[str, Any] = {
     "dataset": "a.zip,b.zip",
@@ -66,7 +66,7 @@ FROM_A_START: dict[str, Any] = {
     [{}, {"training": {"horizontal_flip": True}}, {"server": {"preset": "large"}}, EVERYTHING, FROM_A_START],
 )
 def test_a_runs_command_gives_its_configuration_back(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+    run_program: RunProgram, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
     config = SimulationConfig.parse(values, origin="test")
     seen: list[tuple[Path, SimulationConfig]] = []
@@ -76,9 +76,8 @@ def test_a_runs_command_gives_its_configuration_back(
         raise SystemExit
 
     monkeypatch.setattr(cli, "simulate", simulate)
-    monkeypatch.setattr(sys, "argv", shlex.split(run_command(Path("runs/a b"), config)))
-    with pytest.raises(SystemExit):
-        cli.main()
+    _, *words = shlex.split(run_command(Path("runs/a b"), config))
+    run_program("simulations", *words)
     assert seen == [(Path("runs/a b"), config)]
 
 

@@ -33,7 +33,6 @@ PACE = Pace(
     invert=3.0,
     ask=0.01,
     distil=0.5,
-    replay=0.0,
     embed=0.0,
     episodes={"3way1shot": 0.0, "3way5shot": 0.0},
     wide_episodes={"3way1shot": 0.0, "3way5shot": 0.0},
@@ -168,7 +167,8 @@ def test_private_training_is_not_timed_and_that_is_said(make_tree: MakeTree, tmp
 def test_a_disk_without_room_is_named(config: SimulationConfig, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "run", config)
     needs = Estimate({"learn": 1.0}, 0.0, True, 2**20, 2**60)
-    assert "free" in estimate_lines(plan, needs, 1.0)[-1]
+    *_, last = estimate_lines(plan, needs, 1.0)
+    assert "free" in last
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from simulations.reporting.published import (
     references,
 )
 from simulations.reporting.record import Column, Record
+from tests.programs import RunProgram
 
 CONFIGS = sorted((ROOT / "simulations" / "configs").glob("*.toml"))
 
@@ -67,13 +67,6 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / RESULTS).mkdir(parents=True)
     (tmp_path / RESULTS / "some.json").write_text(record().to_json())
     return tmp_path
-
-
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedfree-sim", "results", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
@@ -232,30 +225,26 @@ def test_a_marker_that_names_nothing_or_has_no_end_is_refused(text: str, message
 
 
 def test_numbers_changed_by_hand_are_written_over_and_the_rest_is_left(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clone: Path, run_program: RunProgram
 ) -> None:
-    assert run_command(monkeypatch, "write", "--root", clone) == 0
+    assert run_program("simulations", "results", "write", "--root", clone)[0] == 0
     good = (clone / "README.md").read_text()
     assert good.startswith("# A title\n") and "| 0 | 48.1 ± 0.8 / 63.8 ± 0.8 |" in good
-    capsys.readouterr()
     (clone / "README.md").write_text(good.replace("48.1", "58.1"))
-    assert run_command(monkeypatch, "write", "--root", clone) == 0
-    assert capsys.readouterr().out.splitlines()[:-1] == ["wrote README.md"]
+    status, printed, _ = run_program("simulations", "results", "write", "--root", clone)
+    assert status == 0 and printed.splitlines()[:-1] == ["wrote README.md"]
     assert (clone / "README.md").read_text() == good
 
 
-def test_what_a_benchmark_left_is_published_under_its_own_name(
-    clone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_benchmark_left_is_published_under_its_own_name(clone: Path, run_program: RunProgram) -> None:
     rows = [{"seed": 0, "shots": "1-shot", "meta_learner": {"mean": 50, "ci95": 1}}]
     (clone / "quality.json").write_text(record(rows=rows).to_json())
-    assert run_command(monkeypatch, "add", clone / "quality.json", "--root", clone) == 0
+    added = run_program("simulations", "results", "add", clone / "quality.json", "--root", clone)
+    assert added[0] == 0
     assert Record.load(clone / RESULTS / "some.json").rows[0]["meta_learner"] == {"mean": 50, "ci95": 1}
     assert "| 0 | 50.0 ± 1.0 |" in (clone / "docs" / "results.md").read_text()
 
 
-def test_outside_a_clone_the_remedy_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(monkeypatch, "write", "--root", tmp_path) == 2
-    assert "give --root, the folder of a clone" in capsys.readouterr().err
+def test_outside_a_clone_the_remedy_is_one_line(tmp_path: Path, run_program: RunProgram) -> None:
+    status, _, err = run_program("simulations", "results", "write", "--root", tmp_path)
+    assert status == 2 and "give --root, the folder of a clone" in err
