@@ -179,6 +179,8 @@ class Settings(BaseModel):
 
 def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
     """The values of a TOML file; relative paths in it are relative to its folder. Raises ConfigError."""
+    if path.exists() and not path.is_file():  # a pipe may never speak, and a device never end
+        raise ConfigError(f"cannot read the configuration {path}: it is no file")
     try:
         values = parse_toml(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark before it
     except OSError as error:

@@ -1,6 +1,7 @@
 """What the three command lines share: a refusal is one line on standard error and an exit status."""
 
 import codecs
+import errno
 import io
 import logging
 import os
@@ -120,7 +121,11 @@ def _run(app: typer.Typer) -> None:
         _end(FedFreeError("interrupted"), INTERRUPTED)
     except OSError as error:
         _end(_of_the_system(error), WRONG_INPUT)
+    except MemoryError:
+        _end(FedFreeError("this machine has too little memory for what was asked"), FAILED)
     except Exception as error:
+        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.ELOOP:
+            _end(_of_the_system(error.__context__), WRONG_INPUT)  # before Python 3.13 of another type
         traceback.print_exc()
         words = f"a fault of FedFREE's own ({type(error).__name__}): please report it with the lines above"
         _end(FedFreeError(f"{words}, once you have looked through them for names of yours"), OWN_FAULT)

@@ -59,6 +59,19 @@ def missing() -> None:
     open("/nowhere/file")
 
 @app.command()
+def looping() -> None:
+    "Meet a link to itself."
+    import os, pathlib, tempfile
+    os.chdir(tempfile.mkdtemp())
+    os.symlink("loop", "loop")
+    pathlib.Path("loop").resolve().stat()
+
+@app.command()
+def large() -> None:
+    "Read more than memory holds."
+    raise MemoryError
+
+@app.command()
 def broken() -> None:
     "Have a fault."
     {}["key"]
@@ -105,11 +118,18 @@ def test_a_console_that_has_them_shows_them() -> None:
         ("stopped", 130, "error: interrupted"),
         ("full", 2, "error: a file, or the output: No space left on device"),
         ("missing", 2, "error: /nowhere/file: No such file or directory"),
+        ("large", 1, "error: this machine has too little memory for what was asked"),
     ],
 )
 def test_whatever_stops_a_command_is_one_line(command: str, status: int, line: str) -> None:
     done = run(command)
     assert (done.returncode, done.stderr) == (status, f"{line}\n")
+
+
+def test_a_link_to_itself_is_named() -> None:
+    done = run("looping")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.endswith("/loop: Too many levels of symbolic links\n")
 
 
 def test_a_fault_of_our_own_says_so_below_what_is_needed_to_find_it() -> None:
