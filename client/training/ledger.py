@@ -24,7 +24,7 @@ from typing import Any
 from client.config import LEDGER
 from client.training.privacy import composed_epsilon
 from fedfree.errors import ConfigError, PrivacyError, StorageError
-from fedfree.host.files import is_there, named, replacing
+from fedfree.host.files import PRIVATE, is_there, named, replacing
 from fedfree.host.places import cache_folder, state_folder
 from fedfree.statement import Composition, DpSgd
 
@@ -212,7 +212,7 @@ def _make(path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if not is_there(path):
-            with replacing(path) as partial, closing(sqlite3.connect(partial)) as connection:
+            with replacing(path, mode=PRIVATE) as partial, closing(sqlite3.connect(partial)) as connection:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 _seal(connection)

@@ -61,6 +61,16 @@ def test_a_place_that_cannot_be_written_is_named_in_one_line(
     assert places["FILE"] in said and "Not a directory" in said
 
 
+def test_weights_that_could_not_be_written_are_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "simulations.commands.main.make_public_weights", lambda *_, **__: pytest.fail("trained in vain")
+    )
+    status, _, said = run_here(monkeypatch, capfd, "simulations", "public-weights", tmp_path)
+    assert (status, said) == (2, f"error: cannot write {tmp_path}: Is a directory\n")
+
+
 def test_after_a_torn_event_the_next_is_read_and_the_torn_one_is_passed_over(run: RunDirectory) -> None:
     record = run.recorded(ignore)
     record(EVENT)

@@ -11,6 +11,7 @@ import mmap
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,20 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a place where :func:`write_file` could not write, before long work whose result would be lost.
+
+    Raises:
+        StorageError: what :func:`write_file` would say.
+    """
+    with named(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            require_regular(path)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def refuse_foreign(path: Path, mark: bytes) -> None:

@@ -15,6 +15,7 @@ from fedfree.host.files import (
     open_stream,
     read_file,
     read_piped,
+    require_writable,
     write_file,
 )
 
@@ -101,3 +102,11 @@ def test_a_link_that_leads_nowhere_is_no_file_that_was_never_written(tmp_path: P
         is_there(link)
     (tmp_path / "target").touch()
     assert is_there(link)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(pipe: Path) -> None:
+    for path in (pipe, pipe / "file", pipe.parent, Path("/proc/none/file")):
+        with pytest.raises(StorageError, match=f"cannot write {path}: "):
+            require_writable(path)
+    require_writable(pipe.parent / "new" / "file")
+    assert list((pipe.parent / "new").iterdir()) == []
