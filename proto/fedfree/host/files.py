@@ -240,19 +240,26 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str] = ()) -> None:
-    """Write files that must not be there yet, the ``private`` ones for their owner's eyes alone.
+    """Write files that must not be there yet, the ``private`` ones for their owner's eyes alone: all or none.
 
     Raises:
         ConfigError: one of them is there; nothing is overwritten.
         StorageError: the folder cannot be written.
     """
     there = [name for name in files if (folder / name).exists()]
-    for name, content in files.items():
-        mode = PRIVATE if name in private else 0o644
-        if there or not write_once(folder / name, content, mode=mode):
-            raise ConfigError(
-                f"{folder} has a {(there or [name])[0]}: choose another folder, nothing is overwritten"
-            )
+    written = list[Path]()
+    try:
+        for name, content in files.items():
+            mode = PRIVATE if name in private else 0o644
+            if there or not write_once(folder / name, content, mode=mode):
+                raise ConfigError(
+                    f"{folder} has a {(there or [name])[0]}: choose another folder, nothing is overwritten"
+                )
+            written.append(folder / name)
+    except BaseException:
+        for path in written:
+            discard(path)
+        raise
 
 
 def sync(path: Path) -> None:

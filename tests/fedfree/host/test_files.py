@@ -2,11 +2,12 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from fedfree.errors import StorageError
+from fedfree.errors import ConfigError, StorageError
 from fedfree.host import files
 from fedfree.host.files import (
     append_line,
@@ -17,6 +18,7 @@ from fedfree.host.files import (
     read_piped,
     require_writable,
     write_file,
+    write_new,
 )
 
 
@@ -110,3 +112,18 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(pipe: Path) -
             require_writable(path)
     require_writable(pipe.parent / "new" / "file")
     assert list((pipe.parent / "new").iterdir()) == []
+
+
+def test_of_new_files_of_which_one_finds_no_room_none_is_left_to_stand_in_the_way(tmp_path: Path) -> None:
+    files, limits = {"small": b"x", "large": bytes(100)}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="large"):
+            write_new(tmp_path, files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    write_new(tmp_path, files)
+    with pytest.raises(ConfigError, match="has a small"):
+        write_new(tmp_path, files)
+    assert {each.name for each in tmp_path.iterdir()} == files.keys()
