@@ -359,7 +359,7 @@ class RunDirectory:
 
     def read_recovered(self) -> dict[str, Tensor]:
         """What :meth:`write_recovered` wrote."""
-        return safetensors.torch.load(read_file(self.recovered))
+        return dict(sorted(safetensors.torch.load(read_file(self.recovered)).items()))
 
     def read_events(self) -> list[Event]:
         """Every event so far, of earlier starts of the same run too."""

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from fedfree.errors import FederationError, FedFreeError, StorageError, printable
+from fedfree.errors import ConfigError, FederationError, FedFreeError, StorageError, printable
 from fedfree.release import this_release
+from fedfree.settings import NO_PATH
 
 WRONG_INPUT, FAILED, OWN_FAULT, INTERRUPTED = 2, 1, 70, 130
 
@@ -35,6 +36,15 @@ class StoppedError(FedFreeError):
 
 
 class _PlainCommand(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        left: list[str] = super().parse_args(ctx, args)
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name or "")
+            given = given if isinstance(given, list | tuple) else [given]
+            if parameter.type.name == "path" and "" in given:
+                raise ConfigError(f"{parameter.opts[0]} {NO_PATH}")
+        return left
+
     def get_help(self, ctx: Any) -> str:
         # typer escapes the bracket of a default for rich also where rich does not draw the help.
         return str(super().get_help(ctx)).replace("\\[", "[")

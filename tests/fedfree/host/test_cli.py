@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App, _run, print_refusal
@@ -181,4 +182,22 @@ def test_a_working_directory_that_is_gone_is_named(
         _run(app)
     assert capsys.readouterr().err == (
         "error: the working directory is gone or closed to you: change to another one first\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["--folder", ""], ["file", ""]])
+def test_a_path_from_a_variable_that_is_not_set_is_not_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    app = App("program", "A program.")
+
+    @app.command()
+    def use(files: list[Path] = typer.Argument(default=[]), folder: Path = Path("folder")) -> None:
+        pytest.fail("used")
+
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    with pytest.raises(SystemExit, match="2"):
+        _run(app)
+    assert capsys.readouterr().err.endswith(
+        " names no file or folder: say which (the working directory is .)\n"
     )

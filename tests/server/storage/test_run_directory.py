@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedfree.errors import ConfigError, ContributionError, FederationError, StorageError
 from fedfree.host.starts import MANIFEST, WEIGHTS, write_start
@@ -201,3 +202,9 @@ def test_an_event_that_counts_by_no_number_is_passed_over(name: str, wrong: obje
     good = {"images": 3} if kind == "recovered" else {"iteration": 1, "of": 2, "loss": math.inf}
     lines = [event_to_line(Event("learn", kind, values)) for values in (good, {**good, name: wrong})]
     assert [event.values for event in events_from_lines(lines)] == [good]
+
+
+def test_what_was_recovered_is_read_back_in_one_order(run: RunDirectory) -> None:
+    ids = [f"{index:064x}" for index in range(8)]
+    run.write_recovered({each: torch.zeros(1, 1, 2, 2, dtype=torch.uint8) for each in ids})
+    assert list(run.read_recovered()) == ids
