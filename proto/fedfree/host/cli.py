@@ -103,6 +103,7 @@ def run_app(app: typer.Typer) -> None:
     0; 2 for wrong input, and for files that cannot be read or written; 1 for a federation that failed;
     130 for Ctrl-C; 70 for a fault of our own.
     """
+    _open_closed_streams()
     # gRPC would add lines of its own to the one of an error; it reads this when it is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -113,6 +114,13 @@ def run_app(app: typer.Typer) -> None:
         _run(app)
     finally:
         _flush()
+
+
+def _open_closed_streams() -> None:
+    """Give what was closed (`>&-`) the null device: the next file that is opened would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))
 
 
 def _run(app: typer.Typer) -> None:

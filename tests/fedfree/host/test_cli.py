@@ -156,6 +156,16 @@ def test_a_reader_that_goes_away_is_no_error(command: str, tmp_path: Path) -> No
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize(("command", "status"), [("show", 0), ("refuse", 2)])
+def test_streams_that_are_closed_change_nothing(command: str, status: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" "$2" <&- >&- 2>&-', sys.executable, PROGRAM, command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+    )
+    assert done.returncode == status
+
+
 def test_a_refusal_is_one_short_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     print_refusal(ConfigError("no such key \x1b[2Jevil\n[/x]: " + "y" * 100_000))
     (line,) = capsys.readouterr().err.splitlines()
