@@ -120,7 +120,7 @@ def _open_closed_streams() -> None:
     """Give what was closed (`>&-`) the null device: the next file that is opened would take its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _run(app: typer.Typer) -> None:
