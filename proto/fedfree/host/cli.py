@@ -17,6 +17,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from fedfree.errors import ConfigError, FederationError, FedFreeError, StorageError, printable
+from fedfree.host.files import open_stream
 from fedfree.release import this_release
 from fedfree.settings import NO_PATH
 
@@ -118,9 +119,9 @@ def run_app(app: typer.Typer) -> None:
 
 def _open_closed_streams() -> None:
     """Give what was closed (`>&-`) the null device: the next file that is opened would take its number."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+            setattr(sys, name, io.TextIOWrapper(open_stream(Path(os.devnull))))
 
 
 def _run(app: typer.Typer) -> None:
