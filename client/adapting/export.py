@@ -18,7 +18,7 @@ import fedfree
 from client.adapting.classifier import FewShotClassifier
 from fedfree.architectures import InputSpec
 from fedfree.errors import ConfigError, FedFreeError
-from fedfree.host.files import refuse_foreign, write_file
+from fedfree.host.files import refuse_foreign, require_writable, write_file
 from fedfree.host.images.formats import Fit
 from fedfree.seeding import make_generator
 
@@ -64,6 +64,7 @@ def export_onnx(classifier: FewShotClassifier, path: Path) -> float:
             f"export needs {', '.join(missing)}, not installed here: pip install 'fedfree[onnx]'"
         )
     refuse_foreign(path, VERSION.encode())
+    require_writable(path)
     model = _to_onnx(classifier)
     input = classifier.description.input
     sizes = [(height * input.height // 4, width * input.width // 4) for height, width in CHECKED_QUARTERS]

@@ -18,7 +18,7 @@ from fedfree.codec import decode_contribution
 from fedfree.errors import AccessError, ConfigError
 from fedfree.host.channel import Address
 from fedfree.host.cli import App
-from fedfree.host.files import read_file
+from fedfree.host.files import read_file, read_piped
 from fedfree.signing import KEY_PATTERN
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _token(file: Path | None) -> str:
     if file is None:
         token = os.environ.get("FEDFREE_TOKEN", "").strip()
     else:
-        token = read_file(file).decode(errors="replace").strip()
+        token = read_piped(file).decode(errors="replace").strip()
     if not (token and token.isascii() and token.isprintable()):
         raise AccessError(
             f"{file or '$FEDFREE_TOKEN'} holds no token: ask the coordinator for yours, "

@@ -57,7 +57,7 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
         if isinstance(error, VersionError | StartError | TooMuchError):
             return Message(Error(ORGANISATION_FAILED, str(error)), reply_to=message)
         step = "train" if message.metadata.message_type == CONTRIBUTE else "adapt the meta-learner"
-        log.exception("could not %s", step)
+        log.error("could not %s: %s", step, error, exc_info=not isinstance(error, FedFreeError))
         reason = f"the organisation could not {step}: {type(error).__name__}"
         return Message(Error(ORGANISATION_FAILED, reason), reply_to=message)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fedfree.errors import ConfigError, SignatureError
-from fedfree.host.files import read_file, write_file
+from fedfree.host.files import is_there, read_file, write_file
 from fedfree.host.lock import changing
 from fedfree.host.places import state_folder
 from fedfree.settings import Settings
@@ -114,7 +114,7 @@ class Trust:
         return Known(pinned=self.pinned, key=self.pinned)
 
     def _read(self) -> Known | None:
-        if not self.path.exists():
+        if not is_there(self.path):
             return None
         try:
             return Known.model_validate_json(read_file(self.path))

@@ -24,7 +24,7 @@ from typing import Any
 from client.config import LEDGER
 from client.training.privacy import composed_epsilon
 from fedfree.errors import ConfigError, PrivacyError, StorageError
-from fedfree.host.files import named, replacing
+from fedfree.host.files import PRIVATE, is_there, named, replacing
 from fedfree.host.places import cache_folder, state_folder
 from fedfree.statement import Composition, DpSgd
 
@@ -205,14 +205,14 @@ def _make(path: Path) -> None:
 
     It takes its place with its tables, so that a file without them is a damaged one and never a new one.
     """
-    if path.exists():
+    if is_there(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if not path.exists():
-            with replacing(path) as partial, closing(sqlite3.connect(partial)) as connection:
+        if not is_there(path):
+            with replacing(path, mode=PRIVATE) as partial, closing(sqlite3.connect(partial)) as connection:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 _seal(connection)

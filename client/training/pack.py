@@ -21,7 +21,7 @@ from client.data.loading import load_images
 from fedfree.architectures import Architecture, Classifier, InputSpec, TorchvisionClassifier, build
 from fedfree.codec import Contribution, encode_weights, fill_network, raise_variances, sha256
 from fedfree.errors import ContributionError, DataError, StorageError
-from fedfree.host.files import named
+from fedfree.host.files import named, open_file
 from fedfree.statement import PrivacyStatement
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model")
@@ -47,7 +47,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         StorageError: the file cannot be read.
         ContributionError: it holds no state dict, or more than tensors; nothing in it is executed.
     """
-    with named(f"cannot read {path}"), path.open("rb") as file:
+    with open_file(path) as file, named(f"cannot read {path}"):
         head, size = file.read(HEAD_BYTES), path.stat().st_size
     if wrong := _mistaken(path, head, size):
         raise ContributionError(wrong)

@@ -172,10 +172,18 @@ def _train_into(
     tell: Tell,
 ) -> None:
     shuffled = shuffle_classes(images, config.seed)
+    _initialise_with_room(folder, shuffled, config)
     tell(announcement(config, shuffled))
     contribution, accuracy = train(shuffled, config.training, seed=config.seed, observe=observe)
     held_out = f"{accuracy:.4f}\n".encode()
     write_cached(folder, contribution, {RESERVATION: uuid.uuid4().hex.encode(), HELD_OUT: held_out})
+
+
+def _initialise_with_room(folder: Path, images: ImageSet, config: ClientConfig) -> Untrained:
+    """The classifier before training; raises StorageError where the cache has no room for the trained one."""
+    untrained = initialise(images, config.training, seed=config.seed)
+    check_writable(folder.parent, len(encode_weights(untrained.network)))
+    return untrained
 
 
 def train(
@@ -241,10 +249,9 @@ def _train_privately_into(
     check_time(folder, config.limits.seconds)
     use_cpu(config.training.threads)
     privacy, architecture = config.privacy, config.training.architecture
-    untrained = initialise(images, config.training, seed=config.seed)
+    untrained = _initialise_with_room(folder, images, config)
     with trainable(untrained):
         pass
-    check_writable(folder.parent, len(encode_weights(untrained.network)))
     choose_device(config.training.device)
     tell(f"looking for the noise that spends at most epsilon {privacy.epsilon:g} on {len(images)} images")
     epochs = config.training.epochs

@@ -36,6 +36,9 @@ from fedfree.errors import ConfigError, FedFreeError, printable
 LONGEST_VALUE = 200
 """Characters of a refused value that are shown."""
 
+NO_PATH = "names no file or folder: say which (the working directory is .)"
+"""An empty path, as of a variable of the shell that is not set, which would be the working directory."""
+
 LARGEST_INTEGER = 2**63 - 1
 """In TOML, and in what is sent."""
 
@@ -103,12 +106,12 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        if not isinstance(value, bool):
-            return value
+    def _refuse_what_pydantic_would_turn_into_something(cls, value: object, info: ValidationInfo) -> object:
         kinds = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
-        if bool not in kinds and kinds & {int, float}:
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("Input should be a number, not true or false")
+        if value == "" and Path in kinds:
+            raise ValueError(NO_PATH)
         return value
 
     @field_validator("*")
@@ -160,13 +163,14 @@ class Settings(BaseModel):
 
     def to_toml(self) -> str:
         """Every value, defaults included; keys without a value are left out."""
-        return tomli_w.dumps(self.plain())
+        return _in_unicode(tomli_w.dumps(self.plain()))
 
     def to_commented_toml(self) -> str:
         """As :meth:`to_toml`, for a person to edit: each key under what its docstring says."""
         described = {leaf.path: leaf.description for leaf in leaves(type(self))}
         tables = dict(_tables(type(self)))
-        return _render(self.plain(), (), lambda path: _comment(described.get(path) or tables.get(path)))
+        text = _render(self.plain(), (), lambda path: _comment(described.get(path) or tables.get(path)))
+        return _in_unicode(text)
 
     def plain(self) -> dict[str, Any]:
         """Every value as TOML holds it, defaults included; keys without a value are left out."""
@@ -179,6 +183,8 @@ class Settings(BaseModel):
 
 def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
     """The values of a TOML file; relative paths in it are relative to its folder. Raises ConfigError."""
+    if path.exists() and not path.is_file():  # a pipe may never speak, and a device never end
+        raise ConfigError(f"cannot read the configuration {path}: it is no file")
     try:
         values = parse_toml(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark before it
     except OSError as error:
@@ -187,7 +193,7 @@ def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for leaf in leaves(settings):
         found = value_at(values, leaf.path)
-        if Path in leaf.kinds and isinstance(found, str):
+        if Path in leaf.kinds and isinstance(found, str) and found:
             values = merge(values, nested(leaf.path, str(path.resolve().parent / Path(found).expanduser())))
     return values
 
@@ -335,6 +341,16 @@ def _as_table(default: Any) -> Any:
         if dataclasses.is_dataclass(default) and not isinstance(default, type)
         else default
     )
+
+
+def _in_unicode(text: str) -> str:
+    """TOML that can be written; raises ConfigError where a path has bytes that are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line = printable(text[: error.end].rpartition("\n")[2], LONGEST_VALUE)
+        raise ConfigError(f"{line}: a name that is not UTF-8 cannot stand in TOML: rename it") from error
+    return text
 
 
 def _render(values: Values, table: tuple[str, ...], comment: Callable[[str], str]) -> str:

@@ -234,14 +234,16 @@ def serve(
         if public_images:
             run.adopt_public_images(public_images)
         service = Service(run, chosen.settings, on_event=run.recorded(log_event))
-        listening = door.serve(
-            service,
-            address,
-            tls,
-            grace_seconds=chosen.settings.grace_seconds,
-            on_ready=lambda at: typer.echo(f"listening on {at}\nsigns with the key {run.signing_key.public}"),
-        )
         with served(run, metrics):
+            listening = door.serve(
+                service,
+                address,
+                tls,
+                grace_seconds=chosen.settings.grace_seconds,
+                on_ready=lambda at: typer.echo(
+                    f"listening on {at}\nsigns with the key {run.signing_key.public}"
+                ),
+            )
             asyncio.run(listening)
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -116,7 +117,7 @@ def read_public_key(path: Path, content: bytes) -> bytes:
         raise ConfigError(f"{path} is a private key, which must not leave its organisation: ask for the .pub")
     try:
         key = serialization.load_ssh_public_key(content)
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{path} is not a public key in the format of ssh") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{path} is not an elliptic-curve key: make one with `fedfree-client init`")

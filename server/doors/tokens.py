@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import AwareDatetime
 
 from fedfree.errors import AccessError, ConfigError
-from fedfree.host.files import PRIVATE, read_file, write_file
+from fedfree.host.files import PRIVATE, is_there, read_file, write_file
 from fedfree.host.lock import changing
 from fedfree.settings import Settings
 
@@ -122,7 +122,7 @@ class Tokens:
             write_file(self.path, (json.dumps(values, indent=2) + "\n").encode(), mode=PRIVATE)
 
     def _read(self) -> dict[str, TokenHash]:
-        if not self.path.exists():
+        if not is_there(self.path):
             return {}
         try:
             values = json.loads(read_file(self.path))

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +80,16 @@ def write_checkpoint(
     }
     metadata["sha256"] = _digest(metadata, saved)
     with named(f"cannot write {path}"), replacing(path) as partial:
-        safetensors.torch.save_file(saved, partial, metadata=metadata)
+        try:
+            safetensors.torch.save_file(saved, partial, metadata=metadata)
+        except safetensors.SafetensorError as error:
+            raise _of_the_system(error) from error
+
+
+def _of_the_system(error: safetensors.SafetensorError) -> OSError:
+    """What the system said, which safetensors repeats in words of its own: `… (os error 28)`."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fedfree.errors import ConfigError
-from fedfree.host.files import PRIVATE, read_file, write_file
+from fedfree.host.files import PRIVATE, is_there, read_file, write_file
 from fedfree.host.lock import changing
 from fedfree.settings import Settings
 from fedfree.signing import KEY_PATTERN, What, make_key, public_key, sign, succeed
@@ -67,9 +67,9 @@ class SigningKey:
         return sign(what, manifest, kept.private, number, map(bytes.fromhex, kept.successions))
 
     def _kept(self) -> _Kept:
-        if not self.path.exists():
+        if not is_there(self.path):
             with changing(self.path):
-                if not self.path.exists():
+                if not is_there(self.path):
                     self._write(_Kept(private=make_key()))
         return self._read()
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from client.config import TrainingConfig
 from fedfree.codec import sha256
 from fedfree.host.cli import App, run_app
-from fedfree.host.files import write_file
+from fedfree.host.files import require_writable, write_file
 from fedfree.host.options import Chosen, configured
 from fedfree.host.places import cache_folder
 from fedfree.settings import Layer
@@ -97,6 +97,7 @@ def public_weights(
     cache: Annotated[Path | None, typer.Option(help="Folder for data sets.")] = None,
 ) -> None:
     """Learn initial weights from glyphs, which are nobody's data, for training under differential privacy."""
+    require_writable(out)
     weights = make_public_weights(
         chosen.settings, channels=channels, seed=seed, cache=cache or cache_folder()
     )

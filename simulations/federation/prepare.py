@@ -7,6 +7,7 @@ from client.config import ClientConfig, DataConfig, EvaluateConfig, TrainingConf
 from client.data.finding import list_classes
 from client.data.image_set import ImageSet
 from client.data.loading import load_configured
+from client.training.cache import check_writable
 from fedfree.architectures import Architecture
 from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
@@ -37,12 +38,14 @@ def prepare(run: Path, config: SimulationConfig) -> None:
 
     Raises:
         ConfigError: the directory holds another federation, or the start cannot be had.
+        StorageError: the directory, or the cache, cannot be written.
         DataError: the data set is missing, or has too few classes or images for the configuration.
     """
     check_folder(run, config)
     datasets = find_datasets(config)
     for dataset in datasets:
         check_splits(dataset.source, config)
+    check_writable(config.cache)
     files = {run / "server.toml": server_config(config).to_toml()}
     pinned = {"coordinator_key": SigningKey(run / SIGNING_KEY).public}
     for index, organisation in enumerate(organisation_configs(run, config, datasets)):
@@ -60,7 +63,10 @@ def prepare(run: Path, config: SimulationConfig) -> None:
 
 
 def check_folder(run: Path, config: SimulationConfig) -> None:
-    """Raise ConfigError where the folder holds another federation."""
+    """Raise ConfigError where the folder holds another federation, or is none."""
+    there = next(each for each in (run, *run.parents) if each.exists() or each.is_symlink())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is no folder: choose another --out")
     existing = run / CONFIG
     if existing.exists() and existing.read_bytes() != config.to_toml().encode():
         raise ConfigError(

@@ -41,7 +41,11 @@ def test_an_address_is_read_as_it_is_written(text: str, host: str, port: int, is
 
 
 @pytest.mark.parametrize(
-    "text", ["", "localhost", ":9443", "localhost:", "localhost:https", "::1:9443", "a:65536"]
+    "text",
+    [
+        *("", "localhost", ":9443", "localhost:", "localhost:https", "::1:9443", "a:65536"),
+        *("..:1", f"{'a' * 64}:1", "../a:1", " localhost:1", "a\n:1", "\udcff:1"),
+    ],
 )
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match="write HOST:PORT, for instance localhost:9443"):

@@ -1,6 +1,7 @@
 """Settings: what is declared once is validated, read, written, described and layered from there."""
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,6 +50,20 @@ class Outer(Settings):
     def implied(cls, given: Values) -> Layer:
         is_fast = value_at(given, "kind") == "fast"
         return Layer("fast", nested("training.epochs", 1) if is_fast else {})
+
+
+def test_an_empty_path_is_not_the_working_directory_nor_the_folder_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").write_text('source = ""\n')
+    with pytest.raises(ConfigError, match="source: names no file or folder"):
+        Outer.read(tmp_path / "empty.toml")
+    assert Outer.checked({"source": "."}).source == Path()
+
+
+def test_a_path_that_is_no_characters_is_refused_by_name_where_toml_is_written() -> None:
+    settings = Outer(source=Path(os.fsdecode(b"images-\xff")))
+    for write in (settings.to_toml, settings.to_commented_toml):
+        with pytest.raises(ConfigError, match=r'^source = "images-.*not UTF-8 .* rename it'):
+            write()
 
 
 def test_every_option_is_found_with_its_path_default_and_first_paragraph() -> None:

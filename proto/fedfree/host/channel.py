@@ -56,7 +56,7 @@ class Address:
         """``HOST:PORT``, IPv6 addresses in brackets; raises ConfigError."""
         host, _, port = text.rpartition(":")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not bare or (":" in bare) != (bare != host) or not port.isdecimal() or int(port) > 65535:
+        if not _is_host(bare) or (":" in bare) != (bare != host) or not port.isdecimal() or int(port) > 65535:
             raise ConfigError(f"{text!r} is not an address: write HOST:PORT, for instance localhost:9443")
         return cls(bare, int(port))
 
@@ -86,6 +86,14 @@ class Address:
             return sorted({str(each[4][0]) for each in socket.getaddrinfo(self.host, self.port)})
         except OSError:
             return []
+
+
+def _is_host(text: str) -> bool:
+    """Whether it can be looked up, and be part of a file's name."""
+    try:
+        return bool(text.encode("idna")) and text.isprintable() and not set(text) & set("/ ")
+    except UnicodeError:
+        return False
 
 
 def _is_loopback(address: str) -> bool:

@@ -1,6 +1,7 @@
 """What the three command lines share: a refusal is one line on standard error and an exit status."""
 
 import codecs
+import errno
 import io
 import logging
 import os
@@ -15,8 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from fedfree.errors import FederationError, FedFreeError, StorageError, printable
+from fedfree.errors import ConfigError, FederationError, FedFreeError, StorageError, printable
+from fedfree.host.files import open_stream
 from fedfree.release import this_release
+from fedfree.settings import NO_PATH
 
 WRONG_INPUT, FAILED, OWN_FAULT, INTERRUPTED = 2, 1, 70, 130
 
@@ -34,6 +37,15 @@ class StoppedError(FedFreeError):
 
 
 class _PlainCommand(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        left: list[str] = super().parse_args(ctx, args)
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name or "")
+            given = given if isinstance(given, list | tuple) else [given]
+            if parameter.type.name == "path" and "" in given:
+                raise ConfigError(f"{parameter.opts[0]} {NO_PATH}")
+        return left
+
     def get_help(self, ctx: Any) -> str:
         # typer escapes the bracket of a default for rich also where rich does not draw the help.
         return str(super().get_help(ctx)).replace("\\[", "[")
@@ -92,6 +104,7 @@ def run_app(app: typer.Typer) -> None:
     0; 2 for wrong input, and for files that cannot be read or written; 1 for a federation that failed;
     130 for Ctrl-C; 70 for a fault of our own.
     """
+    _open_closed_streams()
     # gRPC would add lines of its own to the one of an error; it reads this when it is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -102,6 +115,13 @@ def run_app(app: typer.Typer) -> None:
         _run(app)
     finally:
         _flush()
+
+
+def _open_closed_streams() -> None:
+    """Give what was closed (`>&-`) the null device: the next file that is opened would take its number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(open_stream(Path(os.devnull))))
 
 
 def _run(app: typer.Typer) -> None:
@@ -120,7 +140,11 @@ def _run(app: typer.Typer) -> None:
         _end(FedFreeError("interrupted"), INTERRUPTED)
     except OSError as error:
         _end(_of_the_system(error), WRONG_INPUT)
+    except MemoryError:
+        _end(FedFreeError("this machine has too little memory for what was asked"), FAILED)
     except Exception as error:
+        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.ELOOP:
+            _end(_of_the_system(error.__context__), WRONG_INPUT)  # before Python 3.13 of another type
         traceback.print_exc()
         words = f"a fault of FedFREE's own ({type(error).__name__}): please report it with the lines above"
         _end(FedFreeError(f"{words}, once you have looked through them for names of yours"), OWN_FAULT)

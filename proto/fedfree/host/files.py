@@ -10,6 +10,8 @@ import fcntl
 import mmap
 import os
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +21,59 @@ from fedfree.errors import ConfigError, StorageError
 
 PRIVATE = 0o600
 """Permissions of a file for its owner's eyes alone."""
+MOST_PIPED = 2**16
+"""Bytes that are read of a pipe."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_file(path: Path) -> bytes:
     """The content of a file that somebody named; raises StorageError."""
+    with open_file(path) as file, named(f"cannot read {path}"):
+        return file.read()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file that somebody named, to read.
+
+    Raises:
+        StorageError: it cannot be read, or is none: a pipe may never speak, and a device never end.
+    """
     with named(f"cannot read {path}"):
-        return path.read_bytes()
+        require_regular(path)
+        return path.open("rb")
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what is no file: a folder, a pipe, a socket, a device; raises OSError."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device: name a file", str(path))
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there whose absence means that nothing was written yet, such as a ledger.
+
+    Raises:
+        StorageError: a link that leads nowhere, as to a disk that is not there now.
+    """
+    with named(f"cannot read {path}"):
+        if path.is_symlink():
+            path.stat()
+        return path.exists()
+
+
+def read_piped(path: Path) -> bytes:
+    """As :func:`read_file`, also of a pipe, as in ``--token-file <(pass show token)``: what it has to say."""
+    if not path.is_fifo():
+        return read_file(path)
+    with named(f"cannot read {path}"):
+        # Whoever opens a pipe without a writer waits for one, unless they say that they would not.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as pipe:
+            os.set_blocking(descriptor, True)
+            return pipe.read(MOST_PIPED)
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
@@ -48,7 +96,13 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """An empty file beside ``path``, which takes its place, synced, when the block ends without an error."""
+    """An empty file beside ``path``, which takes its place, synced, when the block ends without an error.
+
+    Raises:
+        OSError: it cannot be written, or a folder, a pipe, a socket or a device is there.
+    """
+    if path.exists():
+        require_regular(path)
     partial = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex[:8]}.partial")
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
@@ -59,6 +113,20 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
             partial.unlink()
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a place where :func:`write_file` could not write, before long work whose result would be lost.
+
+    Raises:
+        StorageError: what :func:`write_file` would say.
+    """
+    with named(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            require_regular(path)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def refuse_foreign(path: Path, mark: bytes) -> None:
     """Refuse to write over a file that somebody made otherwise.
 
@@ -67,16 +135,15 @@ def refuse_foreign(path: Path, mark: bytes) -> None:
 
     Raises:
         ConfigError: a file is there, not empty, without the mark.
-        StorageError: it cannot be read.
+        StorageError: it cannot be read, or is no file.
     """
-    if not path.is_file() or not path.stat().st_size:
+    if not path.exists():
         return
-    with (
-        named(f"cannot read {path}"),
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        is_ours = content.find(mark) >= 0
+    with open_file(path) as file, named(f"cannot read {path}"):
+        if not path.stat().st_size:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            is_ours = content.find(mark) >= 0
     if not is_ours:
         raise ConfigError(
             f"{path} is there, and is nothing that this command writes: choose another name, or remove it"
@@ -173,19 +240,26 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str] = ()) -> None:
-    """Write files that must not be there yet, the ``private`` ones for their owner's eyes alone.
+    """Write files that must not be there yet, the ``private`` ones for their owner's eyes alone: all or none.
 
     Raises:
         ConfigError: one of them is there; nothing is overwritten.
         StorageError: the folder cannot be written.
     """
     there = [name for name in files if (folder / name).exists()]
-    for name, content in files.items():
-        mode = PRIVATE if name in private else 0o644
-        if there or not write_once(folder / name, content, mode=mode):
-            raise ConfigError(
-                f"{folder} has a {(there or [name])[0]}: choose another folder, nothing is overwritten"
-            )
+    written = list[Path]()
+    try:
+        for name, content in files.items():
+            mode = PRIVATE if name in private else 0o644
+            if there or not write_once(folder / name, content, mode=mode):
+                raise ConfigError(
+                    f"{folder} has a {(there or [name])[0]}: choose another folder, nothing is overwritten"
+                )
+            written.append(folder / name)
+    except BaseException:
+        for path in written:
+            discard(path)
+        raise
 
 
 def sync(path: Path) -> None:

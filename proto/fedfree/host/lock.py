@@ -90,7 +90,7 @@ def _take(descriptor: int, folder: Path, until: float) -> None:
         raise ConfigError(f"another process runs in {shown}: {who}; let it end, or stop it") from error
     with named(f"cannot write {folder / _FILE}"):
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, _this_process().encode()[:_MAX_BYTES], 0)
+        os.pwrite(descriptor, _this_process().encode(errors="replace")[:_MAX_BYTES], 0)
 
 
 def _flock(descriptor: int, until: float) -> None:

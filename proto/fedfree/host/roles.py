@@ -7,7 +7,7 @@ _OURS = ("fedfree", "server", "client", "simulations")
 
 
 def run_role(program: str, extra: str, commands: str) -> None:
-    """Run a command line; a package that is not installed is one line and exit status 2.
+    """Run a command line; a package that is not installed, or no home, is one line and exit status 2.
 
     Only the standard library is imported before, so that whatever is missing is told in the same way.
 
@@ -29,4 +29,10 @@ def run_role(program: str, extra: str, commands: str) -> None:
             f"error: {program} needs fedfree[{extra}], and its package {package} is not installed: "
             f"pip install 'fedfree[{extra}]'\n"
         )
+        sys.exit(2)
+    except Exception as error:
+        # Raised while its commands are put together, before its own handler: a default may need a home.
+        if type(error).__module__ != "fedfree.errors":
+            raise
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

@@ -32,7 +32,7 @@ from client.data.loading import load_images
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec
 from fedfree.codec import MetaLearner, Provenance
-from fedfree.errors import ConfigError, FedFreeError
+from fedfree.errors import ConfigError, FedFreeError, StorageError
 from fedfree.host.images.formats import Fit
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
@@ -167,6 +167,14 @@ def test_an_export_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(FedFreeError, match=r"differ from PyTorch's by 1.0e-02"):
         export_onnx(make(Recipe()), tmp_path / "classifier.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_to_onnx", lambda _: pytest.fail("exported in vain"))
+    with pytest.raises(StorageError, match=f"{tmp_path}: Is a directory"):
+        export_onnx(make(Recipe()), tmp_path)
 
 
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -388,3 +388,12 @@ def test_a_ledger_copied_by_sqlite_while_it_is_used_holds_the_budget_as_the_orig
     with pytest.raises(PrivacyError, match="more than the budget"):
         copied.reserve("sixth", mine, RUN, delta=1e-5, epsilon_budget=BUDGET)
     Ledger(tmp_path / "lost.sqlite").reserve("sixth", mine, RUN, delta=1e-5, epsilon_budget=BUDGET)
+
+
+def test_whose_images_were_used_is_for_the_owners_eyes_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Ledger(tmp_path / "ledger.sqlite").entries()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "ledger.sqlite").stat().st_mode & 0o777 == 0o600

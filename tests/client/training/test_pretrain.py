@@ -348,13 +348,17 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_reserved(c
     assert not config.ledger_path.exists()
 
 
-def test_a_disk_without_room_for_the_model_is_named_before_anything_is_spent(config: ClientConfig) -> None:
+@pytest.mark.parametrize("private", [False, True])
+def test_a_disk_without_room_for_the_model_is_named_before_it_is_trained_or_anything_is_spent(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    monkeypatch.setattr("client.training.pretrain.fit", lambda *_, **__: pytest.fail("trained in vain"))
     ledger = Ledger(config.ledger_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(StorageError, match=f"cannot write the cache {config.cache}"):
-            pretrain(under_privacy(config))
+            pretrain(under_privacy(config) if private else config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (ledger.entries(), list(config.cache.iterdir())) == ([], [])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App, _run, print_refusal
@@ -59,6 +60,19 @@ def missing() -> None:
     open("/nowhere/file")
 
 @app.command()
+def looping() -> None:
+    "Meet a link to itself."
+    import os, pathlib, tempfile
+    os.chdir(tempfile.mkdtemp())
+    os.symlink("loop", "loop")
+    pathlib.Path("loop").resolve().stat()
+
+@app.command()
+def large() -> None:
+    "Read more than memory holds."
+    raise MemoryError
+
+@app.command()
 def broken() -> None:
     "Have a fault."
     {}["key"]
@@ -105,11 +119,18 @@ def test_a_console_that_has_them_shows_them() -> None:
         ("stopped", 130, "error: interrupted"),
         ("full", 2, "error: a file, or the output: No space left on device"),
         ("missing", 2, "error: /nowhere/file: No such file or directory"),
+        ("large", 1, "error: this machine has too little memory for what was asked"),
     ],
 )
 def test_whatever_stops_a_command_is_one_line(command: str, status: int, line: str) -> None:
     done = run(command)
     assert (done.returncode, done.stderr) == (status, f"{line}\n")
+
+
+def test_a_link_to_itself_is_named() -> None:
+    done = run("looping")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.endswith("/loop: Too many levels of symbolic links\n")
 
 
 def test_a_fault_of_our_own_says_so_below_what_is_needed_to_find_it() -> None:
@@ -133,6 +154,16 @@ def test_a_reader_that_goes_away_is_no_error(command: str, tmp_path: Path) -> No
     with process:
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(("command", "status"), [("show", 0), ("refuse", 2)])
+def test_streams_that_are_closed_change_nothing(command: str, status: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" "$2" <&- >&- 2>&-', sys.executable, PROGRAM, command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+    )
+    assert done.returncode == status
 
 
 def test_a_refusal_is_one_short_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,4 +192,22 @@ def test_a_working_directory_that_is_gone_is_named(
         _run(app)
     assert capsys.readouterr().err == (
         "error: the working directory is gone or closed to you: change to another one first\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["--folder", ""], ["file", ""]])
+def test_a_path_from_a_variable_that_is_not_set_is_not_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    app = App("program", "A program.")
+
+    @app.command()
+    def use(files: list[Path] = typer.Argument(default=[]), folder: Path = Path("folder")) -> None:
+        pytest.fail("used")
+
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    with pytest.raises(SystemExit, match="2"):
+        _run(app)
+    assert capsys.readouterr().err.endswith(
+        " names no file or folder: say which (the working directory is .)\n"
     )

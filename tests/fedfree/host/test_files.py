@@ -2,13 +2,24 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from fedfree.errors import StorageError
+from fedfree.errors import ConfigError, StorageError
 from fedfree.host import files
-from fedfree.host.files import append_line, move_into_place, open_stream, write_file
+from fedfree.host.files import (
+    append_line,
+    is_there,
+    move_into_place,
+    open_stream,
+    read_file,
+    read_piped,
+    require_writable,
+    write_file,
+    write_new,
+)
 
 
 def test_a_line_after_a_torn_one_is_a_line_of_its_own(tmp_path: Path) -> None:
@@ -55,3 +66,64 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         write_file(path, b"new")
     assert [each.name for each in tmp_path.iterdir()] == ["path"]
     assert path.read_bytes() == b"old"
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """Into which nobody writes."""
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+def test_what_is_no_file_is_not_waited_for_nor_read_for_ever(pipe: Path) -> None:
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(StorageError, match=f"cannot read {path}: it is a pipe, a socket or a device"):
+            read_file(path)
+
+
+def test_what_is_no_file_is_not_replaced_by_one(pipe: Path) -> None:
+    with pytest.raises(StorageError, match=f"cannot write {pipe}: it is a pipe, a socket or a device"):
+        write_file(pipe, b"new")
+    assert pipe.is_fifo() and list(pipe.parent.iterdir()) == [pipe]
+
+
+def test_a_pipe_is_read_where_that_is_asked_for_as_far_as_somebody_writes(pipe: Path) -> None:
+    assert read_piped(pipe) == b""
+    reading, writing = os.pipe()
+    os.write(writing, b"token")
+    os.close(writing)
+    assert read_piped(Path(f"/dev/fd/{reading}")) == b"token"
+    os.close(reading)
+
+
+def test_a_link_that_leads_nowhere_is_no_file_that_was_never_written(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    assert not is_there(link)
+    link.symlink_to("target")
+    with pytest.raises(StorageError, match=r"cannot read .*link: No such file"):
+        is_there(link)
+    (tmp_path / "target").touch()
+    assert is_there(link)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(pipe: Path) -> None:
+    for path in (pipe, pipe / "file", pipe.parent, Path("/proc/none/file")):
+        with pytest.raises(StorageError, match=f"cannot write {path}: "):
+            require_writable(path)
+    require_writable(pipe.parent / "new" / "file")
+    assert list((pipe.parent / "new").iterdir()) == []
+
+
+def test_of_new_files_of_which_one_finds_no_room_none_is_left_to_stand_in_the_way(tmp_path: Path) -> None:
+    files, limits = {"small": b"x", "large": bytes(100)}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="large"):
+            write_new(tmp_path, files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    write_new(tmp_path, files)
+    with pytest.raises(ConfigError, match="has a small"):
+        write_new(tmp_path, files)
+    assert {each.name for each in tmp_path.iterdir()} == files.keys()

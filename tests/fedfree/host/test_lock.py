@@ -53,3 +53,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"), exclusive(tmp_path / "file"):
         pytest.fail("held")
+
+
+def test_who_holds_a_folder_is_told_also_of_a_command_whose_words_are_no_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fedfree-server", "learn", os.fsdecode(b"run-\xff")])
+    with exclusive(tmp_path), pytest.raises(ConfigError, match=r"learn '?run-\?"), exclusive(tmp_path):
+        pytest.fail("both hold it")

@@ -1,6 +1,7 @@
 """A package that a program lacks is named with its remedy, whenever it is missed."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -33,3 +34,19 @@ def test_a_package_missed_in_mid_command_is_one_line_that_names_the_extra(
 def test_a_missing_module_of_our_own_is_a_fault_and_not_excused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModuleNotFoundError):
         start(monkeypatch, "client.no_such_module")
+
+
+def test_a_user_without_a_home_is_told_what_to_set_although_the_commands_cannot_be_put_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "homeless_commands.py").write_text(
+        "from fedfree.host.places import cache_folder\nCACHE = cache_folder()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("FEDFREE_HOME", "here")
+    with pytest.raises(SystemExit) as ended:
+        run_role("fedfree-some", extra="some", commands="homeless_commands")
+    assert (ended.value.code, capsys.readouterr().err) == (
+        2,
+        "error: FEDFREE_HOME is 'here': set it to a path that begins with /\n",
+    )

@@ -132,7 +132,13 @@ def test_a_key_is_enrolled_once(coordinator: Path, run: RunProgram, public_key: 
 def test_what_is_no_public_key_is_refused(coordinator: Path, run: RunProgram, tmp_path: Path) -> None:
     (tmp_path / "private").write_bytes(make_key()[0])
     (tmp_path / "noise").write_bytes(b"noise")
-    for name, word in (("private", "must not leave"), ("noise", "format of ssh"), ("none", "cannot read")):
+    (tmp_path / "certificate").write_bytes((coordinator / "ca.crt").read_bytes())
+    for name, word in (
+        ("private", "must not leave"),
+        ("noise", "format of ssh"),
+        ("certificate", "format of ssh"),
+        ("none", "cannot read"),
+    ):
         status, _, error = run("enroll", "org-1", tmp_path / name, "--in", coordinator)
         assert (status, error.count("\n")) == (2, 1)
         assert word in error

@@ -1,6 +1,7 @@
 """Checkpoints: read back to the bit, or passed over in words; never half written."""
 
 import logging
+import resource
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,18 @@ def test_what_was_saved_last_is_read_back_to_the_bit(path: Path) -> None:
     assert saved is not None and saved.iterations == 30
     assert saved.tensors.keys() == TENSORS.keys()
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in TENSORS.items())
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_disk_that_fills_while_it_is_saved_is_named_and_what_was_saved_stays(path: Path) -> None:
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=f"cannot write {path}: File too large"):
+            write_checkpoint(path, "run", 30, TENSORS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 

@@ -111,6 +111,11 @@ def test_what_a_run_would_refuse_is_refused_at_once(config: SimulationConfig, tm
         make_plan(tmp_path / "run", tiny(tmp_path / "nowhere", tmp_path))
     with pytest.raises(DataError, match="9-way episodes need 9 classes"):
         make_plan(tmp_path / "run", config.model_copy(update={"n_way": 9}))
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for run in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "link"):
+        with pytest.raises(ConfigError, match=r"(file|link) is no folder: choose another --out"):
+            make_plan(run, config)
     prepare(tmp_path / "run", config)
     with pytest.raises(ConfigError, match="holds another federation"):
         make_plan(tmp_path / "run", config.model_copy(update={"seed": 5}))
