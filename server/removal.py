@@ -49,10 +49,12 @@ def remove(
     Given again after a kill it goes on where it was.
 
     Raises:
-        ConfigError: a prefix that names none, or several; nothing has changed.
+        ConfigError: a prefix that names none, or several, or no reason; nothing has changed.
         FederationError: too few would be left to learn from, or none from the first start of several;
             nothing has changed.
     """
+    if not why.strip():
+        raise ConfigError("no reason is given, which the report would show: say why, in a few words")
     store = run.store()
     ids = find(store, prefixes)
     left = [each for each in (*store.ids(ACCEPTED), *store.ids(RECEIVED)) if each not in ids]

@@ -117,7 +117,7 @@ def test_one_that_waits_is_removed_before_anything_is_learned_from_it(tmp_path: 
     assert waiting not in run.store().ids(ACCEPTED)
 
 
-def test_a_prefix_that_does_not_name_one_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+def test_a_prefix_that_does_not_name_one_or_no_reason_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     learn_held(run)
     before = content(run)
@@ -126,6 +126,8 @@ def test_a_prefix_that_does_not_name_one_is_refused_and_nothing_changes(tmp_path
             remove(run, [run.store().ids(ACCEPTED)[0], prefix], "they asked", ignore)
     with pytest.raises(FederationError, match=r"1 contributions would be left, the quorum is 2: .*nothing"):
         remove(run, run.store().ids(ACCEPTED)[:3], "they asked", ignore)
+    with pytest.raises(ConfigError, match="no reason is given"):
+        remove(run, run.store().ids(ACCEPTED)[:1], " ", ignore)
     assert content(run) == before and len(run.store().ids(ACCEPTED)) == 4
 
 
