@@ -139,6 +139,8 @@ def refuse_foreign(path: Path, mark: bytes) -> None:
     """
     if not path.exists():
         return
+    with named(f"cannot write {path}"):
+        require_regular(path)
     with open_file(path) as file, named(f"cannot read {path}"):
         if not path.stat().st_size:
             return

@@ -85,5 +85,5 @@ def test_the_configurations_hash_counts_the_inversion_only_where_it_is_another_t
     choose: Callable[..., State],
 ) -> None:
     usual, own = ServerConfig(), ServerConfig(invert=choose().config.invert)
-    before = {"learn": {"public_images"}, "invert": {"inversion"}}
+    before = {"learn": {"public_images", "patched"}, "invert": {"inversion"}}
     assert usual.sha256() == sha256(usual.model_dump_json(exclude=before).encode()) != own.sha256()

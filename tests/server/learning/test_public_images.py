@@ -102,7 +102,7 @@ def test_what_is_broadcast_says_that_there_were_public_images(make_state: MakeSt
 def test_the_configurations_hash_counts_how_many_are_shown_only_where_somebody_chose_it() -> None:
     chosen, usual = (ServerConfig.parse({"learn": {"public_images": n}}, origin="test") for n in (7, 100))
     assert usual.sha256() == ServerConfig().sha256() != chosen.sha256()
-    before = {"learn": {"public_images"}, "invert": {"inversion"}}
+    before = {"learn": {"public_images", "patched"}, "invert": {"inversion"}}
     assert usual.sha256() == sha256(usual.model_dump_json(exclude=before).encode())
 
 

@@ -121,6 +121,8 @@ def test_the_meta_learner_sees_patches_where_its_teachers_saw_none(tmp_path: Pat
     differ = (clean.images != patched.images).flatten(1).any(1).float().mean()
     assert 0.2 < differ < 0.8
     assert torch.equal(clean.images, first_task(patched=0.0).images), "and none unless asked for"
+    asked = ServerConfig.parse({"learn": {"patched": 0.5}}, origin="test")
+    assert asked.sha256() != ServerConfig().sha256()
 
 
 def test_how_much_teachers_count_survives_a_checkpoint(tmp_path: Path) -> None:
