@@ -60,24 +60,25 @@ def patch(images: Tensor, share: float, *, rng: torch.Generator) -> Tensor:
         images: [batch, channels, size, size] in [0, 1], on any device.
         share: of the images that are covered so, in the mean.
     """
-    count, channels, size = len(images), images.shape[1], images.shape[-1]
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=rng)
-
-    side = size * (SMALLEST_PATCH + (LARGEST_PATCH - SMALLEST_PATCH) * uniform(1, 1))
-    cells = 1 + (PATCH_CELLS * uniform(1, 1)).floor()
-    places = torch.arange(size) + 0.5 - (size - side) * uniform(2, 1)
-    rows, columns = (places * cells / side).floor().unbind(1)
-    colours = uniform(channels, PATCH_CELLS, PATCH_CELLS)
-    colours = torch.where(uniform(1, 1, 1) < 0.5, colours, colours.mean(1, keepdim=True).round())
-    down, right = (each.long().clamp(0, PATCH_CELLS - 1) for each in (rows, columns))
-    squares = colours[torch.arange(count)[:, None, None], :, down[:, :, None], right[:, None, :]].movedim(
-        -1, 1
-    )
-    within = [(each >= 0) & (each < cells[:, 0]) for each in (rows, columns)]
-    covered = within[0][:, None, :, None] & within[1][:, None, None, :] & (uniform(1, 1, 1) < share)
+    count, channels = images.shape[:2]
+    rows, columns = _cells(count, images.shape[-1], rng).unbind(1)
+    colours = torch.rand(count, channels, PATCH_CELLS, PATCH_CELLS, generator=rng).movedim(1, -1)
+    is_coloured = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
+    colours = torch.where(is_coloured, colours, colours.mean(-1, keepdim=True).round())
+    image, row, column = torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
+    chosen = torch.rand(count, 1, 1, generator=rng) < share
+    covered = (chosen & (row >= 0) & (column >= 0))[:, None]
+    squares = colours[image, row, column].movedim(-1, 1)
     return torch.where(covered.to(images.device), squares.to(images), images)
+
+
+def _cells(count: int, size: int, rng: torch.Generator) -> Tensor:
+    """Down and across, the number of a patch's cell at every pixel, and -1 beside it, [count, 2, size]."""
+    side = size * (SMALLEST_PATCH + (LARGEST_PATCH - SMALLEST_PATCH) * torch.rand(count, 1, 1, generator=rng))
+    cells = 1 + (PATCH_CELLS * torch.rand(count, 1, 1, generator=rng)).floor()
+    corners = (size - side) * torch.rand(count, 2, 1, generator=rng)
+    numbers = ((torch.arange(size) + 0.5 - corners) * cells / side).floor()
+    return torch.where((numbers >= 0) & (numbers < cells), numbers, -1).long()
 
 
 def _pieces(images: Tensor, count: int, rng: torch.Generator) -> Tensor:
