@@ -218,7 +218,9 @@ class Training:
         images = augment(self.generator(latents), self.config.invert.crop_padding, allowed, self.rng)
         logits, distance = self.ensemble.ask(images)
         loss = F.cross_entropy(logits, labels) + self.choice.batch_norm_weight * distance
-        return loss - self.settings.adversarial_weight * disagreement(logits, self.answer(images))
+        if self.settings.adversarial_weight:
+            loss = loss - self.settings.adversarial_weight * disagreement(logits, self.answer(images))
+        return loss
 
     def distil(self, steps: int) -> None:
         """Model distillation: some steps of the student on what was drawn so far."""
