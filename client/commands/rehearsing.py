@@ -8,6 +8,7 @@ from rich.console import Console
 
 from client.commands.progress import ends_on_ctrl_c, shown_progress
 from client.config import ClientConfig
+from client.rehearsing.rehearse import MIN_SHADOWS
 from client.rehearsing.rehearse import rehearse as run_rehearsal
 from client.rehearsing.report import print_audit, privacy_words, write_audit
 from fedfree.host.cli import App
@@ -35,7 +36,9 @@ REHEARSE_FLAGS = {
 def rehearse(
     chosen: Chosen[ClientConfig],
     out: Annotated[Path, typer.Option(help="Folder for the shadows and rehearsal.json.")] = Path("rehearsal"),
-    shadows: Annotated[int, typer.Option(help="Models to train, each on a half of the images.")] = 16,
+    shadows: Annotated[
+        int, typer.Option(min=MIN_SHADOWS, help="Models to train, each on a half of the images.")
+    ] = 16,
 ) -> None:
     """Attack models trained as yours would be, before you contribute one. Nothing is sent, or spent."""
     config = chosen.settings.model_copy(update={"cache": out / "shadows"})

@@ -223,6 +223,13 @@ def nested(path: str, value: object) -> dict[str, Any]:
     return typing.cast(dict[str, Any], value)
 
 
+def without(values: Values, path: str) -> dict[str, Any]:
+    """Tables without the value of ``training.epochs``."""
+    name, _, rest = path.partition(".")
+    others = {each: value for each, value in values.items() if each != name}
+    return others | {name: without(values[name], rest)} if rest else others
+
+
 def value_at(values: object, path: str, default: object = None) -> Any:
     """The value of ``training.epochs`` in tables, in settings, or in a mixture of both."""
     for name in path.split("."):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.commands.progress import shown_progress
+from client.rehearsing.rehearse import MIN_SHADOWS
 from client.rehearsing.report import plain_table, print_audit, privacy_words, write_audit
 from fedfree.host.cli import App
 from fedfree.host.options import Chosen, configured
@@ -119,7 +120,10 @@ def sweep(
     ] = "1,3,8,inf",
     seeds: Annotated[int, typer.Option(min=1, help="Federations an epsilon, seeds 0, 1, …")] = 3,
     shadows: Annotated[
-        int, typer.Option(help="Models to audit at each epsilon, each trained on a half of the images.")
+        int,
+        typer.Option(
+            min=MIN_SHADOWS, help="Models to audit at each epsilon, each trained on a half of the images."
+        ),
     ] = 16,
 ) -> None:
     """Run federations at several epsilons and attack their kind of models: a table and three plots.

@@ -9,6 +9,7 @@ import inspect
 import shlex
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +33,7 @@ from fedfree.settings import (
     parse_toml,
     read_toml,
     value_at,
+    without,
 )
 
 Chosen_ = TypeVar("Chosen_", bound=Settings)
@@ -170,21 +172,20 @@ def command_line(
 
 
 def changed_values(settings: Settings, begin_from: Values) -> dict[str, object]:
-    """Path to value, of every option that neither ``begin_from`` nor a value before it brings along."""
-    plain, changed = settings.plain(), dict[str, object]()
-    values: dict[str, Any] = dict(begin_from)
-    required = {leaf.path for leaf in leaves(type(settings)) if leaf.default is REQUIRED}
-    for path in sorted(required):
-        values = merge(values, nested(path, value_at(plain, path)))
-        changed[path] = value_at(plain, path)
-    # A value may imply others (a preset does), so each is compared with what those before it came to.
-    for path in (leaf.path for leaf in leaves(type(settings))):
-        before = type(settings).checked(values).plain()
-        value = value_at(plain, path)
-        if value is not None and value != value_at(before, path):
-            values = merge(values, nested(path, value))
-            changed[path] = value
-    return changed
+    """Path to value, of every option that neither ``begin_from`` nor another value brings along."""
+    kind, given = type(settings), settings.plain()
+    whole = kind.checked(merge(begin_from, given)).plain()
+    paths = [leaf.path for leaf in leaves(kind) if value_at(given, leaf.path) is not None]
+    # From the end, since values imply others below them (a preset does); and from the whole, since a part of
+    # the values may contradict itself, as a long warm-up does without the iterations that came with it.
+    for path in reversed(paths):
+        fewer = without(given, path)
+        with suppress(FedFreeError):
+            if kind.checked(merge(begin_from, fewer)).plain() == whole:
+                given = fewer
+    required = [leaf.path for leaf in leaves(kind) if leaf.default is REQUIRED]
+    kept = {path: value_at(given, path) for path in (*required, *paths)}
+    return {path: value for path, value in kept.items() if value is not None}
 
 
 def given_values(settings: Settings) -> dict[str, Any]:

@@ -188,3 +188,8 @@ def test_batch_norm_is_refused_in_a_rehearsal_under_privacy(tmp_path: Path) -> N
 def test_a_missing_folder_is_one_line(run_client: RunProgram, tmp_path: Path) -> None:
     status, _, err = run_client("rehearse", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert status == 2 and "nowhere" in err
+
+
+def test_too_few_shadows_are_refused_before_an_image_is_read(run_program: RunProgram, tmp_path: Path) -> None:
+    status, _, said = run_program("client", "rehearse", "--data", tmp_path / "none", "--shadows", "3")
+    assert status == 2 and "--shadows" in said and "none" not in said

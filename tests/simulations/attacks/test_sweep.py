@@ -257,6 +257,7 @@ def test_what_is_no_list_of_epsilons_is_refused(text: str) -> None:
         ("--epsilon", "1,99", "promises nothing"),
         ("--dataset", "a.zip,b.zip", "one data set"),
         ("--dataset", "nowhere.zip", "no such data set or path"),
+        ("--shadows", "3", "--shadows"),
     ],
 )
 def test_wrong_options_are_one_line(

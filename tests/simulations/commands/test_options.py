@@ -61,9 +61,22 @@ FROM_A_START: dict[str, Any] = {
 }
 
 
+SHORTER_THAN_ITS_PRESETS_WARM_UP: dict[str, Any] = {
+    "server": {"preset": "paper", "iterations": 1, "warmup_iterations": 0}
+}
+"""Settings that a part of themselves would contradict."""
+
+
 @pytest.mark.parametrize(
     "values",
-    [{}, {"training": {"horizontal_flip": True}}, {"server": {"preset": "large"}}, EVERYTHING, FROM_A_START],
+    [
+        {},
+        {"training": {"horizontal_flip": True}},
+        {"server": {"preset": "large"}},
+        EVERYTHING,
+        FROM_A_START,
+        SHORTER_THAN_ITS_PRESETS_WARM_UP,
+    ],
 )
 def test_a_runs_command_gives_its_configuration_back(
     run_program: RunProgram, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
