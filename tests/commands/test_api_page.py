@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.pages import ROOT, blocks
+
 HEADER = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'proto')!r}]\n"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "api.md").read_text(), re.M | re.S)
+EXAMPLES = blocks("docs/api.md", "python")
 
 
 def test_the_first_example_is_short() -> None:

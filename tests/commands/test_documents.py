@@ -10,7 +10,8 @@ import click
 import pytest
 import typer
 
-ROOT = Path(__file__).parents[2]
+from tests.pages import ROOT, blocks
+
 RECORDS = {"CHANGELOG.md", "results.md", "log.md"}
 """What was run once, with the options of its time."""
 PAGES = [page for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if page.name not in RECORDS]
@@ -35,6 +36,16 @@ COMMANDS = sorted({(page.name, command) for page in PAGES for command in shown(p
 def test_the_documents_show_commands() -> None:
     assert len(COMMANDS) > 60
     assert {name for name, _ in COMMANDS} > {"README.md", "tutorial.md", "deploy.md", "privacy.md"}
+
+
+def test_every_page_with_commands_is_typed_by_a_slow_test() -> None:
+    """Of CONTRIBUTING.md the commands are what CI runs."""
+    typed = "".join(
+        (ROOT / "tests" / "end_to_end" / name).read_text() for name in ("test_pages.py", "test_tutorial.py")
+    )
+    for page in PAGES:
+        shows = blocks(str(page.relative_to(ROOT)))
+        assert not shows or f'"{page.relative_to(ROOT)}"' in typed or page.name == "CONTRIBUTING.md", page
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda part: part[:60])

@@ -5,14 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.pages import ROOT, blocks
+
 HEADER = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'proto')!r}]\n"
 
 
 def test_every_example_runs_after_the_ones_before_it(tmp_path: Path) -> None:
-    examples = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S
-    )
+    examples = blocks("docs/extending.md", "python")
     tables = [re.findall(r"^([A-Z]+)(?:\[|\.append)", example, re.M) for example in examples]
     names = ("ARCHITECTURES", "HEADS", "INVERSIONS", "DATASETS", "BASELINES", "RULES", "ATTACKS")
     assert tables == [*([each] for each in names), []]

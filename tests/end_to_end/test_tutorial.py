@@ -1,51 +1,34 @@
 """docs/tutorial.md and README.md: their blocks, in an empty folder, as a person would type them."""
 
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageColor
 
-ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
+from fedfree.host.flower_process import free_port
+from tests.pages import ROOT, blocks, draw, environment
+
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
-BLOCKS = BLOCK.findall(PAGE)
-README = BLOCK.findall((ROOT / "README.md").read_text())
+BLOCKS = blocks("docs/tutorial.md")
+README = blocks("README.md")
 PORT = "9443"
 
 
-def walk(blocks: list[str], folder: Path) -> str:
+def walk(typed: list[str], folder: Path) -> str:
     """All that one shell prints that runs these blocks, and stops at the first command that fails."""
-    here = Path(sys.executable).parent
-    environment = os.environ | {
-        "PATH": f"{here}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}",
-        "FEDFREE_HOME": str(folder / "home"),
-        "COLUMNS": "80",
-        "OMP_NUM_THREADS": "1",
-    }
-    script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + "".join(blocks)
+    script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + "".join(typed)
     ended = subprocess.run(
         ["bash", "-c", script.replace(PORT, str(free_port()))],
         cwd=folder,
-        env=environment,
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     assert ended.returncode == 0, ended.stdout[-3000:]
     return ended.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
 
 
 @pytest.mark.slow
@@ -75,18 +58,6 @@ def test_the_whole_page_ends_in_predictions(tmp_path: Path) -> None:
     predicted = re.findall(r"meta_test/(\w+)/1\d\.jpg +(gear|needle|none of these)", said)
     assert len(predicted) >= 40
     assert "1 of the 2 contributions there are yours" in said
-
-
-def draw(folder: Path, *, classes: int, images: int) -> None:
-    """Photos of one colour a class, with noise."""
-    for number in range(classes):
-        (folder / f"class-{number}").mkdir(parents=True)
-        for image in range(images):
-            noise = Image.effect_noise((48, 36), 60).convert("RGB")
-            colour = Image.new(
-                "RGB", noise.size, ImageColor.getrgb(f"hsl({360 * number // classes}, 90%, 50%)")
-            )
-            Image.blend(noise, colour, 0.6).save(folder / f"class-{number}" / f"{image}.jpg")
 
 
 @pytest.mark.slow
