@@ -14,6 +14,7 @@ import textwrap
 import tomllib
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,6 @@ from fedfree.errors import ConfigError, FedFreeError, printable
 LONGEST_VALUE = 200
 """Characters of a refused value that are shown."""
 
-NO_PATH = "names no file or folder: say which (the working directory is .)"
-"""An empty path, as of a variable of the shell that is not set, which would be the working directory."""
-
 LARGEST_INTEGER = 2**63 - 1
 """In TOML, and in what is sent."""
 
@@ -53,6 +51,8 @@ class Layer:
     origin: str
     """For people: ``--epochs``, ``preset large``, the name of a file."""
     values: Values
+    names_one: bool = False
+    """Whether the origin names the option by itself, as ``--epochs`` does."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Settings(BaseModel):
         kinds = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("Input should be a number, not true or false")
-        if value == "" and Path in kinds:
-            raise ValueError(NO_PATH)
+        if Path in kinds and (wrong := refused_path(value)):
+            raise ValueError(wrong)
         return value
 
     @field_validator("*")
@@ -179,6 +179,19 @@ class Settings(BaseModel):
     def sha256(self) -> str:
         """Hexadecimal hash of every value, defaults included."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def refused_path(value: object) -> str:
+    """Why nothing is read or written at a path that somebody named; empty where it can be.
+
+    An empty one, as of a variable of the shell that is not set, would be the working directory; control
+    characters would be obeyed by a terminal wherever the path is shown.
+    """
+    if value == "":
+        return "names no file or folder: say which (the working directory is .)"
+    if isinstance(value, str | Path) and any(unicodedata.category(each) == "Cc" for each in str(value)):
+        return f"names {str(value)!r}, which has a control character in it: choose another name, or rename it"
+    return ""
 
 
 def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:

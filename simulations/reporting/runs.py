@@ -68,7 +68,9 @@ def find_runs(folder: Path) -> tuple[list[FoundRun], list[Path]]:
         ConfigError: there is no such folder.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder: name one that holds runs, or begin one with --out")
+        raise ConfigError(
+            f"{folder} is not a folder: name one that holds runs, or begin one with fedfree-sim run --out"
+        )
     if _looks_like_run(folder):
         return [look_at(folder)], []
     found, foreign = [], []

@@ -98,7 +98,8 @@ def configured(
             file, assignments = given.pop("config_file"), given.pop("assignments")
             layers = [under] if under else []
             layers += [_file_layer(settings, file)] if file else []
-            layers += [*_assigned(settings, assignments or []), *_flagged(settings, named, flagged)]
+            layers += _assigned(settings, assignments or [])
+            layers += _flagged(settings, named, flagged, places=arguments)
             chosen = replace(choose(settings, layers, begun=1 if under else 0), file=file)
             return command(chosen, **given)  # type: ignore[call-arg]
 
@@ -141,8 +142,7 @@ def _refusal(error: InvalidError, layers: Sequence[Layer]) -> str:
     """The name under which a person gave the value, and what is wrong with it."""
     for layer in reversed(layers):
         if value_at(layer.values, error.path) is not None:
-            is_named = layer.origin.startswith("--") and not layer.origin.startswith("--set")
-            return f"{layer.origin if is_named else f'{layer.origin}: {error.path}'}: {error.message}"
+            return f"{layer.origin if layer.names_one else f'{layer.origin}: {error.path}'}: {error.message}"
     return str(error)
 
 
@@ -233,7 +233,9 @@ def _assigned(settings: type[Settings], assignments: Sequence[str]) -> list[Laye
     return layers
 
 
-def _flagged(settings: type[Settings], flags: Flags, given: Mapping[str, Any]) -> list[Layer]:
+def _flagged(
+    settings: type[Settings], flags: Flags, given: Mapping[str, Any], *, places: Collection[str]
+) -> list[Layer]:
     as_typed = {leaf.path for leaf in leaves(settings) if leaf.kinds <= {Path, str, type(None)}}
     layers = []
     for name, value in given.items():
@@ -244,7 +246,7 @@ def _flagged(settings: type[Settings], flags: Flags, given: Mapping[str, Any]) -
         for path in _as_tuple(flags[name]):
             is_read = isinstance(value, str) and path not in as_typed
             values = merge(values, nested(path, parse_value(value) if is_read else value))
-        layers.append(Layer(_option(name), values))
+        layers.append(Layer(name.upper() if name in places else _option(name), values, names_one=True))
     return layers
 
 

@@ -113,6 +113,18 @@ def test_an_option_may_be_named_by_its_place(words: tuple[str, ...], tmp_path: P
     assert (chosen[0].settings.source, chosen[0].settings.training.epochs) == (Path("images"), 3)
 
 
+def test_what_is_named_by_its_place_is_refused_by_the_name_of_that_place() -> None:
+    app = App()
+
+    @app.command()
+    @configured(Config, {}, arguments={"images": "source"})
+    def command(given: Chosen[Config]) -> None:
+        pytest.fail("used")
+
+    refused = CliRunner().invoke(app, [""]).exception
+    assert str(refused).startswith("IMAGES: names no file or folder")
+
+
 def test_one_flag_may_set_several_options() -> None:
     found = choose("--source", "x", "--threads", 7).settings
     assert (found.threads, found.training.threads) == (7, 7)

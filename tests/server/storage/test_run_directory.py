@@ -121,7 +121,9 @@ def test_a_flipped_bit_in_the_start_is_named_and_giving_the_start_again_mends_it
     kept[-2] ^= 1
     (run.start_folder / name).write_bytes(kept)
     identity = make_start().start.sha256
-    with pytest.raises(StorageError, match=f"the start {identity[:12]}….* is damaged .*: give .* --start"):
+    with pytest.raises(
+        StorageError, match=f"the start {identity[:12]}….* is damaged .*: name it again, by --start"
+    ):
         run.start()
     run.adopt_start(tmp_path / "start")
     assert run.start() == make_start()
