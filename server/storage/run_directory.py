@@ -421,7 +421,7 @@ def events_from_lines(lines: Iterable[str]) -> Iterator[Event]:
     for line in lines:
         try:
             fields = json.loads(line)
-            time = datetime.fromisoformat(fields["time"]).timestamp()
+            time = datetime.fromisoformat(fields["time"]).astimezone(UTC).timestamp()
             event = Event(str(fields["stage"]), str(fields["kind"]), dict(fields["values"]), time)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue

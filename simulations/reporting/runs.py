@@ -44,7 +44,10 @@ class FoundRun:
         if self.result:
             return str(self.result.get("finished", ""))[:10]
         times = [path.stat().st_mtime for path in _files(self.folder)]
-        return datetime.fromtimestamp(max(times), UTC).date().isoformat() if times else ""
+        try:
+            return datetime.fromtimestamp(max(times), UTC).date().isoformat()
+        except (ValueError, OverflowError, OSError):  # no file, or a time that is on no calendar
+            return ""
 
     @property
     def command(self) -> str:
