@@ -10,12 +10,13 @@ import dataclasses
 import difflib
 import hashlib
 import inspect
+import math
 import textwrap
 import tomllib
 import types
 import typing
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -116,7 +117,12 @@ class Settings(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _refuse_more_than_a_file_holds(cls, value: object) -> object:
+    def _refuse_what_nobody_can_reckon_with(cls, value: object, info: ValidationInfo) -> object:
+        means_none = cls.model_fields[str(info.field_name)].default == math.inf
+        if not means_none and any(
+            isinstance(each, float) and not math.isfinite(each) for each in _each(value)
+        ):
+            raise ValueError("Input should be a finite number")
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise ValueError(f"Input should be at most {LARGEST_INTEGER}")
         return value
@@ -207,7 +213,11 @@ def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
     for leaf in leaves(settings):
         found = value_at(values, leaf.path)
         if Path in leaf.kinds and isinstance(found, str) and found:
-            values = merge(values, nested(leaf.path, str(path.resolve().parent / Path(found).expanduser())))
+            try:
+                there = path.resolve().parent / Path(found).expanduser()
+            except RuntimeError as error:  # ~somebody
+                raise ConfigError(f"{path}: {leaf.path}: {found!r} begins with no user's home") from error
+            values = merge(values, nested(leaf.path, str(there)))
     return values
 
 
@@ -346,6 +356,10 @@ def _types_in(annotation: Any) -> Iterator[type]:
             yield from _types_in(inner)
     elif isinstance(annotation, type):
         yield annotation
+
+
+def _each(value: object) -> Iterable[object]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _as_table(default: Any) -> Any:

@@ -253,9 +253,10 @@ def _flagged(
 def parse_value(text: str) -> object:
     """A value as TOML has it, or the text itself where it is none: ``3``, ``true``, ``[1, 2]``, ``conv4``."""
     try:
-        return parse_toml(f"value = {text}")["value"]
+        values = parse_toml(f"value = {text}")
     except ValueError:
         return text
+    return values["value"] if len(values) == 1 else text  # of several lines it is no value
 
 
 def _parameters(
