@@ -192,6 +192,11 @@ class ServerConfig(ComputeConfig):
                 f"(preset {self.preset}): raise it, or leave out --public-images"
             )
 
+    @classmethod
+    def begun(cls, collect: CollectConfig, *, has_start: bool) -> Self:
+        """What a run is configured with of which nothing is known but whom it waits for."""
+        return cls.checked({"collect": collect.plain()} | ({"preset": "start"} if has_start else {}))
+
     def require_preset_for(self, has_start: bool) -> None:
         """Refuse to learn from a start with what was chosen for random weights, and the other way round."""
         if has_start == (self.preset == "start"):

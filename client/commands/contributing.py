@@ -23,7 +23,7 @@ from fedfree.architectures import Architecture, InputSpec
 from fedfree.codec import Contribution, contribution_id, decode_contribution, encode_contribution, sha256
 from fedfree.errors import ConfigError
 from fedfree.host.cli import FAILED, App
-from fedfree.host.files import read_file, write_file
+from fedfree.host.files import read_file, write_file, write_together
 from fedfree.host.options import Chosen, configured
 
 app = App()
@@ -82,8 +82,7 @@ def _left_behind(config: ClientConfig) -> str:
 
 def _write(done: Pretrained, out: Path, console: Console) -> None:
     """The contribution, and beside its folder, so that it is not sent along, how well it does."""
-    write_file(out / MANIFEST, done.manifest)
-    write_file(out / WEIGHTS, done.weights)
+    write_together({out / MANIFEST: done.manifest, out / WEIGHTS: done.weights})
     sizes = f"{out}/{MANIFEST} ({len(done.manifest)} bytes) and {out}/{WEIGHTS} ({len(done.weights)} bytes)"
     console.print(f"wrote {sizes}")
     if done.held_out_accuracy is not None:
@@ -210,8 +209,8 @@ def pack(
     files = {MANIFEST: encode_contribution(contribution), WEIGHTS: contribution.weights}
     open_ledger(ledger).pack(identity, images, contribution_id(files[MANIFEST]))
     console.print("what would be sent, and nothing else:")
+    write_together({out / name: content for name, content in files.items()})
     for name, content in files.items():
-        write_file(out / name, content)
         console.print(f"  {out / name}  {len(content)} bytes  sha256 {sha256(content)}")
     _describe(out, console)
 

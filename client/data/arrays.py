@@ -112,6 +112,8 @@ def _sorted(values: Sequence[Any]) -> tuple[Hashable, ...]:
 def _checked(images: Any) -> list[NDArray[np.uint8]]:
     """Each image, [1 or 3, height, width]; raises DataError."""
     whole = isinstance(images, np.ndarray | Tensor)
+    if isinstance(images, Tensor) and (images.is_nested or images.is_meta):
+        raise DataError(f"expected {EXPECTED}, got a nested tensor, or one without data")
     if whole and (images.ndim != 4 or _dtype(images) != "uint8"):
         raise _unexpected(images)
     try:

@@ -130,8 +130,8 @@ def _passed_over(listing: Listing, tree: Tree) -> PassedOver:
 def _check_split(source: Path, split: str | None, present: tuple[str, ...]) -> None:
     if split is None and present:
         raise DataError(
-            f"{source} has the splits {', '.join(present)}; say which one to use, with --split or as split "
-            f"under [data], for instance {present[0]}, or pass the folder of that split alone"
+            f"{source} has the splits {', '.join(present)}; say which one to use, as split or by --split "
+            f"where that can be said, for instance {present[0]}, or pass the folder of that split alone"
         )
     if split is not None and split not in present:
         remedy = f"it has {', '.join(present)}" if present else "it has no splits, so name none"

@@ -32,7 +32,7 @@ from client.config import LEDGER, ClientConfig
 from client.doors.trust import Trust
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
-from fedfree.host.files import write_file, write_new
+from fedfree.host.files import write_file, writing_new
 from fedfree.host.flower_process import environment, executable, free_port, stop_all
 from fedfree.host.lock import exclusive
 from fedfree.host.supervise import ProcessEndedError, child, persist, signals_raise
@@ -118,13 +118,14 @@ def init(
     client = ClientConfig.parse(values, origin="option")
     private, public = make_key()
     files = {
-        "node.toml": config.to_commented_toml().encode(),
         "client.toml": client.to_commented_toml().encode(),
         "ca.crt": certificate,
         "node.key": private,
         "node.key.pub": public,
+        "node.toml": config.to_commented_toml().encode(),
     }
-    write_new(path, files, private=("node.key",))
+    with writing_new(path, files, private=("node.key",)):
+        pass
     return Node(path)
 
 

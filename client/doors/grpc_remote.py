@@ -37,7 +37,7 @@ from fedfree.errors import (
 )
 from fedfree.grpc_status import MAX_DETAIL_CHARACTERS, error_of
 from fedfree.host.channel import AUTHORIZATION, BEARER, CLIENT_OPTIONS, RELEASE, Address, chunks
-from fedfree.host.files import move_into_place, named, open_stream, read_file, write_file
+from fedfree.host.files import move_into_place, named, open_stream, read_file, sync, write_together
 from fedfree.host.proxy import Proxy
 from fedfree.host.starts import MANIFEST, WEIGHTS, has_start, read_start
 from fedfree.host.tls import read_authority, read_certificate
@@ -295,8 +295,8 @@ class Remote:
                 partial.unlink()
                 raise
             # The weights come last: without them nobody takes the manifest for the whole.
-            for field, path in small.items():
-                write_file(path, getattr(header, field))
+            sync(partial)
+            write_together({path: getattr(header, field) for field, path in small.items()})
             move_into_place(partial, weights)
         self._trust.keep(what, read_signature(what, header.manifest, header.signature))
         return fetched

@@ -341,7 +341,7 @@ def _check_budget(composition: Composition, delta: float) -> None:
         raise PrivacyError(
             f"with this contribution the {composition.contributions} that share images with it would spend "
             f"epsilon {composition.epsilon:.2f} at delta {delta:g}, more than the budget of {budget:g}; "
-            "use a smaller --epsilon, other images, or contribute the model you have"
+            "use a smaller epsilon, other images, or contribute the model you have"
         )
 
 

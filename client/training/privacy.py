@@ -100,7 +100,7 @@ def plan(num_images: int, privacy: PrivacyConfig, *, epochs: int) -> DpSgd:
     if privacy.delta * num_images >= 1:
         raise PrivacyError(
             f"delta {privacy.delta:g} is not below 1/{num_images}, one over the number of images: "
-            "a mechanism could publish one image in full and still keep the promise; use a smaller --delta"
+            "a mechanism could publish one image in full and still keep the promise; use a smaller delta"
         )
     batches = math.ceil(num_images / privacy.batch_size)
     steps = epochs * batches
@@ -126,7 +126,7 @@ def _out_of_reach(privacy: PrivacyConfig, sampling_rate: float, steps: int, erro
         )
     return (
         f"{asked} at sampling rate {sampling_rate:g}: the smallest that the accountant can show there is "
-        f"{smallest:g}; use --epsilon {smallest:g} or more, or fewer epochs or smaller batches"
+        f"{smallest:g}; use epsilon {smallest:g} or more, or fewer epochs or smaller batches"
     )
 
 

@@ -593,7 +593,10 @@ def check_protocol(protocol_version: int) -> None:
 def check_sha256(actual: str, stated: str) -> None:
     """The weights have the SHA-256 that the manifest states."""
     if actual != stated:
-        raise ContributionError(f"the weights' sha256 is {actual[:16]}…, the manifest says {stated[:16]}…")
+        raise ContributionError(
+            f"the weights' sha256 is {actual[:16]}…, the manifest says {stated[:16]}…: one is damaged, "
+            "or older than the other; make or fetch both anew"
+        )
 
 
 def architecture_to_wire(architecture: Architecture) -> contribution_schema.Architecture:

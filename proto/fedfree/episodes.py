@@ -56,7 +56,7 @@ def sample_episode(labels: Tensor, spec: EpisodeSpec, *, generator: torch.Genera
     """
     classes, counts = labels.unique(return_counts=True)
     per_class = spec.n_shot + spec.n_query
-    usable = classes[counts >= per_class]
+    usable = classes[counts >= min(per_class, len(labels) + 1)]  # a tensor compares with 64 bits
     if len(usable) < spec.n_way:
         raise DataError(
             f"a {spec.n_way}-way episode needs {spec.n_way} classes of at least {per_class} images "

@@ -32,7 +32,10 @@ _ERRORS = {status: error for error, status in _TABLE.items()}
 
 # gRPC tells in words alone why a connection was not made.
 _HANDSHAKES = {
-    "certificate has expired": "the server's certificate has expired: the coordinator must renew it",
+    "certificate has expired": "the server's certificate has expired by this machine's clock: the "
+    "coordinator must renew it",
+    "certificate is not yet valid": "the server's certificate is not valid yet by this machine's clock: set "
+    "it right, or ask the coordinator",
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not signed by the CA that is trusted here: "
     "name the coordinator's with --ca",
     "Hostname Verification": "the server's certificate is for another name than the one that was called",

@@ -10,11 +10,13 @@ import dataclasses
 import difflib
 import hashlib
 import inspect
+import math
 import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -36,9 +38,6 @@ from fedfree.errors import ConfigError, FedFreeError, printable
 LONGEST_VALUE = 200
 """Characters of a refused value that are shown."""
 
-NO_PATH = "names no file or folder: say which (the working directory is .)"
-"""An empty path, as of a variable of the shell that is not set, which would be the working directory."""
-
 LARGEST_INTEGER = 2**63 - 1
 """In TOML, and in what is sent."""
 
@@ -53,6 +52,8 @@ class Layer:
     origin: str
     """For people: ``--epochs``, ``preset large``, the name of a file."""
     values: Values
+    names_one: bool = False
+    """Whether the origin names the option by itself, as ``--epochs`` does."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,18 @@ class Settings(BaseModel):
         kinds = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("Input should be a number, not true or false")
-        if value == "" and Path in kinds:
-            raise ValueError(NO_PATH)
+        if Path in kinds and (wrong := refused_path(value)):
+            raise ValueError(wrong)
         return value
 
     @field_validator("*")
     @classmethod
-    def _refuse_more_than_a_file_holds(cls, value: object) -> object:
+    def _refuse_what_nobody_can_reckon_with(cls, value: object, info: ValidationInfo) -> object:
+        means_none = cls.model_fields[str(info.field_name)].default == math.inf
+        if not means_none and any(
+            isinstance(each, float) and not math.isfinite(each) for each in _each(value)
+        ):
+            raise ValueError("Input should be a finite number")
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise ValueError(f"Input should be at most {LARGEST_INTEGER}")
         return value
@@ -181,6 +187,19 @@ class Settings(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
+def refused_path(value: object) -> str:
+    """Why nothing is read or written at a path that somebody named; empty where it can be.
+
+    An empty one, as of a variable of the shell that is not set, would be the working directory; control
+    characters would be obeyed by a terminal wherever the path is shown.
+    """
+    if value == "":
+        return "names no file or folder: say which (the working directory is .)"
+    if isinstance(value, str | Path) and any(unicodedata.category(each) == "Cc" for each in str(value)):
+        return f"names {str(value)!r}, which has a control character in it: choose another name, or rename it"
+    return ""
+
+
 def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
     """The values of a TOML file; relative paths in it are relative to its folder. Raises ConfigError."""
     if path.exists() and not path.is_file():  # a pipe may never speak, and a device never end
@@ -194,7 +213,11 @@ def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
     for leaf in leaves(settings):
         found = value_at(values, leaf.path)
         if Path in leaf.kinds and isinstance(found, str) and found:
-            values = merge(values, nested(leaf.path, str(path.resolve().parent / Path(found).expanduser())))
+            try:
+                there = path.resolve().parent / Path(found).expanduser()
+            except RuntimeError as error:  # ~somebody
+                raise ConfigError(f"{path}: {leaf.path}: {found!r} begins with no user's home") from error
+            values = merge(values, nested(leaf.path, str(there)))
     return values
 
 
@@ -340,6 +363,10 @@ def _types_in(annotation: Any) -> Iterator[type]:
             yield from _types_in(inner)
     elif isinstance(annotation, type):
         yield annotation
+
+
+def _each(value: object) -> Iterable[object]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _as_table(default: Any) -> Any:

@@ -156,7 +156,7 @@ def check_licence(licence: str, *, accepted: Sequence[str] = ()) -> None:
     if licence.casefold() not in {each.casefold() for each in (*LICENCES, *accepted)}:
         raise StartError(
             f"the weights' licence is {licence}, which may forbid this use: choose weights under "
-            f"{', '.join(LICENCES)}, or read it and say --accept-licence {licence}"
+            f"{', '.join(LICENCES)}, or read it and fetch or make the start with --accept-licence {licence}"
         )
 
 

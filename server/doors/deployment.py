@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
-from fedfree.host.files import read_file, write_file, write_new
+from fedfree.host.files import read_file, write_file, writing_new
 from fedfree.host.lock import changing
 from fedfree.host.starts import load_start
 from fedfree.settings import Settings
@@ -130,15 +130,14 @@ def init(
     authority, authority_key = make_authority()
     certificate, key = make_server_certificate(authority, authority_key, names)
     files = {
-        "deployment.toml": config.to_commented_toml().encode(),
-        "server.toml": ServerConfig(collect=collect).to_commented_toml().encode(),
+        "server.toml": ServerConfig.begun(collect, has_start=bool(starts)).to_commented_toml().encode(),
         "ca.crt": certificate_pem(authority),
         "ca.key": key_pem(authority_key),
         "server.crt": certificate_pem(certificate),
         "server.key": key_pem(key),
+        "deployment.toml": config.to_commented_toml().encode(),
     }
-    write_new(path, files, private=("ca.key", "server.key"))
-    deployment = Deployment(path)
-    if starts:
-        deployment.run.adopt_start(*starts)
-    return deployment
+    with writing_new(path, files, private=("ca.key", "server.key")):
+        if starts:
+            RunDirectory(path).adopt_start(*starts)
+    return Deployment(path)

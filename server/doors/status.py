@@ -1,5 +1,7 @@
 """How far a run is, read from its directory: what `status`, the page, metrics and the gRPC door tell."""
 
+import itertools
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +34,7 @@ class LearningStatus:
     gpu_bytes: int | None = None
     """Most that torch held on the GPU; None without one."""
     seconds_an_iteration: float | None = None
-    """Mean; None before two iterations."""
+    """Median; None before two iterations."""
     images_a_second: float | None = None
     """Recovered, in a second of the whole loop."""
 
@@ -40,7 +42,7 @@ class LearningStatus:
     def seconds_left(self) -> float | None:
         """At the pace so far."""
         pace = self.seconds_an_iteration
-        return None if pace is None else pace * (self.of - self.iteration)
+        return None if pace is None else pace * max(0, self.of - self.iteration)
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,13 @@ def read_learning(run: RunDirectory) -> LearningStatus | None:
 
 
 def _rate(newest_first: list[Event], name: str) -> float | None:
-    """By how much a value grew in a second."""
-    if len(newest_first) < 2:
-        return None
-    last, first = newest_first[0], newest_first[-1]
-    seconds = last.time - first.time
-    return (float(last.values[name]) - float(first.values[name])) / seconds if seconds > 0 else None
+    """By how much a value grew in a second: the median, on which a clock that is set has no effect."""
+    rates = [
+        (float(later.values[name]) - float(earlier.values[name])) / (later.time - earlier.time)
+        for later, earlier in itertools.pairwise(newest_first)
+        if later.time > earlier.time
+    ]
+    return statistics.median(rates) if rates else None
 
 
 def _inverse(rate: float | None) -> float | None:

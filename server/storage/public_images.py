@@ -83,7 +83,8 @@ def read_kept(path: Path) -> PublicImages:
         return PublicImages(safetensors.torch.load(read_file(path))["pixels"])
     except (safetensors.SafetensorError, KeyError) as error:
         raise ConfigError(
-            f"{path} is damaged ({error}): delete it, and name the folder with --public-images again"
+            f"{path} is damaged ({error}): delete it, and name the folder again, by --public-images at "
+            "learn, serve or up"
         ) from error
 
 

@@ -199,12 +199,12 @@ class RunDirectory:
         with changing(self.start_folder):
             self._require_adoptable([folder, *further], [each.start.sha256 for each in given])
             config = self.config()
-            is_own = config != ServerConfig(collect=config.collect)
+            is_own = config != ServerConfig.begun(config.collect, has_start=False)
             if is_own:
                 config.require_preset_for(has_start=True)
             self._keep_starts(*given)
             if not is_own:  # nobody changed more than whom to wait for
-                from_start = ServerConfig.checked({"preset": "start", "collect": config.collect.plain()})
+                from_start = ServerConfig.begun(config.collect, has_start=True)
                 write_file(self.server_toml, from_start.to_commented_toml().encode())
 
     def _keep_starts(self, first: LoadedStart, *further: LoadedStart) -> None:
@@ -404,8 +404,8 @@ def _read_adopted(identity: str, folder: Path) -> LoadedStart:
                 return begun
             why = f"its manifest hashes to {short(begun.start.sha256)}"
     raise StorageError(
-        f"the start {short(identity)} in {folder} is damaged ({why}): give the command again with --start "
-        "FOLDER (of several starts all of them, in the same order), and it is written anew"
+        f"the start {short(identity)} in {folder} is damaged ({why}): name it again, by --start FOLDER "
+        "at learn, serve or up (of several starts all of them, in the same order), and it is written anew"
     )
 
 
@@ -421,7 +421,7 @@ def events_from_lines(lines: Iterable[str]) -> Iterator[Event]:
     for line in lines:
         try:
             fields = json.loads(line)
-            time = datetime.fromisoformat(fields["time"]).timestamp()
+            time = datetime.fromisoformat(fields["time"]).astimezone(UTC).timestamp()
             event = Event(str(fields["stage"]), str(fields["kind"]), dict(fields["values"]), time)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue

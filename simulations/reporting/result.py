@@ -251,7 +251,8 @@ def spent_learning(events: Iterable[Event]) -> Spent:
             spent.images, recovered = int(event.values["images"]), event.time
         elif event.kind == "progress":
             iteration = int(event.values["iteration"])
-            spent.recovery[iteration] = recovered - since
-            spent.iterations[iteration] = event.time - since
+            # Of a clock that was set back meanwhile nothing is learned.
+            spent.recovery[iteration] = max(0.0, recovered - since)
+            spent.iterations[iteration] = max(0.0, event.time - since)
             since = event.time
     return spent

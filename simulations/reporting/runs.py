@@ -44,7 +44,10 @@ class FoundRun:
         if self.result:
             return str(self.result.get("finished", ""))[:10]
         times = [path.stat().st_mtime for path in _files(self.folder)]
-        return datetime.fromtimestamp(max(times), UTC).date().isoformat() if times else ""
+        try:
+            return datetime.fromtimestamp(max(times), UTC).date().isoformat()
+        except (ValueError, OverflowError, OSError):  # no file, or a time that is on no calendar
+            return ""
 
     @property
     def command(self) -> str:
@@ -68,7 +71,9 @@ def find_runs(folder: Path) -> tuple[list[FoundRun], list[Path]]:
         ConfigError: there is no such folder.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder: name one that holds runs, or begin one with --out")
+        raise ConfigError(
+            f"{folder} is not a folder: name one that holds runs, or begin one with fedfree-sim run --out"
+        )
     if _looks_like_run(folder):
         return [look_at(folder)], []
     found, foreign = [], []

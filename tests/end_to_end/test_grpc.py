@@ -773,12 +773,14 @@ class Authority:
         certificate = self._sign(self._name, self._key.public_key(), days=30, is_authority=True)
         self.certificate.write_bytes(certificate)
 
-    def issue(self, name: str, *, days: int = 30) -> tuple[Path, Path]:
-        """Certificate and key for 127.0.0.1, valid until ``days`` from now."""
+    def issue(self, name: str, *, since: int = -60, days: int = 30) -> tuple[Path, Path]:
+        """Certificate and key for 127.0.0.1, valid from ``since`` until ``days`` from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         files = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        files[0].write_bytes(self._sign(subject, key.public_key(), days=days, is_authority=False))
+        files[0].write_bytes(
+            self._sign(subject, key.public_key(), since=since, days=days, is_authority=False)
+        )
         files[1].write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM,
@@ -789,7 +791,13 @@ class Authority:
         return files
 
     def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, days: int, is_authority: bool
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        *,
+        since: int = -60,
+        days: int,
+        is_authority: bool,
     ) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
@@ -799,7 +807,7 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=60))
+            .not_valid_before(now + datetime.timedelta(days=since))
             .not_valid_after(now + datetime.timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([address]), critical=False)
@@ -835,13 +843,14 @@ def test_a_server_signed_by_someone_else_is_not_talked_to(
     assert_nothing_was_kept(run)
 
 
-def test_an_expired_certificate_is_refused_by_name(
-    run: RunDirectory, token: str, authority: Authority
+@pytest.mark.parametrize(("since", "days", "words"), [(-60, -1, "has expired"), (10, 20, "is not valid yet")])
+def test_an_expired_certificate_is_refused_by_name_and_so_is_one_of_the_future(
+    run: RunDirectory, token: str, authority: Authority, since: int, days: int, words: str
 ) -> None:
     with (
-        serving(run, tls=door.credentials(*authority.issue("server", days=-1))) as address,
+        serving(run, tls=door.credentials(*authority.issue("server", since=since, days=days))) as address,
         remote(address, token, client_tls(authority.certificate)) as coordinator,
-        pytest.raises(AccessError, match="the server's certificate has expired"),
+        pytest.raises(AccessError, match=f"the server's certificate {words} by this machine's clock"),
     ):
         coordinator.run()
 

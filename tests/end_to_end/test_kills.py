@@ -21,6 +21,8 @@ import pytest
 import torch
 
 from client.adapting.classifier import Description, FewShotClassifier, read_classifier, write_classifier
+from client.doors.flower_node import Node, NodeConfig
+from client.doors.flower_node import init as init_node
 from client.training.ledger import SPENT, Ledger
 from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
@@ -29,17 +31,21 @@ from fedfree.codec import (
     MetaLearner,
     Provenance,
     contribution_id,
+    decode_contribution,
     decode_meta_learner,
     encode_contribution,
     encode_weights,
     sha256,
 )
-from fedfree.errors import FedFreeError
-from fedfree.host.files import write_file
+from fedfree.errors import ContributionError, FedFreeError
+from fedfree.host.files import read_file, write_file, write_together
 from fedfree.host.starts import load_start, write_start
+from fedfree.host.tls import read_authority, read_certificate
 from fedfree.start import LoadedStart, Start, encode_body
 from fedfree.statement import DpSgd, PrivacyStatement
 from server.config import CollectConfig, ServerConfig
+from server.doors.authority import certificate_pem, make_authority
+from server.doors.deployment import Deployment, DeploymentConfig, init
 from server.doors.tokens import Tokens
 from server.events import ignore
 from server.removal import remove
@@ -202,6 +208,10 @@ def check_published(folder: Path) -> None:
 
 def make_starts(folder: Path) -> None:
     run_of(folder / "run")
+    make_starts_alone(folder)
+
+
+def make_starts_alone(folder: Path) -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         weights = encode_body(build(Architecture(), num_classes=2, input=INPUT))
@@ -298,6 +308,48 @@ def check_ledger(folder: Path) -> None:
     assert [each.state for each in Ledger(folder / "ledger.sqlite").entries()] == [SPENT]
 
 
+def contribution(folder: Path, seed: int) -> None:
+    manifest, weights = message(seed)
+    write_together({folder / "manifest.pb": manifest, folder / "weights.safetensors": weights})
+
+
+def check_contribution(folder: Path) -> None:
+    try:
+        decode_contribution(*(read_file(folder / each) for each in ("manifest.pb", "weights.safetensors")))
+    except ContributionError as error:
+        assert "make or fetch both anew" in str(error)
+    contribution(folder, 1)
+    assert (folder / "weights.safetensors").read_bytes() == message(1)[1]
+
+
+def make_coordinator(folder: Path) -> None:
+    init(folder / "run", ["localhost"], DeploymentConfig(), CollectConfig(), starts=[folder / "start"])
+
+
+def check_coordinator(folder: Path) -> None:
+    if not (folder / "run" / "deployment.toml").exists():
+        make_coordinator(folder)
+    made = Deployment(folder / "run")
+    read_certificate(made.certificate, made.key)
+    made.run.require_preset()
+    assert made.run.start() and made.config() == DeploymentConfig() and made.key.stat().st_mode & 0o77 == 0
+
+
+def write_authority(folder: Path) -> None:
+    write_file(folder / "ca.crt", certificate_pem(make_authority()[0]))
+
+
+def make_node(folder: Path) -> None:
+    init_node(folder / "node", NodeConfig(server="localhost:8000"), folder / "ca.crt", folder)
+
+
+def check_node(folder: Path) -> None:
+    if not (folder / "node" / "node.toml").exists():
+        make_node(folder)
+    made = Node(folder / "node")
+    assert read_authority(made.authority) and made.key.is_file() and made.client_toml.is_file()
+
+
 SCENARIOS = {
     "receive": Scenario(lambda folder: None, receive, check_received),
     "decide": Scenario(
@@ -316,6 +368,9 @@ SCENARIOS = {
     "damage": Scenario(damage, set_aside, check_set_aside),
     "classifier": Scenario(lambda f: classify(f, 1), lambda f: classify(f, 2), check_classifier),
     "ledger": Scenario(lambda folder: None, spend, check_ledger),
+    "contribution": Scenario(lambda f: contribution(f, 0), lambda f: contribution(f, 1), check_contribution),
+    "coordinator": Scenario(make_starts_alone, make_coordinator, check_coordinator),
+    "node": Scenario(write_authority, make_node, check_node),
 }
 
 
@@ -360,7 +415,7 @@ def try_all(scenario: Scenario, folder: Path, harm: int) -> int:
     raise AssertionError("it never ended")
 
 
-QUICK = ("receive", "decide", "tokens", "checkpoint", "classifier", "ledger")
+QUICK = ("receive", "decide", "tokens", "checkpoint", "classifier", "ledger", "contribution", "node")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,11 @@ def test_more_ways_than_classes_is_refused_with_the_numbers() -> None:
         sample_episode(LABELS, EpisodeSpec(9, 1, 1), generator=generator())
 
 
+def test_more_images_than_a_tensor_counts_is_refused() -> None:
+    with pytest.raises(DataError, match="got 0 of 8 classes"):
+        sample_episode(LABELS, EpisodeSpec(2, 1, 2**63 - 1), generator=generator())
+
+
 def test_more_images_than_a_class_has_is_refused() -> None:
     with pytest.raises(DataError, match="got 0 of 8 classes"):
         sample_episode(LABELS, EpisodeSpec(2, 6, 15), generator=generator())

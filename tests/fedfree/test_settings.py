@@ -162,3 +162,22 @@ def test_a_number_that_no_file_and_no_message_holds_is_refused() -> None:
     assert Inner.checked({"epochs": 2**63 - 1}).epochs == 2**63 - 1
     with pytest.raises(ConfigError, match=r"epochs: Input should be at most 9223372036854775807"):
         Inner.checked({"epochs": 2**63})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_number_is_infinite_unless_that_is_how_it_says_none(value: float) -> None:
+    class Rates(Settings):
+        rate: float = 0.1
+        rates: tuple[float, ...] = ()
+        most: float = math.inf
+
+    for given in ({"rate": value}, {"rates": [1.0, value]}):
+        with pytest.raises(ConfigError, match="Input should be a finite number"):
+            Rates.checked(given)
+    assert Rates.checked({"most": math.inf}).most == math.inf
+
+
+def test_a_home_of_nobody_is_refused_by_the_name_of_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('source = "~nobody-has-this-name/x"')
+    with pytest.raises(ConfigError, match=r"c\.toml: source: '~nobody-has-this-name/x' begins with no"):
+        Outer.read(tmp_path / "c.toml")

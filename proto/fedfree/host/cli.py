@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 from fedfree.errors import ConfigError, FederationError, FedFreeError, StorageError, printable
 from fedfree.host.files import open_stream
 from fedfree.release import this_release
-from fedfree.settings import NO_PATH
+from fedfree.settings import refused_path
 
 WRONG_INPUT, FAILED, OWN_FAULT, INTERRUPTED = 2, 1, 70, 130
 
@@ -41,14 +41,20 @@ class _PlainCommand(TyperCommand):
         left: list[str] = super().parse_args(ctx, args)
         for parameter in self.params:
             given = ctx.params.get(parameter.name or "")
-            given = given if isinstance(given, list | tuple) else [given]
-            if parameter.type.name == "path" and "" in given:
-                raise ConfigError(f"{parameter.opts[0]} {NO_PATH}")
+            if isinstance(given, list | tuple):  # of several each is shown, or refused, on its own
+                given = "" if "" in given else None
+            if parameter.type.name == "path" and (wrong := refused_path(given)):
+                raise ConfigError(f"{_name_of(parameter)} {wrong}")
         return left
 
     def get_help(self, ctx: Any) -> str:
         # typer escapes the bracket of a default for rich also where rich does not draw the help.
         return str(super().get_help(ctx)).replace("\\[", "[")
+
+
+def _name_of(parameter: Any) -> str:
+    """As the help has it: ``--out``, or ``RUN`` of what is named by its place."""
+    return str(parameter.opts[0] if parameter.param_type_name == "option" else parameter.human_readable_name)
 
 
 def _name_release(context: typer.Context, asked: bool) -> None:

@@ -14,6 +14,8 @@ from fedfree.settings import Settings
 
 Device = Literal["auto", "cpu", "cuda"]
 
+MOST_THREADS = 1024
+"""Of many more the system makes none, and what torch computes with ends the process."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -22,7 +24,7 @@ class ComputeConfig(Settings):
 
     device: Device = "auto"
     """``cuda``, ``cpu``, or ``auto``: a GPU where there is one."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None = None
     """CPU threads; by default as many as this process has CPUs, or OMP_NUM_THREADS."""
 
 
@@ -30,9 +32,9 @@ def count_threads(threads: int | None) -> int:
     """``threads``, or as many as this process may use: by OMP_NUM_THREADS, its affinity, and its quota."""
     if threads is not None:
         return threads
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].lstrip("0")
+    if asked.isdecimal():
+        return int(asked) if len(asked) < 4 else MOST_THREADS
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, _quota() or usable))
 

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -241,27 +241,83 @@ def append_line(path: Path, line: str) -> None:
         file.write(b"\n" * bool(torn) + line.encode())
 
 
-def write_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str] = ()) -> None:
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together over those of before, all or none: each is on disk before the first
+    takes its place, and only a kill between two renames leaves new ones beside old ones.
+
+    Raises:
+        StorageError: the disk is full, or a folder cannot be written; all are as they were before.
+    """
+    with contextlib.ExitStack() as replaced:
+        for path, data in files.items():
+            with named(f"cannot write {path}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = replaced.enter_context(replacing(path))
+                partial.write_bytes(data)
+                sync(partial)
+
+
+@contextlib.contextmanager
+def writing_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[str] = ()) -> Iterator[None]:
     """Write files that must not be there yet, the ``private`` ones for their owner's eyes alone: all or none.
+
+    The last, by which readers know that all are there, comes when the block has ended. Where the block fails
+    nothing is left; what a killed process left is taken away by the next.
 
     Raises:
         ConfigError: one of them is there; nothing is overwritten.
         StorageError: the folder cannot be written.
     """
-    there = [name for name in files if (folder / name).exists()]
-    written = list[Path]()
+    with named(f"cannot write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
-        for name, content in files.items():
-            mode = PRIVATE if name in private else 0o644
-            if there or not write_once(folder / name, content, mode=mode):
-                raise ConfigError(
-                    f"{folder} has a {(there or [name])[0]}: choose another folder, nothing is overwritten"
-                )
-            written.append(folder / name)
-    except BaseException:
-        for path in written:
-            discard(path)
-        raise
+        with named(f"cannot write {folder}"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _take_back(folder, files)
+        for name in files:
+            if (folder / name).exists():
+                raise _already_there(folder, name)
+        *others, last = files
+        try:
+            for name, content in files.items():
+                write_file(folder / _STAGED / name, content, mode=PRIVATE if name in private else 0o644)
+            _link_staged(folder, others)
+            yield
+            _link_staged(folder, [last])
+        finally:
+            _take_back(folder, files)
+    finally:
+        os.close(descriptor)
+
+
+_STAGED = ".new"
+"""Folder of what :func:`writing_new` has not finished; a file above it that is the same one is its own."""
+
+
+def _already_there(folder: Path, name: str) -> ConfigError:
+    return ConfigError(f"{folder} has a {name}: choose another folder, nothing is overwritten")
+
+
+def _link_staged(folder: Path, names: Sequence[str]) -> None:
+    with named(f"cannot write {folder}"):
+        for name in names:
+            try:
+                (folder / name).hardlink_to(folder / _STAGED / name)
+            except FileExistsError:
+                raise _already_there(folder, name) from None
+        sync(folder)
+
+
+def _take_back(folder: Path, files: Iterable[str]) -> None:
+    """Remove what was begun, unless all of it is there."""
+    *others, last = files
+    with named(f"cannot remove {folder / _STAGED}"):
+        for name in others:
+            staged, path = folder / _STAGED / name, folder / name
+            if not (folder / last).exists() and staged.exists() and path.exists() and path.samefile(staged):
+                path.unlink()
+    discard(folder / _STAGED)
 
 
 def sync(path: Path) -> None:

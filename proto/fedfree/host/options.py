@@ -100,7 +100,8 @@ def configured(
             file, assignments = given.pop("config_file"), given.pop("assignments")
             layers = [under] if under else []
             layers += [_file_layer(settings, file)] if file else []
-            layers += [*_assigned(settings, assignments or []), *_flagged(settings, named, flagged)]
+            layers += _assigned(settings, assignments or [])
+            layers += _flagged(settings, named, flagged, places=arguments)
             chosen = replace(choose(settings, layers, begun=1 if under else 0), file=file)
             return command(chosen, **given)  # type: ignore[call-arg]
 
@@ -143,8 +144,7 @@ def _refusal(error: InvalidError, layers: Sequence[Layer]) -> str:
     """The name under which a person gave the value, and what is wrong with it."""
     for layer in reversed(layers):
         if value_at(layer.values, error.path) is not None:
-            is_named = layer.origin.startswith("--") and not layer.origin.startswith("--set")
-            return f"{layer.origin if is_named else f'{layer.origin}: {error.path}'}: {error.message}"
+            return f"{layer.origin if layer.names_one else f'{layer.origin}: {error.path}'}: {error.message}"
     return str(error)
 
 
@@ -234,7 +234,9 @@ def _assigned(settings: type[Settings], assignments: Sequence[str]) -> list[Laye
     return layers
 
 
-def _flagged(settings: type[Settings], flags: Flags, given: Mapping[str, Any]) -> list[Layer]:
+def _flagged(
+    settings: type[Settings], flags: Flags, given: Mapping[str, Any], *, places: Collection[str]
+) -> list[Layer]:
     as_typed = {leaf.path for leaf in leaves(settings) if leaf.kinds <= {Path, str, type(None)}}
     layers = []
     for name, value in given.items():
@@ -245,16 +247,17 @@ def _flagged(settings: type[Settings], flags: Flags, given: Mapping[str, Any]) -
         for path in _as_tuple(flags[name]):
             is_read = isinstance(value, str) and path not in as_typed
             values = merge(values, nested(path, parse_value(value) if is_read else value))
-        layers.append(Layer(_option(name), values))
+        layers.append(Layer(name.upper() if name in places else _option(name), values, names_one=True))
     return layers
 
 
 def parse_value(text: str) -> object:
     """A value as TOML has it, or the text itself where it is none: ``3``, ``true``, ``[1, 2]``, ``conv4``."""
     try:
-        return parse_toml(f"value = {text}")["value"]
+        values = parse_toml(f"value = {text}")
     except ValueError:
         return text
+    return values["value"] if len(values) == 1 else text  # of several lines it is no value
 
 
 def _parameters(

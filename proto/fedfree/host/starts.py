@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fedfree.architectures import ArchitectureId
 from fedfree.errors import ContributionError
-from fedfree.host.files import read_file, write_file, write_new
+from fedfree.host.files import read_file, write_together, writing_new
 from fedfree.settings import Listed, Settings
 from fedfree.start import LoadedStart, Start, check_licence, decode_start, describe_start, encode_start
 
@@ -39,8 +39,9 @@ class StartConfig(Settings):
 
 
 def write_start(folder: Path, start: Start, weights: bytes) -> None:
-    """Write a start into a folder that holds none; raises ConfigError and StorageError as ``write_new``."""
-    write_new(folder, {WEIGHTS: weights, MANIFEST: encode_start(start)})
+    """Write a start into a folder that holds none; raises ConfigError and StorageError as ``writing_new``."""
+    with writing_new(folder, {WEIGHTS: weights, MANIFEST: encode_start(start)}):
+        pass
 
 
 def keep_start(folder: Path, start: Start, weights: bytes) -> None:
@@ -49,8 +50,7 @@ def keep_start(folder: Path, start: Start, weights: bytes) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_file(folder / WEIGHTS, weights)
-    write_file(folder / MANIFEST, encode_start(start))
+    write_together({folder / WEIGHTS: weights, folder / MANIFEST: encode_start(start)})
 
 
 def has_start(folder: Path) -> bool:

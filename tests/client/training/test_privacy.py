@@ -100,7 +100,7 @@ def test_an_epsilon_too_small_for_any_noise_is_refused_and_the_smallest_works() 
     tiny = PRIVACY.model_copy(update={"epsilon": 0.001})
     with pytest.raises(PrivacyError, match=r"epsilon 0\.001 at delta 1e-05 cannot") as refused:
         plan(100, tiny, epochs=2)
-    smallest = float(str(refused.value).split("use --epsilon ")[1].split()[0])
+    smallest = float(str(refused.value).split("use epsilon ")[1].split()[0])
     run = plan(100, PRIVACY.model_copy(update={"epsilon": smallest}), epochs=2)
     assert composed_epsilon([run], PRIVACY.delta) <= smallest < 0.1
 

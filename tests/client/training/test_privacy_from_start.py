@@ -113,7 +113,7 @@ def test_an_epsilon_out_of_reach_is_refused_before_anything_is_reserved(
 ) -> None:
     write_images(tmp_path / "images", {"cat": 20, "dog": 20})
     config = config_of(tmp_path, epsilon=0.001)
-    with pytest.raises(PrivacyError, match="use --epsilon"):
+    with pytest.raises(PrivacyError, match="use epsilon"):
         pretrain(config)
     assert not config.ledger_path.exists()
 

@@ -195,9 +195,23 @@ def test_a_working_directory_that_is_gone_is_named(
     )
 
 
-@pytest.mark.parametrize("words", [["--folder", ""], ["file", ""]])
-def test_a_path_from_a_variable_that_is_not_set_is_not_the_working_directory(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+NO_PATH = " names no file or folder: say which (the working directory is .)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--folder", ""], f"error: --folder{NO_PATH}"),
+        (["file", ""], f"error: FILES{NO_PATH}"),
+        (
+            ["--folder", "\x1b]0;x\x07"],
+            r"error: --folder names '\x1b]0;x\x07', which has a control character",
+        ),
+        (["--folder", "a\nb"], r"error: --folder names 'a\nb', which has a control character in it"),
+    ],
+)
+def test_a_path_that_is_a_mistake_is_neither_used_nor_obeyed_by_the_terminal_that_shows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], refusal: str
 ) -> None:
     app = App("program", "A program.")
 
@@ -208,6 +222,4 @@ def test_a_path_from_a_variable_that_is_not_set_is_not_the_working_directory(
     monkeypatch.setattr(sys, "argv", ["program", *words])
     with pytest.raises(SystemExit, match="2"):
         _run(app)
-    assert capsys.readouterr().err.endswith(
-        " names no file or folder: say which (the working directory is .)\n"
-    )
+    assert capsys.readouterr().err.startswith(refusal)

@@ -3,6 +3,8 @@
 import errno
 import os
 import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ from fedfree.host.files import (
     read_piped,
     require_writable,
     write_file,
-    write_new,
+    write_together,
+    writing_new,
 )
 
 
@@ -114,16 +117,46 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(pipe: Path) -
     assert list((pipe.parent / "new").iterdir()) == []
 
 
-def test_of_new_files_of_which_one_finds_no_room_none_is_left_to_stand_in_the_way(tmp_path: Path) -> None:
-    files, limits = {"small": b"x", "large": bytes(100)}, resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+@contextmanager
+def room_for(most: int) -> Iterator[None]:
+    """Files of so many bytes at most, as on a disk that fills up."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
     try:
-        with pytest.raises(StorageError, match="large"):
-            write_new(tmp_path, files)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def make(folder: Path, files: Mapping[str, bytes]) -> None:
+    with writing_new(folder, files):
+        pass
+
+
+def test_of_new_files_of_which_one_finds_no_room_none_is_left_to_stand_in_the_way(tmp_path: Path) -> None:
+    files = {"small": b"x", "large": bytes(100)}
+    with room_for(10), pytest.raises(StorageError, match="large"):
+        make(tmp_path, files)
     assert list(tmp_path.iterdir()) == []
-    write_new(tmp_path, files)
+    make(tmp_path, files)
     with pytest.raises(ConfigError, match="has a small"):
-        write_new(tmp_path, files)
+        make(tmp_path, files)
     assert {each.name for each in tmp_path.iterdir()} == files.keys()
+
+
+def test_new_files_are_taken_back_where_what_belongs_to_them_fails(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no start"), writing_new(tmp_path, {"a": b"a", "mark": b""}):
+        assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["a"]
+        raise ConfigError("no start")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_files_that_belong_together_none_is_replaced_where_one_finds_no_room(tmp_path: Path) -> None:
+    old = {tmp_path / "manifest": b"old", tmp_path / "weights": b"old"}
+    write_together(old)
+    new = {tmp_path / "manifest": b"new", tmp_path / "weights": bytes(100)}
+    with room_for(10), pytest.raises(StorageError, match=r"cannot write .*weights"):
+        write_together(new)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+    write_together(new)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == new

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App
-from fedfree.host.options import Chosen, command_line, configured, given_values
+from fedfree.host.options import Chosen, command_line, configured, given_values, parse_value
 from fedfree.settings import Layer, Repeatable, Settings, Values, nested, value_at
 
 FLAGS = {
@@ -111,6 +111,22 @@ def test_an_option_may_be_named_by_its_place(words: tuple[str, ...], tmp_path: P
     said = [word.replace("-f", f"--config={tmp_path / 'c.toml'}") for word in words]
     assert CliRunner().invoke(app, said).exit_code == 0
     assert (chosen[0].settings.source, chosen[0].settings.training.epochs) == (Path("images"), 3)
+
+
+def test_what_follows_on_another_line_is_not_passed_over() -> None:
+    assert parse_value("3\nepochs = 4") == "3\nepochs = 4"
+
+
+def test_what_is_named_by_its_place_is_refused_by_the_name_of_that_place() -> None:
+    app = App()
+
+    @app.command()
+    @configured(Config, {}, arguments={"images": "source"})
+    def command(given: Chosen[Config]) -> None:
+        pytest.fail("used")
+
+    refused = CliRunner().invoke(app, [""]).exception
+    assert str(refused).startswith("IMAGES: names no file or folder")
 
 
 def test_one_flag_may_set_several_options() -> None:

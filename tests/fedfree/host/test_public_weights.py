@@ -153,7 +153,7 @@ class Wrong:
         Wrong({"mean": ()}, "say --mean"),
         Wrong({"source": None}, "say --source"),
         Wrong({"licence": None}, "say --licence"),
-        Wrong({"licence": "CC-BY-NC-4.0"}, "say --accept-licence CC-BY-NC-4.0"),
+        Wrong({"licence": "CC-BY-NC-4.0"}, "with --accept-licence CC-BY-NC-4.0"),
         Wrong({"mean": (0.1, 0.2)}, "3 means"),
     ],
     ids=lambda wrong: wrong.word,

@@ -73,6 +73,17 @@ def test_the_latest_iteration_is_found_after_thousands_of_lines(run: RunDirector
     assert learning.images_a_second == pytest.approx(40)
 
 
+@pytest.mark.parametrize("jump", [-3600.0, 50 * 365 * 86_400.0])
+def test_a_clock_that_is_set_while_a_run_learns_does_not_change_the_time_left(
+    run: RunDirectory, jump: float
+) -> None:
+    for number in range(1, 8):
+        record(run, *iteration(number, 10, at=1e9 + 10.0 * number + jump * (number > 4)))
+    learning = read_learning(run)
+    assert learning is not None and learning.seconds_left == pytest.approx(30)
+    assert learning.images_a_second == pytest.approx(40)
+
+
 def test_the_pace_is_that_since_learning_last_started(run: RunDirectory) -> None:
     record(run, *iteration(1, 9, at=10), *iteration(2, 9, at=20), Event("learn", "started", {}, 5000))
     record(run, *iteration(3, 9, at=5030))

@@ -1,5 +1,6 @@
 """A run has its starts, adopted for good, or none."""
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -121,7 +122,9 @@ def test_a_flipped_bit_in_the_start_is_named_and_giving_the_start_again_mends_it
     kept[-2] ^= 1
     (run.start_folder / name).write_bytes(kept)
     identity = make_start().start.sha256
-    with pytest.raises(StorageError, match=f"the start {identity[:12]}….* is damaged .*: give .* --start"):
+    with pytest.raises(
+        StorageError, match=f"the start {identity[:12]}….* is damaged .*: name it again, by --start"
+    ):
         run.start()
     run.adopt_start(tmp_path / "start")
     assert run.start() == make_start()
@@ -193,6 +196,12 @@ def test_a_first_start_that_lost_a_file_is_damaged_not_absent_and_loses_no_other
         run.start()
     run.adopt_start(folders[0])
     assert (run.start(), run.further_starts()) == (make_start(0), [make_start(1)])
+
+
+def test_an_event_of_a_time_that_is_on_no_calendar_is_passed_over() -> None:
+    times = ("9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "2026-01-01T00:00:00+00:00")
+    fields = {"stage": "learn", "kind": "started", "values": {}}
+    assert len(list(events_from_lines(json.dumps({"time": each, **fields}) for each in times))) == 1
 
 
 @pytest.mark.parametrize("wrong", [None, "\x1b[31m", [], {}, float("nan"), 10**400, -1, True, 1.5])

@@ -45,6 +45,11 @@ def test_learning_counts_inversion_and_whole_iterations() -> None:
     assert sum(spent.iterations.values()) == pytest.approx(10)
 
 
+def test_no_time_is_spent_below_zero_where_the_clock_was_set_back() -> None:
+    spent = spent_learning([*iteration(1, start=5000, images=40), *iteration(2, start=100, images=80)])
+    assert min(*spent.recovery.values(), *spent.iterations.values()) == 0
+
+
 def test_an_iteration_that_was_done_twice_counts_once_and_the_time_between_starts_not_at_all() -> None:
     spent = spent_learning(
         [

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,16 @@ def test_a_run_with_a_result_is_finished(tmp_path: Path) -> None:
     assert (run.state, run.date, run.setting("clients")) == ("finished", "2026-11-29", 7)
     assert run.result == RESULT
     assert run.command == "fedfree-sim run --clients 7"
+
+
+def test_a_run_whose_files_are_of_a_time_that_is_on_no_calendar_has_no_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = look_at(make_run(tmp_path / "run", progress(1)))
+    assert run.date
+    file = SimpleNamespace(stat=lambda: SimpleNamespace(st_mtime=1e15))
+    monkeypatch.setattr("simulations.reporting.runs._files", lambda _: [file])
+    assert run.date == ""
 
 
 def test_a_run_that_was_stopped_says_at_which_iteration(tmp_path: Path) -> None:
