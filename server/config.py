@@ -18,6 +18,11 @@ Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 PUBLIC_IMAGES = 100
 """Shown an iteration, unless somebody chooses another number."""
+AS_EVER: dict[str, dict[str, Any]] = {
+    "learn": {"public_images": PUBLIC_IMAGES, "robust": False, "patched": 0.0},
+    "invert": {"inversion": META_GENERATOR},
+}
+"""With these values a setting changes nothing, and what was hashed without it keeps its hash."""
 
 
 class CollectConfig(Settings):
@@ -173,15 +178,11 @@ class ServerConfig(ComputeConfig):
         return self
 
     def sha256(self) -> str:
-        """Hexadecimal hash of every value, defaults included; of public images only a number chosen, of
-        robustness only that it is on, of patches only that there are some, and of the inversion only
-        another one than FIVE.
-        """
-        unchosen = {"public_images"} if self.learn.public_images == PUBLIC_IMAGES else set()
-        unchosen |= set() if self.learn.robust else {"robust"}
-        unchosen |= set() if self.learn.patched else {"patched"}
-        as_ever = {"inversion"} if self.invert.inversion == META_GENERATOR else set()
-        excluded = {"learn": unchosen, "invert": as_ever}
+        """Hexadecimal hash of every value, defaults included, but for those that are as in ``AS_EVER``."""
+        excluded = {
+            table: {name for name, value in values.items() if getattr(getattr(self, table), name) == value}
+            for table, values in AS_EVER.items()
+        }
         return sha256(self.model_dump_json(exclude=excluded).encode())
 
     def require_use_of_public_images(self) -> None:

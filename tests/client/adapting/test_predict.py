@@ -18,16 +18,16 @@ from client.data.loading import load_images
 from fedfree.adaptation import adapt
 from fedfree.codec import MetaLearner
 from fedfree.host.images.formats import Fit
+from tests.programs import RunProgram
 
 WriteImages = Callable[[Path, dict[str, int]], Path]
-RunClient = Callable[..., tuple[int, str, str]]
 
 COUNTS = {"cat": 3, "gnu": 1, "owl": 2}
 
 
 @pytest.fixture
 def classifier(
-    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunClient
+    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunProgram
 ) -> Path:
     path = tmp_path / "classifier.safetensors"
     support = write_images(tmp_path / "support", COUNTS)
@@ -52,7 +52,7 @@ def all_of(path: Path, *images: Path, top: int = 3) -> list[Prediction]:
 
 
 def test_adapt_reports_counts_accuracy_and_calibration(
-    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunClient
+    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunProgram
 ) -> None:
     support, out = write_images(tmp_path / "support", COUNTS), tmp_path / "c.safetensors"
     command = ("adapt", "--meta-learner", meta_learner_path, "--out", out, "--support")
@@ -69,7 +69,7 @@ def test_adapt_reports_counts_accuracy_and_calibration(
 
 
 def test_adapt_says_where_nothing_could_be_calibrated(
-    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunClient
+    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunProgram
 ) -> None:
     support, out = write_images(tmp_path / "single", {"cat": 1, "gnu": 1}), tmp_path / "c.safetensors"
     status, printed, _ = run_client(
@@ -114,7 +114,7 @@ def test_a_zip_is_predicted_as_the_folder_it_was_made_of(classifier: Path, queri
     assert [each.ranking for each in from_zip] == [each.ranking for each in from_folder]
 
 
-def test_json_gives_an_object_a_line(classifier: Path, queries: Path, run_client: RunClient) -> None:
+def test_json_gives_an_object_a_line(classifier: Path, queries: Path, run_client: RunProgram) -> None:
     status, printed, _ = run_client("predict", "--classifier", classifier, "--json", "--top", 2, queries)
     lines = [json.loads(line) for line in printed.splitlines()]
     assert status == 0 and len(lines) == 6
@@ -125,7 +125,7 @@ def test_json_gives_an_object_a_line(classifier: Path, queries: Path, run_client
 
 
 def test_none_of_these_is_said_where_no_class_mean_is_near_enough(
-    classifier: Path, queries: Path, run_client: RunClient
+    classifier: Path, queries: Path, run_client: RunProgram
 ) -> None:
     strict = read_classifier(classifier)
     strict.description = strict.description.model_copy(update={"openness": Openness(threshold=1, images=0)})
@@ -143,7 +143,7 @@ def test_none_of_these_is_said_where_no_class_mean_is_near_enough(
 
 
 def test_a_classifier_that_never_says_none_of_these_says_so(
-    classifier: Path, queries: Path, run_client: RunClient
+    classifier: Path, queries: Path, run_client: RunProgram
 ) -> None:
     old = read_classifier(classifier)
     old.description = old.description.model_copy(update={"openness": None})
@@ -154,7 +154,7 @@ def test_a_classifier_that_never_says_none_of_these_says_so(
         assert line["none_of_these"] is False and line["similarity"] is None is line["threshold"]
 
 
-def test_the_table_is_aligned(classifier: Path, queries: Path, run_client: RunClient) -> None:
+def test_the_table_is_aligned(classifier: Path, queries: Path, run_client: RunProgram) -> None:
     (queries / "cat" / "ćmą 猫.png").write_bytes((queries / "cat" / "0.png").read_bytes())
     _, printed, _ = run_client("predict", "--classifier", classifier, queries / "cat", "--top", 9)
     header, *rows = printed.splitlines()
@@ -167,7 +167,7 @@ def test_the_table_is_aligned(classifier: Path, queries: Path, run_client: RunCl
 
 
 def test_what_cannot_be_read_is_named_and_the_others_are_predicted(
-    classifier: Path, queries: Path, tmp_path: Path, run_client: RunClient
+    classifier: Path, queries: Path, tmp_path: Path, run_client: RunProgram
 ) -> None:
     (queries / "cat" / "0.png").write_bytes(b"no image at all")
     (tmp_path / "empty").mkdir()
@@ -187,7 +187,7 @@ def test_adapt_refuses_a_support_set_in_one_line(
     tmp_path: Path,
     meta_learner_path: Path,
     write_images: WriteImages,
-    run_client: RunClient,
+    run_client: RunProgram,
     counts: dict[str, int],
     word: str,
 ) -> None:
@@ -197,7 +197,7 @@ def test_adapt_refuses_a_support_set_in_one_line(
 
 
 def test_a_place_that_cannot_be_written_is_refused_in_one_line(
-    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunClient
+    tmp_path: Path, meta_learner_path: Path, write_images: WriteImages, run_client: RunProgram
 ) -> None:
     support = write_images(tmp_path / "support", COUNTS)
     command = ("adapt", "--meta-learner", meta_learner_path, "--support", support, "--out")
@@ -207,7 +207,7 @@ def test_a_place_that_cannot_be_written_is_refused_in_one_line(
 
 
 def test_a_file_that_is_no_classifier_is_refused_in_one_line(
-    queries: Path, meta_learner_path: Path, run_client: RunClient
+    queries: Path, meta_learner_path: Path, run_client: RunProgram
 ) -> None:
     status, printed, err = run_client("predict", "--classifier", meta_learner_path, queries)
     assert (status, printed) == (2, "") and "no adapted classifier" in err and len(err.splitlines()) == 1
@@ -217,7 +217,7 @@ def test_evaluate_and_adapt_take_the_meta_learner_alike_by_default_where_fetch_p
     tmp_path: Path,
     meta_learner_path: Path,
     write_images: WriteImages,
-    run_client: RunClient,
+    run_client: RunProgram,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images = write_images(tmp_path / "images", {"cat": 20, "gnu": 20})
@@ -237,7 +237,7 @@ def test_evaluate_and_adapt_take_the_meta_learner_alike_by_default_where_fetch_p
 
 @pytest.mark.parametrize("fit", [None, "letterbox", "squeeze"])
 def test_photos_are_predicted_as_those_that_were_adapted_to(
-    tmp_path: Path, meta_learner_path: Path, run_client: RunClient, fit: Fit | None
+    tmp_path: Path, meta_learner_path: Path, run_client: RunProgram, fit: Fit | None
 ) -> None:
     """Photos of several sizes and shapes, one lying on its side until its EXIF tag turns it."""
     turned = Image.Exif()

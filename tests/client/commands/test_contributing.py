@@ -18,8 +18,8 @@ from client.training.ledger import RESERVED, SPENT, Ledger, open_ledger
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.errors import PrivacyError
 from fedfree.statement import DpSgd
+from tests.programs import RunProgram
 
-RunClient = Callable[..., tuple[int, str, str]]
 WriteImages = Callable[[Path, dict[str, int]], Path]
 
 TINY = ("--image-size", 16, "--epochs", 1)
@@ -47,7 +47,7 @@ def packing(checkpoint: Path, *more: object) -> tuple[object, ...]:
 
 
 def test_the_ledger_shows_entries_with_and_without_privacy_reserved_and_spent(
-    tmp_path: Path, run_client: RunClient, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run_client: RunProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     ledger = Ledger(tmp_path / "ledger.sqlite")
@@ -65,13 +65,13 @@ def test_the_ledger_shows_entries_with_and_without_privacy_reserved_and_spent(
     assert "counts for all images until it is packed again with --data" in words
 
 
-def test_no_ledger_is_one_line_that_names_the_place(run_client: RunClient) -> None:
+def test_no_ledger_is_one_line_that_names_the_place(run_client: RunProgram) -> None:
     status, _, err = run_client("ledger")
     assert status == 2 and os.environ["FEDFREE_HOME"] in err and len(err.splitlines()) == 1
 
 
 def test_the_budget_holds_from_every_working_directory(
-    tmp_path: Path, images: Path, run_client: RunClient, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, images: Path, run_client: RunProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, expected in (("here", 0), ("there", 2)):
         (tmp_path / folder).mkdir()
@@ -87,7 +87,7 @@ def test_the_budget_holds_from_every_working_directory(
 def test_a_ledger_that_an_earlier_release_left_here_is_taken_into_the_new_one(
     tmp_path: Path,
     images: Path,
-    run_client: RunClient,
+    run_client: RunProgram,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_ledger_that_an_earlier_release_left_here_is_taken_into_the_new_one(
 
 
 def test_pretrain_says_what_it_will_do_and_how_good_the_model_is(
-    tmp_path: Path, images: Path, run_client: RunClient
+    tmp_path: Path, images: Path, run_client: RunProgram
 ) -> None:
     out = tmp_path / "out"
     status, said, _ = run_client("pretrain", "--data", images, *TINY, "--out", out)
@@ -120,7 +120,7 @@ def test_pretrain_says_what_it_will_do_and_how_good_the_model_is(
 
 
 def test_under_privacy_pretrain_says_that_no_accuracy_is_measured(
-    tmp_path: Path, images: Path, run_client: RunClient
+    tmp_path: Path, images: Path, run_client: RunProgram
 ) -> None:
     _, said, _ = run_client("pretrain", "--data", images, *PRIVATE, "--out", tmp_path / "out")
     assert "by DP-SGD on all 24 images of 2 classes: 1 steps" in said and "train: 1 of 1" in said
@@ -142,7 +142,7 @@ def test_progress_on_a_terminal_is_a_bar_and_elsewhere_a_few_lines() -> None:
 
 
 def test_a_packed_model_is_one_row_and_no_budget_holds_until_its_images_are_named(
-    checkpoint: Path, images: Path, write_images: WriteImages, tmp_path: Path, run_client: RunClient
+    checkpoint: Path, images: Path, write_images: WriteImages, tmp_path: Path, run_client: RunProgram
 ) -> None:
     status, said, _ = run_client(*packing(checkpoint))
     assert status == 0 and "does not know which images are in this model" in said

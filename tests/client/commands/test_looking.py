@@ -8,8 +8,8 @@ import pytest
 
 from client.commands import looking
 from client.data.loading import load_images
+from tests.programs import RunProgram
 
-RunClient = Callable[..., tuple[int, str, str]]
 WriteImages = Callable[[Path, dict[str, int]], Path]
 
 SMALL = ("--image-size", 16, "--epochs", 1, "--threads", 1)
@@ -25,7 +25,7 @@ def images(tmp_path: Path, write_images: WriteImages) -> Path:
     return write_images(tmp_path / "images", {"ant": 22, "owl": 20})
 
 
-def test_a_good_folder_is_shown_and_ends_well(images: Path, run_client: RunClient) -> None:
+def test_a_good_folder_is_shown_and_ends_well(images: Path, run_client: RunProgram) -> None:
     status, out, err = run_client("look", images, *SMALL)
     assert status == 0 and "error" not in err
     assert f"42 images of 2 classes in {images}" in out and "16×16" in out
@@ -35,7 +35,7 @@ def test_a_good_folder_is_shown_and_ends_well(images: Path, run_client: RunClien
 
 
 def test_few_images_are_said_to_be_few(
-    tmp_path: Path, write_images: WriteImages, run_client: RunClient
+    tmp_path: Path, write_images: WriteImages, run_client: RunProgram
 ) -> None:
     few = write_images(tmp_path / "few", {"ant": 22, "owl": 5})
     status, out, _ = run_client("look", few, *SMALL)
@@ -43,7 +43,7 @@ def test_few_images_are_said_to_be_few(
 
 
 def test_json_says_the_same_and_a_broken_image_ends_it_with_status_2(
-    images: Path, run_client: RunClient
+    images: Path, run_client: RunProgram
 ) -> None:
     (images / "ant" / "broken.jpg").write_bytes(b"no")
     (images / "owl" / "phone.HEIC").write_bytes(b"no")
@@ -63,7 +63,7 @@ def test_json_says_the_same_and_a_broken_image_ends_it_with_status_2(
 
 
 def test_one_class_is_shown_and_refused_as_training_refuses_it(
-    tmp_path: Path, write_images: WriteImages, run_client: RunClient
+    tmp_path: Path, write_images: WriteImages, run_client: RunProgram
 ) -> None:
     alone = write_images(tmp_path / "alone", {"ant": 3})
     status, out, err = run_client("look", alone, *SMALL)
@@ -73,7 +73,7 @@ def test_one_class_is_shown_and_refused_as_training_refuses_it(
 
 
 def test_of_many_classes_and_broken_images_a_few_are_shown(
-    tmp_path: Path, write_images: WriteImages, run_client: RunClient
+    tmp_path: Path, write_images: WriteImages, run_client: RunProgram
 ) -> None:
     many = write_images(tmp_path / "many", {f"class{index:02}": 1 for index in range(3)})
     for index in range(30):
@@ -84,7 +84,7 @@ def test_of_many_classes_and_broken_images_a_few_are_shown(
     assert out.count("of no known image format") == 3
 
 
-def test_no_file_name_moves_the_cursor(images: Path, run_client: RunClient) -> None:
+def test_no_file_name_moves_the_cursor(images: Path, run_client: RunProgram) -> None:
     evil = images / "\x1b[31m[red]evil"
     evil.mkdir()
     (evil / "\x1b]0;title\x07.png").write_bytes(b"no")
@@ -93,7 +93,7 @@ def test_no_file_name_moves_the_cursor(images: Path, run_client: RunClient) -> N
 
 
 def test_ctrl_c_ends_it_in_one_line(
-    images: Path, run_client: RunClient, monkeypatch: pytest.MonkeyPatch
+    images: Path, run_client: RunProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -104,7 +104,7 @@ def test_ctrl_c_ends_it_in_one_line(
 
 
 def test_a_folder_may_be_called_by_a_year(
-    tmp_path: Path, write_images: WriteImages, run_client: RunClient, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write_images: WriteImages, run_client: RunProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "2024", {"ant": 2, "owl": 2})

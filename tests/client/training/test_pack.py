@@ -23,8 +23,8 @@ from fedfree.architectures import Architecture, Classifier, InputSpec, build
 from fedfree.codec import Contribution, decode_contribution, sha256
 from fedfree.errors import ContributionError, DataError
 from fedfree.statement import PrivacyStatus
+from tests.programs import RunProgram
 
-RunClient = Callable[..., tuple[int, str, str]]
 WriteImages = Callable[[Path, dict[str, int]], Path]
 
 INPUT = InputSpec(3, 32, 32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
@@ -69,7 +69,7 @@ def test_a_state_dict_is_found_wherever_training_programs_put_it(
 
 
 def test_a_torchvision_checkpoint_predicts_the_same_up_to_the_order_of_its_outputs(
-    tmp_path: Path, run_client: RunClient
+    tmp_path: Path, run_client: RunProgram
 ) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.shufflenet_v2_x0_5(num_classes=7).eval()
@@ -112,7 +112,7 @@ def test_other_precisions_are_converted_with_a_note(dtype: torch.dtype) -> None:
 
 
 def test_our_own_safetensors_are_packed_with_every_word_on_what_is_sent(
-    tmp_path: Path, run_client: RunClient
+    tmp_path: Path, run_client: RunProgram
 ) -> None:
     theirs = conv4()
     safetensors.torch.save_file(theirs.state_dict(), tmp_path / "model.safetensors")
@@ -176,7 +176,7 @@ def test_a_last_layer_without_bias_is_packed_with_zeros() -> None:
 
 
 def test_the_check_takes_class_folders_in_sorted_order_as_outputs(
-    tmp_path: Path, write_images: WriteImages, run_client: RunClient
+    tmp_path: Path, write_images: WriteImages, run_client: RunProgram
 ) -> None:
     folder = write_images(tmp_path / "images", {"owl": 3, "ant": 5, "gnu": 4, "cat": 2})
     images = load_images(folder, size=32)
@@ -207,7 +207,7 @@ class Hostile:
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "bare pickle"])
 def test_a_pickle_that_runs_code_is_refused_unexecuted(
-    tmp_path: Path, run_client: RunClient, legacy: bool
+    tmp_path: Path, run_client: RunProgram, legacy: bool
 ) -> None:
     marker, path = tmp_path / "marker", tmp_path / "model.pt"
     content = {"state_dict": conv4().state_dict(), "extra": Hostile(marker)}
@@ -306,7 +306,7 @@ def test_names_in_a_refusal_are_the_checkpoints_own() -> None:
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(
-    tmp_path: Path, run_client: RunClient, option: str, value: object, word: str
+    tmp_path: Path, run_client: RunProgram, option: str, value: object, word: str
 ) -> None:
     torch.save(conv4().state_dict(), tmp_path / "model.pt")
     options = {"--architecture": "conv4", "--classes": 4, "--out": tmp_path / "out"} | {option: value}
@@ -320,7 +320,7 @@ def test_a_wrong_option_is_refused_in_one_line(
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"neither the one nor the other"])
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
-    tmp_path: Path, run_client: RunClient, name: str, content: bytes | None
+    tmp_path: Path, run_client: RunProgram, name: str, content: bytes | None
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -380,7 +380,7 @@ POINTER = b"version https://git-lfs.example/spec/v1\noid sha256:4d7a\nsize 12345
     ],
 )
 def test_what_people_take_for_a_checkpoint_is_named_with_its_own_remedy(
-    tmp_path: Path, run_client: RunClient, name: str, content: bytes, remedy: str
+    tmp_path: Path, run_client: RunProgram, name: str, content: bytes, remedy: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     status, _, err = run_client("pack", tmp_path / name, "--architecture", "conv4", "--classes", 4)

@@ -9,13 +9,12 @@ import pytest
 from client.training.cache import MANIFEST
 from client.training.ledger import open_ledger
 from fedfree.codec import MetaLearner, contribution_id, encode_meta_learner
-
-RunClient = Callable[..., tuple[int, str, str]]
+from tests.programs import RunProgram
 
 
 @pytest.fixture
 def ask(
-    tmp_path: Path, make_meta_learner: Callable[..., MetaLearner], run_client: RunClient
+    tmp_path: Path, make_meta_learner: Callable[..., MetaLearner], run_client: RunProgram
 ) -> Callable[..., tuple[int, str, str]]:
     """Two contributions, one of which the meta-learner was learned from."""
     for name in ("used", "unused"):

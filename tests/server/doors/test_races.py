@@ -1,5 +1,6 @@
 """Processes that change one file at once: none undoes what another did."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,34 +19,47 @@ from server.doors.tokens import Tokens
 from server.storage.run_directory import RunDirectory
 from tests.programs import RunProgram
 
-HOUSE = f"import sys; sys.path[:0] = {sys.path!r}\n"
-READY = "print('ready', flush=True); sys.stdin.readline()\n"
-"""Imports are done: everyone begins in the same moment, when told to."""
+FORKS = f"""
+import io, json, os, sys
+sys.path[:0] = {sys.path!r}
+imports, *scripts = sys.argv[1:]
+exec(imports)
+begun, begin = os.pipe()
+children = []
+for script in scripts:
+    printed, to = os.pipe()
+    if not os.fork():
+        os.close(begin)
+        os.dup2(to, 1)
+        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb"))
+        work = compile(script, "a script", "exec")
+        os.read(begun, 1)
+        exec(work, globals())
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(to)
+    children.append(printed)
+os.close(begin)
+print(json.dumps([os.fdopen(each).read() for each in children]))
+sys.exit(any([os.wait()[1] for _ in children]))
+"""
+"""Imports once what all scripts need, forks a process for each, and has all begin in the same moment: the end
+of the pipe that they read from wakes everyone."""
 
 
-def race(scripts: Sequence[str]) -> list[str]:
-    """Run scripts in processes of their own, all begun at once; what each printed from then on."""
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOUSE + script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for script in scripts
-    ]
-    for each in running:
-        assert each.stdout and each.stdout.readline() == "ready\n"
-    for each in running:
-        assert each.stdin
-        each.stdin.write("\n")
-        each.stdin.flush()
-    printed = [each.communicate(timeout=60)[0] for each in running]
-    assert [each.returncode for each in running] == [0] * len(running)
+def race(imports: str, scripts: Sequence[str]) -> list[str]:
+    """Run scripts in processes of their own, all begun at once; what each printed."""
+    command = [sys.executable, "-c", FORKS, imports, *scripts]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    printed: list[str] = json.loads(ended.stdout)
     return printed
 
 
-TOKENS = "from pathlib import Path; from server.doors.tokens import Tokens\n" + READY
+TOKENS = "from pathlib import Path; from server.doors.tokens import Tokens"
 REPEATS = 10
 TURNS = [0, *(pytest.param(turn, marks=pytest.mark.slow) for turn in range(1, 10))]
-"""Each in three processes that load the whole server: seconds."""
+"""Each in a process that loads the whole server: seconds."""
 
 
 @pytest.mark.parametrize("turn", TURNS)
@@ -57,11 +71,9 @@ def test_of_tokens_added_and_revoked_at_once_none_is_lost_and_none_comes_back(
     leaving = [f"old-{turn}" for turn in range(REPEATS)]
     for name in leaving:
         tokens.add(name)
-    adding = [
-        TOKENS + at + f"for turn in range({REPEATS}): print(t.add(f'new-{{turn}}-{who}'))" for who in (1, 2)
-    ]
-    revoking = TOKENS + at + f"for name in {leaving!r}: t.revoke(name)"
-    printed = race([*adding, revoking])
+    adding = [at + f"for turn in range({REPEATS}): print(t.add(f'new-{{turn}}-{who}'))" for who in (1, 2)]
+    revoking = at + f"for name in {leaving!r}: t.revoke(name)"
+    printed = race(TOKENS, [*adding, revoking])
     assert tokens.organisations() == sorted(f"new-{turn}-{who}" for turn in range(REPEATS) for who in (1, 2))
     for who, text in enumerate(printed[:2], 1):
         owners = [tokens.organisation_of(token) for token in text.split()]
@@ -72,26 +84,30 @@ def test_of_tokens_added_and_revoked_at_once_none_is_lost_and_none_comes_back(
 def test_of_two_who_enrol_one_key_one_is_refused(tmp_path: Path, turn: int) -> None:
     deployment = init(tmp_path / "c", ["localhost"], DeploymentConfig(), CollectConfig())
     (tmp_path / "key.pub").write_bytes(make_key()[1])
-    script = (
+    imports = (
         "from pathlib import Path; from server.doors.deployment import Deployment\n"
-        f"from fedfree.errors import ConfigError\nd = Deployment(Path({str(deployment.path)!r}))\n{READY}"
+        f"from fedfree.errors import ConfigError\nd = Deployment(Path({str(deployment.path)!r}))"
+    )
+    script = (
         f"try: d.enroll('NAME', Path({str(tmp_path / 'key.pub')!r})); print('enrolled')\n"
         "except ConfigError: print('refused')"
     )
-    printed = race([script.replace("NAME", name) for name in ("org-1", "org-2", "org-3")])
+    printed = race(imports, [script.replace("NAME", name) for name in ("org-1", "org-2", "org-3")])
     assert sorted(printed) == ["enrolled\n", "refused\n", "refused\n"]
     assert len(Deployment(deployment.path).enrolled()) == 1
 
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_of_two_who_prepare_one_folder_both_learn_what_one_of_them_wrote(tmp_path: Path, turn: int) -> None:
-    script = (
+    imports = (
         "import server.commands.main as m; from server.config import ServerConfig\n"
-        "from fedfree.host.options import Chosen\nfrom pathlib import Path\n"
-        f"chosen = Chosen(ServerConfig(seed=SEED), {{}}, frozenset())\n{READY}"
+        "from fedfree.host.options import Chosen\nfrom pathlib import Path"
+    )
+    script = (
+        "chosen = Chosen(ServerConfig(seed=SEED), {}, frozenset())\n"
         f"print(m._prepared(Path({str(tmp_path / 'run')!r}), chosen).config().seed)"
     )
-    printed = race([script.replace("SEED", str(seed)) for seed in (1, 2, 3)])
+    printed = race(imports, [script.replace("SEED", str(seed)) for seed in (1, 2, 3)])
     assert len(set(printed)) == 1
 
 
@@ -99,13 +115,15 @@ def test_of_two_who_prepare_one_folder_both_learn_what_one_of_them_wrote(tmp_pat
 def test_of_two_coordinators_made_in_one_folder_one_is_refused_and_the_other_is_whole(
     tmp_path: Path, turn: int
 ) -> None:
-    script = (
+    imports = (
         "from pathlib import Path; from server.doors.deployment import DeploymentConfig, init\n"
-        "from server.config import CollectConfig; from fedfree.errors import ConfigError\n" + READY + "try:\n"
-        f"    init(Path({str(tmp_path / 'c')!r}), ['localhost'], DeploymentConfig(), CollectConfig())\n"
+        "from server.config import CollectConfig; from fedfree.errors import ConfigError"
+    )
+    script = (
+        f"try:\n    init(Path({str(tmp_path / 'c')!r}), ['localhost'], DeploymentConfig(), CollectConfig())\n"
         "except ConfigError: print('refused')\nelse: print('made')"
     )
-    assert sorted(race([script] * 3)) == ["made\n", "refused\n", "refused\n"]
+    assert sorted(race(imports, [script] * 3)) == ["made\n", "refused\n", "refused\n"]
     made = Deployment(tmp_path / "c")
     read_certificate(made.certificate, made.key)
     authority = x509.load_pem_x509_certificate(made.authority.read_bytes())
