@@ -34,7 +34,7 @@ def count_threads(threads: int | None) -> int:
         return threads
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].lstrip("0")
     if asked.isdecimal():
-        return int(asked) if len(asked) < 4 else MOST_THREADS
+        return min(int(asked[:5]), MOST_THREADS)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, _quota() or usable))
 
