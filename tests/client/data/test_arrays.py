@@ -58,7 +58,7 @@ REFUSED: list[tuple[object, str]] = [
     (IMAGES[:0], "got none"),
     (None, "got NoneType"),
     (torch.empty(2, 3, 16, 16, dtype=torch.uint8, device="meta"), "one without data"),
-    (torch.nested.nested_tensor([torch.zeros(3, 16, 16)] * 2), "got a nested tensor"),
+    (torch.nested.nested_tensor([torch.zeros(3, 16, 16)] * 2, layout=torch.jagged), "got a nested tensor"),
 ]
 
 
