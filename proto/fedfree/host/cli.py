@@ -113,6 +113,8 @@ def run_app(app: typer.Typer) -> None:
     _open_closed_streams()
     # gRPC would add lines of its own to the one of an error; it reads this when it is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if not os.environ.get("COLUMNS", "").strip("0"):  # of no width rich would print nothing
+        os.environ.pop("COLUMNS", None)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

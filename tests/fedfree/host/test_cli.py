@@ -166,6 +166,12 @@ def test_streams_that_are_closed_change_nothing(command: str, status: int) -> No
     assert done.returncode == status
 
 
+@pytest.mark.parametrize("columns", ["", "0"])
+def test_a_width_that_is_none_hides_nothing(columns: str) -> None:
+    done = run("show", COLUMNS=columns)
+    assert done.returncode == 0 and "48.1" in done.stdout
+
+
 def test_a_refusal_is_one_short_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     print_refusal(ConfigError("no such key \x1b[2Jevil\n[/x]: " + "y" * 100_000))
     (line,) = capsys.readouterr().err.splitlines()

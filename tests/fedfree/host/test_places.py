@@ -34,3 +34,12 @@ def test_a_home_of_our_own_comes_first_and_must_be_absolute(monkeypatch: pytest.
     monkeypatch.setenv("FEDFREE_HOME", "here")
     with pytest.raises(ConfigError, match="FEDFREE_HOME is 'here'"):
         state_folder()
+
+
+@pytest.mark.parametrize("home", ["", "here"])
+def test_a_home_that_would_be_another_in_every_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(ConfigError, match=f"HOME is '{home}': set it to a path that begins with /"):
+        state_folder()
