@@ -35,9 +35,18 @@ A_FILE_OF_ONES_OWN = (
 SHORT_ATTACKS = {
     "--dataset glyphs": "--dataset images.zip",
     "--shadows 16": "--shadows 4",
-    "privacy audit": "privacy audit --shadows 4 --epochs 1 --images-per-class 40 --threads 1",
+    "privacy audit": "privacy audit --config audit.toml",
     "privacy sweep": "privacy sweep --config small.toml --images-per-class 40 --shadows 4",
 }
+AUDIT = """
+images_per_class = 40
+student_iterations = 1
+student_steps = 2
+[training]
+epochs = 1
+min_steps = 2
+threads = 1
+"""
 SIMULATION = """
 clients = 2
 classes_each = 3
@@ -198,6 +207,7 @@ def test_the_privacy_page_ends_in_a_statement_attacks_and_a_sweep(tmp_path: Path
         },
     )
     (tmp_path / "small.toml").write_text(SIMULATION)
+    (tmp_path / "audit.toml").write_text(AUDIT)
     pack(tmp_path / "images.zip")
     for beginning in ("fedfree-client pretrain", "fedfree-client rehearse", "fedfree-sim privacy sweep"):
         page.run(page.block(beginning))
@@ -219,6 +229,7 @@ def test_the_page_of_simulations_runs_from_top_to_bottom(tmp_path: Path) -> None
         others["--log-to tensorboard"] = ""
     page = Page("docs/simulate.md", tmp_path, small | shorter | others)
     (tmp_path / "small.toml").write_text(SIMULATION)
+    (tmp_path / "audit.toml").write_text(AUDIT)
     for archive in ("images", "a", "b"):
         pack(tmp_path / f"{archive}.zip")
     for beginning in ("fedfree-sim run", "fedfree-sim run", "fedfree-sim privacy audit"):
