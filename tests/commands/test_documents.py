@@ -22,9 +22,12 @@ SHELL = re.compile(r"[|&;><()]|#(?= )")
 
 def shown(page: Path) -> Iterator[str]:
     """Commands of ours in a page's blocks, and between its backticks where they have an option."""
-    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    typed, text = (
+        re.sub(r"\\\n\s*", " ", each)
+        for each in ("".join(blocks(str(page.relative_to(ROOT)))), page.read_text())
+    )
     spans = re.findall(r"`([^`\n]+ --[^`\n]+)`", text)
-    for line in [*"".join(re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S)).splitlines(), *spans]:
+    for line in [*typed.splitlines(), *spans]:
         found = re.search(rf"\b({'|'.join(PROGRAMS)}) ", line)
         if found and line[found.end()] not in "…[":
             yield SHELL.split(line[found.start() :])[0].strip()
