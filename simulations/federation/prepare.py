@@ -13,7 +13,7 @@ from fedfree.errors import ConfigError
 from fedfree.host.files import write_file
 from fedfree.host.starts import describe_folder
 from fedfree.seeding import derive_seed
-from fedfree.settings import leaves, read_toml, value_at
+from fedfree.settings import leaves, value_at
 from server.config import ServerConfig
 from server.storage.run_directory import SIGNING_KEY, RunDirectory
 from server.storage.signing_key import SigningKey
@@ -68,19 +68,20 @@ def check_folder(run: Path, config: SimulationConfig) -> None:
     if not there.is_dir():
         raise ConfigError(f"{there} is no folder: choose another --out")
     existing = run / CONFIG
-    if existing.exists() and existing.read_bytes() != config.to_toml().encode():
+    if existing.exists() and (differing := _differing(existing, config)):
         raise ConfigError(
-            f"{run} holds another federation ({existing} differs in {_differing(existing, config)}): choose "
-            "another --out, give the options it was made with, or remove it"
+            f"{run} holds another federation ({existing} differs in {differing}): choose another --out, give "
+            "the options it was made with, or remove it"
         )
 
 
 def _differing(existing: Path, config: SimulationConfig) -> str:
-    """The settings that differ from those of a file, by their names in it."""
-    there, here = read_toml(SimulationConfig, existing), config.plain()
+    """The settings that differ from those of a file, of which an earlier release may not have had all."""
+    if existing.read_bytes() == config.to_toml().encode():
+        return ""
+    there, here = SimulationConfig.read(existing).plain(), config.plain()
     paths = [leaf.path for leaf in leaves(SimulationConfig)]
-    changed = [path for path in paths if value_at(there, path) != value_at(here, path)]
-    return ", ".join(changed) or "how it is written"
+    return ", ".join(path for path in paths if value_at(there, path) != value_at(here, path))
 
 
 def _check_alike(files: Mapping[Path, str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -134,7 +135,12 @@ def _open_closed_streams() -> None:
 
 def _run(app: typer.Typer) -> None:
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as asked:
+        asked.show()
+        sys.exit(WRONG_INPUT)
+    except click.UsageError as mistyped:
+        _end(ConfigError(_refused_words(mistyped)), WRONG_INPUT)
     except StoppedError as stopped:
         Console(stderr=True, soft_wrap=True).print(
             printable(str(stopped), LONGEST_LINE), markup=False, highlight=False
@@ -156,6 +162,13 @@ def _run(app: typer.Typer) -> None:
         traceback.print_exc()
         words = f"a fault of FedFREE's own ({type(error).__name__}): please report it with the lines above"
         _end(FedFreeError(f"{words}, once you have looked through them for names of yours"), OWN_FAULT)
+
+
+def _refused_words(mistyped: click.UsageError) -> str:
+    """What the command-line library says of what it refuses, as the rest is said, and where to look."""
+    words = mistyped.format_message()
+    where = f" (see {mistyped.ctx.command_path} --help)" if mistyped.ctx else ""
+    return f"{words[:1].lower()}{words[1:].rstrip('.')}{where}"
 
 
 def _of_the_system(error: OSError) -> StorageError:

@@ -13,6 +13,8 @@ from fedfree.host.cli import App, _run, print_refusal
 
 PROGRAM = r"""
 import sys
+from typing import Annotated
+import typer
 from rich.console import Console
 from rich.table import Table
 from fedfree.errors import ConfigError
@@ -73,6 +75,10 @@ def large() -> None:
     raise MemoryError
 
 @app.command()
+def count(size: Annotated[int, typer.Option(min=4)]) -> None:
+    "Count from 4."
+
+@app.command()
 def broken() -> None:
     "Have a fault."
     {}["key"]
@@ -88,9 +94,9 @@ ASCII = {
 }
 
 
-def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, command],
+        [sys.executable, "-c", PROGRAM, *command],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
         capture_output=True,
         encoding="utf-8",
@@ -125,6 +131,30 @@ def test_a_console_that_has_them_shows_them() -> None:
 def test_whatever_stops_a_command_is_one_line(command: str, status: int, line: str) -> None:
     done = run(command)
     assert (done.returncode, done.stderr) == (status, f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("shwo", "no such command 'shwo'. Did you mean 'show'? (see -c --help)"),
+        ("show --wide", "no such option: --wide (see -c show --help)"),
+        ("show twice", "got unexpected extra argument (twice) (see -c show --help)"),
+        ("count", "missing option '--size' (see -c count --help)"),
+        ("count --size", "option '--size' requires an argument"),
+        ("count --size 3", "invalid value for '--size': 3 is not in the range x>=4 (see -c count --help)"),
+            "count --size 3",
+            "invalid value for '--size': 3 is not in the range x>=4 (see -c count --help)",
+        ),
+    ],
+)
+def test_what_is_mistyped_is_one_line_too(command: str, line: str) -> None:
+    done = run(*command.split())
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
+
+
+def test_without_a_command_the_commands_are_named() -> None:
+    done = run()
+    assert done.returncode == 2 and "Usage:" in done.stderr and "show" in done.stderr
 
 
 def test_a_link_to_itself_is_named() -> None:

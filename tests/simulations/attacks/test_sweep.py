@@ -257,16 +257,13 @@ def test_what_is_no_list_of_epsilons_is_refused(text: str) -> None:
         ("--epsilon", "1,99", "promises nothing"),
         ("--dataset", "a.zip,b.zip", "one data set"),
         ("--dataset", "nowhere.zip", "no such data set or path"),
+        ("--shadows", "3", "--shadows"),
     ],
 )
-def test_wrong_options_are_one_line(
+def test_wrong_options_are_one_line_before_a_federation_runs(
     run_sweep: RunProgram, tmp_path: Path, option: str, value: str, message: str
 ) -> None:
     status, _, err = run_sweep("--out", tmp_path / "sweep", option, value)
     assert status == 2 and message in err
     assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
-
-
-def test_too_few_shadows_are_refused_before_a_federation_runs(run_sweep: RunProgram, tmp_path: Path) -> None:
-    status, _, err = run_sweep("--out", tmp_path / "sweep", "--shadows", "3")
-    assert status == 2 and "--shadows" in err and not (tmp_path / "sweep").exists()
+    assert not (tmp_path / "sweep").exists()

@@ -129,6 +129,21 @@ def test_what_a_person_changed_in_a_prepared_directory_stays(make_tree: MakeTree
     assert [each.training.epochs for each in read_organisations(run, config)] == [9, 1]
 
 
+def test_a_directory_that_a_release_without_one_of_the_settings_made_is_continued(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    run, options = tmp_path / "run", {"dataset": str(make_tree("only")), "clients": 2, "image_sizes": "16"}
+    prepare(run, tiny(**options))
+    written = run / "config.toml"
+    earlier = written.read_text().replace("patched = 0.0\n", "")
+    assert earlier != written.read_text()
+    written.write_text(earlier)
+    prepare(run, tiny(**options))
+    assert written.read_text() == earlier
+    with pytest.raises(ConfigError, match=r"differs in server\.learn\.patched"):
+        prepare(run, tiny(**options, server={"learn": {"patched": 0.1}}))
+
+
 def test_every_organisation_pins_the_key_that_the_coordinator_signs_with(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
