@@ -43,10 +43,12 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     """
     on_event(Event("evaluate", "started"))
     datasets = find_datasets(config)
-    competitors = _competitors(replace(_read_available(run, config, datasets), on_event=on_event))
+    available = replace(_read_available(run, config, datasets), on_event=on_event)
+    competitors = _competitors(available)
     comparisons = {}
-    done, of = 0, len(datasets) * len(competitors)
-    on_event(Event("evaluate", "started", {"of": of}))  # from here on each takes about as long
+    asked = _asked_networks(competitors, models=len(available.contributions))
+    done, of = 0, len(datasets) * sum(asked.values())
+    on_event(Event("evaluate", "started", {"of": of}))  # from here on each network takes about as long
     for dataset in datasets:
         test, specs = dataset.load("meta_test"), episode_specs(config)
         episodes = [sample_episodes(test.labels, spec, config.episodes, seed=config.seed) for spec in specs]
@@ -55,7 +57,7 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
         for name, measure in competitors.items():
             on_event(Event("evaluate", "progress", {"done": done, "of": of}))
             accuracies[name] = measure(new)
-            done += 1
+            done += asked[name]
         files = _files_sha256(dataset.source, test.class_names)
         comparisons[dataset.name] = [
             Comparison(
@@ -67,6 +69,12 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
         ]
     on_event(Event("evaluate", "finished", {"done": done, "of": of}))
     return comparisons
+
+
+def _asked_networks(competitors: Mapping[str, Measure], *, models: int) -> dict[str, int]:
+    """How many networks see the images, by competitor."""
+    everyone = {name for name, baseline in BASELINES.items() if baseline.of_all_models}
+    return {name: models if name in everyone else 1 for name in competitors}
 
 
 def _files_sha256(source: Path, class_names: Sequence[str]) -> str:

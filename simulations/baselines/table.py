@@ -104,6 +104,8 @@ class Baseline:
     """Why no federation could, of a reference."""
     absent: str | None = ""
     """What the table says where it was not measured; None leaves its row out there."""
+    of_all_models: bool = False
+    """Whether measuring it asks every model, and so takes as long as measuring that many."""
 
 
 def random_init(available: Available) -> Measure | None:
@@ -253,6 +255,7 @@ BASELINES: dict[str, Baseline] = {
         note="the features of all models side by side: a reference that cannot be broadcast, since it is as "
         "many times larger as there are models and would hand everyone's model to everyone",
         is_reference=True,
+        of_all_models=True,
     ),
     POOLED: Baseline(
         "one network on everybody's images",

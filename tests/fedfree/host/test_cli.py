@@ -142,9 +142,6 @@ def test_whatever_stops_a_command_is_one_line(command: str, status: int, line: s
         ("count", "missing option '--size' (see -c count --help)"),
         ("count --size", "option '--size' requires an argument"),
         ("count --size 3", "invalid value for '--size': 3 is not in the range x>=4 (see -c count --help)"),
-            "count --size 3",
-            "invalid value for '--size': 3 is not in the range x>=4 (see -c count --help)",
-        ),
     ],
 )
 def test_what_is_mistyped_is_one_line_too(command: str, line: str) -> None:

@@ -114,6 +114,12 @@ def test_a_model_beside_itself_is_as_good_as_alone() -> None:
     assert torch.equal(alone, twice)
 
 
+def test_progress_counts_a_baseline_of_all_models_as_that_many() -> None:
+    competitors = dict.fromkeys(["meta_learner", "pool_concatenation"], parameter_average(available(model(0))))
+    asked = evaluate._asked_networks(competitors, models=3)
+    assert asked == {"meta_learner": 1, "pool_concatenation": 3}
+
+
 def test_a_baseline_that_is_added_to_the_table_is_measured_and_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
