@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import inspect
 import math
+import os
 import textwrap
 import tomllib
 import types
@@ -31,6 +32,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedfree.errors import ConfigError, FedFreeError, printable
@@ -191,13 +193,21 @@ def refused_path(value: object) -> str:
     """Why nothing is read or written at a path that somebody named; empty where it can be.
 
     An empty one, as of a variable of the shell that is not set, would be the working directory; control
-    characters would be obeyed by a terminal wherever the path is shown.
+    characters would be obeyed by a terminal wherever the path is shown. The ``~`` of ``--out=~/runs`` is not
+    read by a shell, and would be a folder of that name in the working directory.
     """
     if value == "":
         return "names no file or folder: say which (the working directory is .)"
     if isinstance(value, str | Path) and any(unicodedata.category(each) == "Cc" for each in str(value)):
         return f"names {str(value)!r}, which has a control character in it: choose another name, or rename it"
+    if isinstance(value, str | Path) and (meant := _expanded(str(value))) != str(value):
+        return f"names {str(value)!r}, where no shell put the home: write {meant}"
     return ""
+
+
+def _expanded(path: str) -> str:
+    """As a shell has it: a name that begins with ``~`` and no user's is a name like any other."""
+    return os.path.expanduser(path)  # noqa: PTH111
 
 
 def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
@@ -317,7 +327,7 @@ def _fields(owner: type) -> Iterator[tuple[str, Any, Any, str]]:
     """Name, type, default and description of each field of a settings class or dataclass."""
     if issubclass(owner, BaseModel):
         for name, field in owner.model_fields.items():
-            default = field.get_default(call_default_factory=True)
+            default = _default_of(field)
             bounded = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
             yield name, bounded, default, field.description or ""
         return
@@ -326,6 +336,14 @@ def _fields(owner: type) -> Iterator[tuple[str, Any, Any, str]]:
     for each in dataclasses.fields(owner):  # type: ignore[arg-type]
         default = REQUIRED if each.default is dataclasses.MISSING else each.default
         yield each.name, hints[each.name], default, described.get(each.name, "")
+
+
+def _default_of(field: FieldInfo) -> Any:
+    """None where none can be made here, such as a folder below no home: help is for whoever lacks one too."""
+    try:
+        return field.get_default(call_default_factory=True)
+    except FedFreeError:
+        return None
 
 
 def _attribute_docstrings(owner: type) -> dict[str, str]:

@@ -59,6 +59,27 @@ def test_an_empty_path_is_not_the_working_directory_nor_the_folder_of_a_file(tmp
     assert Outer.checked({"source": "."}).source == Path()
 
 
+def test_a_home_that_no_shell_put_in_place_is_refused_with_the_path_that_is_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    with pytest.raises(ConfigError, match=r"source: names '~/x', .*: write /home/somebody/x"):
+        Outer.checked({"source": "~/x"})
+    assert Outer.checked({"source": "a~/x"}).source == Path("a~/x")
+
+
+def test_an_option_whose_default_cannot_be_made_here_is_described_without_one() -> None:
+    def homeless() -> Path:
+        raise ConfigError("no home")
+
+    class Cached(Settings):
+        cache: Path = Field(default_factory=homeless)
+
+    assert [leaf.default for leaf in leaves(Cached)] == [None]
+    with pytest.raises(ConfigError, match="no home"):
+        Cached.checked({})
+
+
 def test_a_path_that_is_no_characters_is_refused_by_name_where_toml_is_written() -> None:
     settings = Outer(source=Path(os.fsdecode(b"images-\xff")))
     for write in (settings.to_toml, settings.to_commented_toml):
