@@ -220,8 +220,9 @@ def _lines(run: RunDirectory, doubts: Mapping[str, Mapping[str, object]]) -> lis
 
 def _waits_for(run: RunDirectory, events: Sequence[Event]) -> str:
     """Who is waited for, as far as anybody waits: through the gRPC door whoever has a token may come."""
-    collecting = [each.values for each in events if each.stage == "collect" and "of" in each.values]
-    flower = f"Flower waits for {int(collecting[-1]['of'])} organisations. " if collecting else ""
+    collecting = [each for each in events if each.stage == "collect" and "of" in each.values]
+    waits = bool(collecting) and collecting[-1].kind != "finished"
+    flower = f"Flower waits for {int(collecting[-1].values['of'])} organisations. " if waits else ""
     return f"{flower}Learning needs {run.config().collect.quorum} accepted contributions or more."
 
 

@@ -73,6 +73,8 @@ def test_who_is_waited_for_is_said_only_where_somebody_waits(begun: RunDirectory
     assert read_overview(begun.path).waits_for == "Learning needs 2 accepted contributions or more."
     begun.recorded(ignore)(Event("collect", "started", {"done": 0, "of": 7}))
     assert read_overview(begun.path).waits_for.startswith("Flower waits for 7 organisations.")
+    begun.recorded(ignore)(Event("collect", "finished", {"done": 7, "of": 7}))
+    assert read_overview(begun.path).waits_for == "Learning needs 2 accepted contributions or more."
 
 
 def test_the_last_errors_come_first_and_are_few(begun: RunDirectory) -> None:
