@@ -12,7 +12,7 @@ so a query's prediction does not depend on the other queries.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -22,7 +22,8 @@ from torch.func import functional_call
 
 from fedfree.architectures import Classifier
 from fedfree.episodes import Episode
-from fedfree.errors import ContributionError, DataError
+from fedfree.errors import ContributionError, DataError, ExtensionError
+from fedfree.extension import extending, is_ours
 
 FEATURE_BATCH = 64
 """Images whose features are computed together: bounds the memory that a large support set takes."""
@@ -86,10 +87,20 @@ class Recipe:
         return network.level_size or network.feature_size if self.levels else network.feature_size
 
     def fit_head(self, features: Tensor, labels: Tensor, *, n_way: int) -> "FittedHead":
-        """Fit the head to support features [images, feature_size] with labels [images] in 0 … n_way - 1."""
+        """Fit the head to support features [images, feature_size] with labels [images] in 0 … n_way - 1.
+
+        Raises:
+            ExtensionError: a head of somebody's own fails, or is none.
+        """
         fit = HEADS[self.head]
         assert fit is not None, f"head {self.head} is the network's own: ask fits_head first"
-        return fit(features, labels, n_way=n_way, temperature=self.temperature)
+        if is_ours(fit):
+            return fit(features, labels, n_way=n_way, temperature=self.temperature)
+        what = f"the head {self.head!r}"
+        with extending(what, fit):
+            head = fit(features, labels, n_way=n_way, temperature=self.temperature)
+        _require_head(head, features, n_way=n_way, what=what)
+        return head
 
 
 class FittedHead(Protocol):
@@ -108,6 +119,24 @@ class FitHead(Protocol):
     """Fits a head to support features [images, feature_size] with labels [images] in 0 … n_way - 1."""
 
     def __call__(self, features: Tensor, labels: Tensor, *, n_way: int, temperature: float) -> FittedHead: ...
+
+
+def _require_head(head: object, features: Tensor, *, n_way: int, what: str) -> None:
+    """Refuse what a function of somebody's own gave, where it is no head; raises ExtensionError."""
+    if not is_dataclass(head) or isinstance(head, type) or not callable(getattr(head, "logits", None)):
+        raise ExtensionError(
+            f"{what} gave a {type(head).__name__}: expected a dataclass with logits(features)"
+        )
+    asked = features[:2].detach()
+    with torch.no_grad(), extending(f"logits of {what}", type(head).logits):  # type: ignore[attr-defined]
+        logits = head.logits(asked)  # type: ignore[attr-defined]
+    gave = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    if gave != [len(asked), n_way]:
+        raise ExtensionError(
+            f"{what} gave logits {gave}: expected {[len(asked), n_way]} of {len(asked)} images"
+        )
+    if bool(asked.any() and asked.isfinite().all()) and not logits.isfinite().all():
+        raise ExtensionError(f"{what} gave logits that are not finite, of features that are")
 
 
 def head_tensors(head: FittedHead) -> dict[str, Tensor]:

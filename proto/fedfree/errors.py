@@ -73,6 +73,10 @@ class OutOfTimeError(FedFreeError):
     """Training took longer than the organisation's limits allow; nothing of it is kept."""
 
 
+class ExtensionError(FedFreeError):
+    """Something that somebody added to one of the tables failed, or gave nonsense; the message names it."""
+
+
 class FederationError(FedFreeError):
     """A federation that cannot go on, for instance because nobody contributed."""
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from google.protobuf.message import DecodeError
 
 from fedfree.errors import FedFreeError, StorageError
-from fedfree.host.files import read_file
+from fedfree.host.files import open_file, read_file
 from fedfree.v1.meta_learner_pb2 import MetaLearner
 from server.events import Event
 from server.storage.run_directory import RunDirectory, events_from_lines
@@ -173,7 +173,7 @@ def latest_events(path: Path, at_most: int) -> list[Event]:
     """What the last ``at_most`` bytes of a file of events hold, oldest first."""
     if not path.exists():
         return []
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(max(0, path.stat().st_size - at_most))
         lines = file.read(at_most).decode(errors="replace").splitlines()
     return list(events_from_lines(lines))

@@ -16,13 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedfree.architectures import Classifier, InputSpec
-from fedfree.errors import FederationError
+from fedfree.errors import ExtensionError
+from fedfree.extension import extending
 from server.config import InvertConfig
 from server.learning.generator import Generator
 from server.learning.inversions import Inversion
 from server.learning.pool import Member
 from server.learning.precision import widen
 from server.learning.team import ALONE, Team
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,13 @@ def _recover_one(
     return Recovery(task, gradients)
 
 
-def by_function(inversion: Inversion) -> RecoverEach:
-    """A way of recovering that has no meta-generator, and leaves it as it is."""
+def by_function(name: str, inversion: Inversion) -> RecoverEach:
+    """A way of recovering that has no meta-generator, and leaves it as it is.
+
+    Args:
+        name: of the inversion, for what is said where it fails.
+    """
+    what = f"the inversion {name!r}"
 
     def recover_each(
         generator: Generator,
@@ -146,34 +154,57 @@ def by_function(inversion: Inversion) -> RecoverEach:
         rngs: Sequence[torch.Generator],
     ) -> list[Recovery]:
         asked_for_nothing = [torch.zeros_like(each) for each in generator.parameters()]
-        found = inversion(members, objective, rngs)
+        with extending(what, inversion):
+            found = inversion(members, objective, rngs)
+        pairs = _pairs_in(found, len(members), what)
         return [
-            Recovery(_task_of(member, *pair, objective, rng), asked_for_nothing)
-            for member, pair, rng in zip(members, found, rngs, strict=True)
+            Recovery(_task_of(member, *pair, objective, rng, what), asked_for_nothing)
+            for member, pair, rng in zip(members, pairs, rngs, strict=True)
         ]
 
     return recover_each
 
 
+def _pairs_in(found: object, models: int, what: str) -> list[tuple[Tensor, Tensor]]:
+    """What an inversion gave, where it is two tensors for each model; else raises ExtensionError."""
+    pairs = list(found) if isinstance(found, Sequence) else None
+    if pairs is None or len(pairs) != models:
+        gave = f"a {type(found).__name__}" if pairs is None else f"{len(pairs)} pairs"
+        raise ExtensionError(f"{what} gave {gave} for {models} models: expected images and labels of each")
+    for pair in pairs:
+        is_pair = isinstance(pair, Sequence) and [isinstance(each, Tensor) for each in pair] == [True, True]
+        if not is_pair:
+            kinds = (
+                [type(each).__name__ for each in pair] if isinstance(pair, Sequence) else type(pair).__name__
+            )
+            raise ExtensionError(f"{what} gave {kinds} for a model: expected two tensors, images and labels")
+    return pairs
+
+
 @torch.no_grad()
 def _task_of(
-    member: Member, images: Tensor, labels: Tensor, objective: Objective, rng: torch.Generator
+    member: Member, images: Tensor, labels: Tensor, objective: Objective, rng: torch.Generator, what: str
 ) -> RecoveredTask:
     """What an inversion gave for a model, in the meta-learner's shape, with the model's own judgement of it.
 
     Raises:
-        FederationError: of another shape than images and their classes have.
+        ExtensionError: of another shape than images and their classes have.
     """
-    if images.dim() != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise FederationError(
-            f"the inversion gave images {list(images.shape)} and {labels.dtype} labels {list(labels.shape)}: "
-            "expected [images, channels, height, width] and an integer for each image"
+    are_images = images.dim() == 4 and images.shape[1] in (1, 3) and 0 not in images.shape[2:]
+    are_images = are_images and images.is_floating_point()
+    are_labels = labels.shape == images.shape[:1] and labels.dtype in _INTEGERS
+    if not (are_images and are_labels):
+        raise ExtensionError(
+            f"{what} gave {images.dtype} images {list(images.shape)} and {labels.dtype} labels "
+            f"{list(labels.shape)}: expected [images, 1 or 3 channels, height, width] in [0, 1], and an "
+            "integer for each image"
         )
     if bool(((labels < 0) | (labels >= member.num_classes)).any()):
-        raise FederationError(
-            f"the inversion gave labels from {int(labels.min())} to {int(labels.max())} for a model of "
+        raise ExtensionError(
+            f"{what} gave labels from {int(labels.min())} to {int(labels.max())} for a model of "
             f"{member.num_classes} classes"
         )
+    labels = labels.long()
     images = objective.meta_learner_input.resize(images.detach().to(member.device, member.dtype))
     labels = labels.to(member.device)
     loss, logits = inversion_loss(images, labels=labels, member=member, objective=objective, rng=rng)

@@ -176,8 +176,9 @@ def _is_warm(state: State, iteration: int) -> bool:
 
 
 def _way_to_recover(state: State) -> RecoverEach:
-    if (inversion := INVERSIONS[state.config.invert.inversion]) is not None:
-        return by_function(inversion)
+    name = state.config.invert.inversion
+    if (inversion := INVERSIONS[name]) is not None:
+        return by_function(name, inversion)
     stacked = state.config.invert.together
     if stacked is None:
         stacked = state.pool.device.type == "cuda"

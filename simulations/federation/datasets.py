@@ -9,6 +9,7 @@ import torch
 
 from client.data.tree import SPLITS
 from fedfree.errors import DataError
+from fedfree.extension import extending
 from fedfree.seeding import make_generator
 from simulations.federation import glyphs
 
@@ -149,11 +150,11 @@ def domain_of(class_name: str) -> str:
 
 
 def _downloaded(name: str, path: Path) -> Path:
-    cache = path.parent
+    cache, make = path.parent, DATASETS[name]
     cache.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            return glyphs.write_zip(path, DATASETS[name](Path(folder)))
+        with tempfile.TemporaryDirectory(dir=cache) as folder, extending(f"the data set {name!r}", make):
+            return glyphs.write_zip(path, make(Path(folder)))
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DataError(
             f"cannot download {name} into {cache} ({error}); pass the path of a zip or folder of its images"

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedfree.errors import ConfigError
-from fedfree.host.files import named, write_file
+from fedfree.host.files import named, require_regular, write_file
 from simulations.baselines.evaluate import Comparison
 from simulations.reporting.words import printable
 
@@ -54,6 +54,8 @@ def read_episodes(run: Path) -> Episodes | None:
     if not path.exists():
         return None
     accuracies: dict[str, dict[str, Tensor]] = {}
+    with named(f"cannot read {path}"):
+        require_regular(path)
     try:
         with named(f"cannot read {path}"), safetensors.safe_open(path, framework="pt") as file:
             hashes = _HASHES.validate_json((file.metadata() or {})[_OF])

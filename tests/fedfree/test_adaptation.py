@@ -1,6 +1,7 @@
 """The recipe: every head, any N and K, never transductive."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedfree.adaptation import RIDGE, SHARPENING, Recipe, adapt, nearest_mean, ridge, unit_roots
+from fedfree.adaptation import HEADS, RIDGE, SHARPENING, Recipe, adapt, nearest_mean, ridge, unit_roots
 from fedfree.architectures import Architecture, Classifier, InputSpec, build
-from fedfree.errors import ContributionError, DataError
+from fedfree.errors import ContributionError, DataError, ExtensionError
 
 INPUT = InputSpec(channels=1, height=16, width=16)
 RECIPES = [
@@ -226,3 +227,34 @@ def test_ridge_has_a_finite_gradient_where_features_are_zero_and_works_under_bfl
     exact = ridge(features.detach(), labels, n_way=2, temperature=0.1)
     assert head.weights.dtype == torch.float32
     torch.testing.assert_close(head.weights, exact.weights, atol=0.02, rtol=0)
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    gives: Any
+
+    def logits(self, features: Tensor) -> Any:
+        return self.gives
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (None, "the head 'own' gave a NoneType: expected a dataclass"),
+        (_Fixed(None), "the head 'own' gave logits a NoneType"),
+        (_Fixed(torch.zeros(2, 4)), r"gave logits \[2, 4\]: expected \[2, 3\] of 2 images"),
+        (_Fixed(torch.full((2, 3), torch.nan)), "gave logits that are not finite"),
+    ],
+)
+def test_a_head_of_ones_own_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, head: object, said: str
+) -> None:
+    monkeypatch.setitem(HEADS, "own", lambda features, labels, *, n_way, temperature: head)
+    with pytest.raises(ExtensionError, match=said):
+        Recipe(head="own").fit_head(torch.ones(3, 8), torch.arange(3), n_way=3)
+
+
+def test_a_head_of_ones_own_that_raises_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HEADS, "own", lambda *_, **__: {}["a"])
+    with pytest.raises(ExtensionError, match=r"the head 'own' failed at .*test_adaptation.py:\d+: KeyError"):
+        Recipe(head="own").fit_head(torch.ones(3, 8), torch.arange(3), n_way=3)

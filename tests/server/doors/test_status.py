@@ -1,5 +1,6 @@
 """What an operator sees of a run, however long its file of events: numbers, a table, metrics."""
 
+import os
 import urllib.request
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from rich.table import Table
 
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, encode_contribution, encode_weights
-from fedfree.errors import ConfigError
+from fedfree.errors import ConfigError, StorageError
 from fedfree.host.channel import Address
 from fedfree.statement import PrivacyStatement
 from server.commands.status_table import contributions_table, status_table
 from server.config import ServerConfig
 from server.doors.metrics import served
-from server.doors.status import LearningStatus, RunStatus, read_learning
+from server.doors.status import LearningStatus, RunStatus, latest_events, read_learning
 from server.events import Event, doubted, ignore
 from server.storage.run_directory import RunDirectory, event_to_line
 
@@ -192,3 +193,9 @@ def test_an_address_is_taken_apart_once(run: RunDirectory) -> None:
     with pytest.raises(ConfigError, match="is not an address"), served(run, "nowhere"):
         pass
     assert Address.parse("127.0.0.1:9100").port == 9100
+
+
+def test_a_pipe_in_the_place_of_the_events_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events.jsonl")
+    with pytest.raises(StorageError, match="it is a pipe"):
+        latest_events(tmp_path / "events.jsonl", 100)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedfree.codec import sha256
-from fedfree.errors import ConfigError, FederationError
+from fedfree.errors import ConfigError, ExtensionError
 from server.config import InvertConfig, ServerConfig
 from server.learning.inversions import INVERSIONS
 from server.learning.invert import Objective
@@ -70,8 +70,26 @@ def test_what_are_no_labelled_images_ends_the_run_with_what_was_expected(
     choose: Callable[..., State], labels: Tensor, said: str
 ) -> None:
     state = choose(lambda members, objective, rngs: [(torch.rand(3, 1, 16, 16), labels)] * len(members))
-    with pytest.raises(FederationError, match=said):
+    with pytest.raises(ExtensionError, match=said):
         invert(state, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda *_: None, "the inversion 'own' gave a NoneType for 2 models"),
+        (lambda *_: [], "gave 0 pairs for 2 models"),
+        (lambda *_: [None, None], "gave NoneType for a model: expected two tensors"),
+        (lambda *_: [(1, 2)] * 2, r"gave \['int', 'int'\] for a model"),
+        (lambda *_: 1 / 0, r"the inversion 'own' failed at .*test_inversions.py:\d+: ZeroDivisionError"),
+        (lambda *_: [(torch.rand(3, 7, 16, 16), torch.arange(3))] * 2, "expected .images, 1 or 3 channels"),
+    ],
+)
+def test_an_inversion_that_fails_is_named_with_what_it_did(
+    choose: Callable[..., State], given: Callable[..., Given], said: str
+) -> None:
+    with pytest.raises(ExtensionError, match=said):
+        invert(choose(given), 0)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones_before_anything_runs() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from client.data.finding import list_classes, list_splits
 from client.data.loading import load_images
-from fedfree.errors import DataError
+from fedfree.errors import DataError, ExtensionError
 from simulations.federation import datasets, glyphs
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -179,3 +179,10 @@ def test_omniglot_small_falls_into_alphabets() -> None:
     names = list(list_classes(SHARED / "omniglot-small.zip", "meta_train"))
     shares = datasets.partition(names, organisations=5, classes_each=5, how="domain", seed=0)
     assert len({datasets.domain_of(names[0]) for names in shares}) == 5
+
+
+def test_a_data_set_of_ones_own_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(datasets.DATASETS, "own", lambda folder: iter([1]))
+    with pytest.raises(ExtensionError, match="the data set 'own' failed: TypeError"):
+        datasets.resolve("own", cache=tmp_path, seed=0, images_per_class=1)
+    assert not list(tmp_path.iterdir())

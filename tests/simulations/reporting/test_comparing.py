@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedfree.episodes import EpisodeSpec, mean_and_ci95
-from fedfree.errors import ConfigError
+from fedfree.errors import ConfigError, StorageError
 from simulations.baselines.evaluate import META_LEARNER, Comparison
 from simulations.config import SimulationConfig
 from simulations.reporting.compared import write_comparison
@@ -184,3 +185,9 @@ def test_a_hostile_name_of_a_run_reaches_no_terminal(
     runs = [make_run(tmp_path / name, ours=accuracies(0)) for name in ("a", "b\x1b[31m\n[/x]"[:8])]
     show(score_table(compared(*runs)), make_console())
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_pipe_in_the_place_of_the_episodes_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / EPISODES)
+    with pytest.raises(StorageError, match="it is a pipe"):
+        read_episodes(tmp_path)
