@@ -11,6 +11,8 @@ from client.adapting.adapt import sample_episodes
 from client.data.finding import hash_images
 from fedfree.codec import decode_meta_learner, sha256
 from fedfree.episodes import Episode, EpisodeSpec
+from fedfree.errors import ExtensionError
+from fedfree.extension import extending
 from server.events import Event, OnEvent
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
@@ -56,7 +58,7 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
         accuracies: dict[str, list[Tensor]] = {}
         for name, measure in competitors.items():
             on_event(Event("evaluate", "progress", {"done": done, "of": of}))
-            accuracies[name] = measure(new)
+            accuracies[name] = _measured(name, measure, new)
             done += asked[name]
         files = _files_sha256(dataset.source, test.class_names)
         comparisons[dataset.name] = [
@@ -107,7 +109,22 @@ def _read_available(run: Path, config: SimulationConfig, datasets: Sequence[Data
 def _competitors(available: Available) -> dict[str, Measure]:
     """The meta-learner, then every baseline that these models have."""
     learned = available.meta_learner
-    measures = {name: baseline.measure(available) for name, baseline in BASELINES.items()}
-    return {META_LEARNER: available.measure(learned.network(), learned.input)} | {
-        name: measure for name, measure in measures.items() if measure is not None
-    }
+    measures = {META_LEARNER: available.measure(learned.network(), learned.input)}
+    for name, baseline in BASELINES.items():
+        with extending(f"the baseline {name!r}", baseline.measure):
+            measure = baseline.measure(available)
+        if measure is not None:
+            measures[name] = measure
+    return measures
+
+
+def _measured(name: str, measure: Measure, new: NewClasses) -> list[Tensor]:
+    """Fractions [episodes] for each kind of episode; raises ExtensionError where there are none of these."""
+    what = f"the baseline {name!r}"
+    with extending(what, measure):
+        found = measure(new)
+    given = found if isinstance(found, Sequence) else [found]
+    gave = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in given]
+    if gave != (expected := [[len(each)] for each in new.episodes]):
+        raise ExtensionError(f"{what} gave accuracies {gave}: expected tensors {expected}, one an episode")
+    return found

@@ -12,6 +12,7 @@ from fedfree.adaptation import Recipe
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, MetaLearner, Provenance, decode_contribution, encode_weights
 from fedfree.episodes import EpisodeSpec
+from fedfree.errors import ExtensionError
 from fedfree.start import LoadedStart
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
@@ -19,6 +20,7 @@ from simulations.baselines import evaluate
 from simulations.baselines.table import (
     Available,
     Baseline,
+    Measure,
     NewClasses,
     parameter_average,
     pool_concatenation,
@@ -115,7 +117,9 @@ def test_a_model_beside_itself_is_as_good_as_alone() -> None:
 
 
 def test_progress_counts_a_baseline_of_all_models_as_that_many() -> None:
-    competitors = dict.fromkeys(["meta_learner", "pool_concatenation"], parameter_average(available(model(0))))
+    competitors = dict.fromkeys(
+        ["meta_learner", "pool_concatenation"], parameter_average(available(model(0)))
+    )
     asked = evaluate._asked_networks(competitors, models=3)
     assert asked == {"meta_learner": 1, "pool_concatenation": 3}
 
@@ -135,3 +139,23 @@ def test_a_baseline_that_is_added_to_the_table_is_measured_and_shown(
     labels = ["meta-learner", "always right", "absent here (reference: cannot be broadcast)"]
     assert [row.label for row in rows] == labels
     assert [row.scores[0] is not None for row in rows] == [True, True, False]
+
+
+def _failing(available: Available) -> Measure:
+    raise ZeroDivisionError("no images")
+
+
+def test_a_baseline_of_ones_own_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "BASELINES", {"mine": Baseline("mine", _failing)})
+    with pytest.raises(ExtensionError, match=r"the baseline 'mine' failed at .*ZeroDivisionError: no images"):
+        evaluate._competitors(available(model(0)))
+
+
+@pytest.mark.parametrize("given", [None, 0.5, [], [0.5], [torch.ones(3)]])
+def test_a_baseline_that_gives_no_accuracy_for_each_episode_is_named(given: object) -> None:
+    images = ImageSet(torch.zeros(12, 1, 16, 16, dtype=torch.uint8), torch.arange(12) // 4, ("a", "b", "c"))
+    episodes = [sample_episodes(images.labels, EpisodeSpec(2, 1, 2), 2, seed=0)]
+    with pytest.raises(
+        ExtensionError, match=r"the baseline 'mine' gave accuracies .*expected tensors \[\[2\]\]"
+    ):
+        evaluate._measured("mine", lambda new: given, NewClasses(images, episodes))  # type: ignore[arg-type,return-value]
