@@ -23,7 +23,7 @@ from torch.func import functional_call
 from fedfree.architectures import Classifier
 from fedfree.episodes import Episode
 from fedfree.errors import ContributionError, DataError, ExtensionError
-from fedfree.extension import extending, is_ours
+from fedfree.extension import described, extending, is_ours
 
 FEATURE_BATCH = 64
 """Images whose features are computed together: bounds the memory that a large support set takes."""
@@ -130,11 +130,8 @@ def _require_head(head: object, features: Tensor, *, n_way: int, what: str) -> N
     asked = features[:2].detach()
     with torch.no_grad(), extending(f"logits of {what}", type(head).logits):  # type: ignore[attr-defined]
         logits = head.logits(asked)  # type: ignore[attr-defined]
-    gave = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    if gave != [len(asked), n_way]:
-        raise ExtensionError(
-            f"{what} gave logits {gave}: expected {[len(asked), n_way]} of {len(asked)} images"
-        )
+    if (gave := described(logits)) != [len(asked), n_way]:
+        raise ExtensionError(f"{what} gave logits {gave}: expected {[len(asked), n_way]}")
     if bool(asked.any() and asked.isfinite().all()) and not logits.isfinite().all():
         raise ExtensionError(f"{what} gave logits that are not finite, of features that are")
 

@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from fedfree.errors import ExtensionError, FedFreeError
 
 _OURS = ("fedfree", "client", "server", "simulations")
@@ -38,6 +40,15 @@ def is_ours(entry: Any) -> bool:
     function = getattr(entry, "func", entry)
     module = getattr(function, "__module__", None) or type(function).__module__
     return str(module).partition(".")[0] in _OURS
+
+
+def described(value: object) -> Any:
+    """What somebody gave, for an error: the shape of a tensor, what a sequence holds, or a type."""
+    if isinstance(value, Tensor):
+        return list(value.shape)
+    if isinstance(value, list | tuple):
+        return [described(each) for each in value]
+    return type(value).__name__
 
 
 def _line_of(error: Exception, entry: Any) -> str:

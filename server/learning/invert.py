@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.errors import ExtensionError
-from fedfree.extension import extending
+from fedfree.extension import described, extending
 from server.config import InvertConfig
 from server.learning.generator import Generator
 from server.learning.inversions import Inversion
@@ -167,18 +167,15 @@ def by_function(name: str, inversion: Inversion) -> RecoverEach:
 
 def _pairs_in(found: object, models: int, what: str) -> list[tuple[Tensor, Tensor]]:
     """What an inversion gave, where it is two tensors for each model; else raises ExtensionError."""
-    pairs = list(found) if isinstance(found, Sequence) else None
-    if pairs is None or len(pairs) != models:
-        gave = f"a {type(found).__name__}" if pairs is None else f"{len(pairs)} pairs"
+    if not isinstance(found, list | tuple) or len(found) != models:
+        gave = f"{len(found)} pairs" if isinstance(found, list | tuple) else f"a {type(found).__name__}"
         raise ExtensionError(f"{what} gave {gave} for {models} models: expected images and labels of each")
-    for pair in pairs:
-        is_pair = isinstance(pair, Sequence) and [isinstance(each, Tensor) for each in pair] == [True, True]
-        if not is_pair:
-            kinds = (
-                [type(each).__name__ for each in pair] if isinstance(pair, Sequence) else type(pair).__name__
+    for pair in found:
+        if not isinstance(pair, list | tuple) or [isinstance(each, Tensor) for each in pair] != [True, True]:
+            raise ExtensionError(
+                f"{what} gave {described(pair)} for a model: expected two tensors, images and labels"
             )
-            raise ExtensionError(f"{what} gave {kinds} for a model: expected two tensors, images and labels")
-    return pairs
+    return list(found)
 
 
 @torch.no_grad()

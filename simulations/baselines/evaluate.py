@@ -12,7 +12,7 @@ from client.data.finding import hash_images
 from fedfree.codec import decode_meta_learner, sha256
 from fedfree.episodes import Episode, EpisodeSpec
 from fedfree.errors import ExtensionError
-from fedfree.extension import extending
+from fedfree.extension import described, extending
 from server.events import Event, OnEvent
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
@@ -123,8 +123,6 @@ def _measured(name: str, measure: Measure, new: NewClasses) -> list[Tensor]:
     what = f"the baseline {name!r}"
     with extending(what, measure):
         found = measure(new)
-    given = found if isinstance(found, Sequence) else [found]
-    gave = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in given]
-    if gave != (expected := [[len(each)] for each in new.episodes]):
+    if (gave := described(found)) != (expected := [[len(each)] for each in new.episodes]):
         raise ExtensionError(f"{what} gave accuracies {gave}: expected tensors {expected}, one an episode")
     return found

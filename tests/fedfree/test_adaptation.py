@@ -241,8 +241,8 @@ class _Fixed:
     ("head", "said"),
     [
         (None, "the head 'own' gave a NoneType: expected a dataclass"),
-        (_Fixed(None), "the head 'own' gave logits a NoneType"),
-        (_Fixed(torch.zeros(2, 4)), r"gave logits \[2, 4\]: expected \[2, 3\] of 2 images"),
+        (_Fixed(None), "the head 'own' gave logits NoneType"),
+        (_Fixed(torch.zeros(2, 4)), r"gave logits \[2, 4\]: expected \[2, 3\]"),
         (_Fixed(torch.full((2, 3), torch.nan)), "gave logits that are not finite"),
     ],
 )
