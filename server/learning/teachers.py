@@ -19,11 +19,13 @@ from server.learning.precision import widen
 from server.learning.team import ALONE, Team
 from server.learning.trust import (
     FEWEST,
+    Ground,
     Trust,
     by_distance,
     by_head,
     by_sharing,
     by_skill,
+    by_training,
     combine,
     head_skewness,
     own_ways,
@@ -79,7 +81,7 @@ class Teachers:
         if len(self.members) >= FEWEST and len(self.corpus) > 2:
             spread = torch.linspace(0, len(self.corpus) - 1, min(PROBES, len(self.corpus))).long()
             related = torch.stack([relations(block) for block in blocks(spread)])
-            grounds, alike = [by_distance(related), by_head(self._skewnesses())], own_ways(related)
+            grounds, alike = [by_distance(related), *self._grounds_of_heads()], own_ways(related)
             sources = self.corpus.rows["sources"][self.corpus.rows.oldest_first()].cpu()
             labelled = (sources[:, 0] >= 0).nonzero().flatten()[-LABELLED:]
             if len(sources[labelled, 0].unique()) >= FEWEST:
@@ -93,9 +95,10 @@ class Teachers:
         features = self.corpus.rows["features"][order[rows.to(order.device)]]
         return torch.split(features.float().cpu(), list(self._sizes), dim=1)
 
-    def _skewnesses(self) -> Tensor:
-        heads = (member.network.head for member in self.members)
-        return torch.tensor([head_skewness(head.get_parameter("weight")) for head in heads])
+    def _grounds_of_heads(self) -> list[Ground]:
+        heads = [member.network.head.get_parameter("weight") for member in self.members]
+        kinds = [(member.architecture, member.num_classes) for member in self.members]
+        return [by_head(torch.tensor([head_skewness(each) for each in heads])), by_training(heads, kinds)]
 
     def _skills(self, blocks: Sequence[Tensor], sources: Tensor) -> Tensor:
         """The middle of each model's skill on what was recovered from the others."""

@@ -10,6 +10,7 @@ from server.learning.trust import (
     by_head,
     by_sharing,
     by_skill,
+    by_training,
     combine,
     head_skewness,
     median_of_others,
@@ -117,6 +118,32 @@ def test_a_head_with_few_large_weights_leans_to_them_and_one_of_two_classes_nowh
     assert head_skewness(head) > 0.5 and head_skewness(-10 * head) < -0.5
     assert head_skewness(head) == pytest.approx(head_skewness(3 * head - 7))
     assert abs(head_skewness(noise(2, 40, seed=1))) < 1e-9 and head_skewness(torch.zeros(3, 4)) == 0
+
+
+def trained_head(seed: int) -> torch.Tensor:
+    return torch.eye(5).repeat(1, 80) + 0.1 * noise(5, 400, seed=seed)
+
+
+def test_a_head_that_nobody_trained_does_not_count_among_those_of_its_kind_that_somebody_did() -> None:
+    heads = [trained_head(seed) for seed in range(5)] + [noise(5, 400, seed=9), -trained_head(10)]
+    ground = by_training(heads, ["conv4"] * 7)
+    assert ground.factors.tolist() == [1, 1, 1, 1, 1, 0, 1]
+    assert "as if nobody had trained it" in ground.words[5]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kinds"),
+    [
+        ([*map(trained_head, range(4)), noise(5, 400, seed=9)], [*"aaaab"]),  # of another kind
+        ([*map(trained_head, range(2)), noise(5, 400, seed=9)], [*"aaa"]),  # of which there are few
+        ([noise(5, 400, seed=seed) for seed in range(5)], [*"aaaaa"]),  # where all are as they began
+        ([noise(2, 400, seed=seed) for seed in range(5)], [*"aaaaa"]),  # of two classes
+    ],
+)
+def test_of_a_head_that_cannot_be_held_against_others_nothing_is_said(
+    heads: list[torch.Tensor], kinds: list[str]
+) -> None:
+    assert by_training(heads, kinds).factors.eq(1).all()
 
 
 def test_a_head_turned_around_does_not_count_where_the_others_lean_one_way() -> None:
