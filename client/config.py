@@ -1,7 +1,7 @@
 """What an organisation configures: its images, its training, what it allows to leave."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -118,6 +118,10 @@ class PrivacyConfig(Settings):
     """Expected images a step; each image is drawn by itself, so batches differ in size."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
     """Constant; plain SGD."""
+    parameter_noise: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the noise that all steps together leave in each parameter.
+
+    From it, ε and the number of images follows the learning rate; 0: that is ``learning_rate``."""
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay of the average of the weights over the steps, which is released; 0 releases the last weights."""
     augmentations: Annotated[int, Field(ge=1, le=64)] = 1
@@ -154,7 +158,7 @@ class PrivacyConfig(Settings):
 
 PRIVACY_ONLY = frozenset(
     (
-        *("max_grad_norm", "batch_size", "learning_rate", "averaging"),
+        *("max_grad_norm", "batch_size", "learning_rate", "parameter_noise", "averaging"),
         *("augmentations", "head_epochs", "head_learning_rate", "images_rounded_to"),
     )
 )
@@ -182,14 +186,15 @@ FROM_START_PRIVATE: dict[str, dict[str, Any]] = {
     "privacy": {
         "batch_size": 4096,
         "max_grad_norm": 0.1,
-        "learning_rate": 20.0,
+        "parameter_noise": 0.1,
         "head_epochs": 3,
         "head_learning_rate": 5.0,
     },
 }
 """What it begins from under differential privacy: few numbers, so little noise, in batches of all images.
 
-A head that was taught for long leaves the rest nothing to learn (docs/log.md).
+A head that was taught for long leaves the rest nothing to learn. The noise is more than one model can bear,
+and right for the average of several, in which it cancels (docs/log.md).
 """
 
 
@@ -206,7 +211,9 @@ def implied_training(given: Values) -> Layer:
 def training_from(start: str, architecture: Architecture, image_size: int, given: Values) -> Layer:
     """How training begins from a start, for whoever does not say otherwise."""
     own = {"architecture": str(architecture), "image_size": image_size}
-    chosen = FROM_START_PRIVATE if _asks_for_privacy(given) else {"training": FROM_START}
+    chosen: Mapping[str, Any] = FROM_START_PRIVATE if _asks_for_privacy(given) else {"training": FROM_START}
+    if chosen is FROM_START_PRIVATE and value_at(given, "privacy.learning_rate") is not None:
+        chosen = merge(chosen, nested("privacy.parameter_noise", 0.0))
     return Layer(f"start {start}", merge(chosen, {"training": own}))
 
 
@@ -220,6 +227,10 @@ def check_training(training: TrainingConfig, privacy: PrivacyConfig) -> None:
     if not privacy.is_dp and (changed := _changed(privacy, PRIVACY_ONLY)):
         raise ConfigError(
             f"privacy.{changed[0]} has no effect without differential privacy: set privacy.epsilon"
+        )
+    if privacy.parameter_noise and _changed(privacy, ["learning_rate"]):
+        raise ConfigError(
+            "privacy.learning_rate has no effect where privacy.parameter_noise decides it: leave one out"
         )
     if training.trained != "low-rank" and _changed(training, ["low_rank"]):
         raise ConfigError('training.low_rank has no effect unless training.trained is "low-rank"')

@@ -45,11 +45,13 @@ PRIVATE_TRAINING = (
 """What private training takes from the table ``training``, but for the initial weights."""
 PRIVATE = (
     *("epsilon", "delta", "max_grad_norm", "batch_size", "learning_rate", "averaging"),
-    *("images_rounded_to", "augmentations", "head_epochs", "head_learning_rate"),
+    *("images_rounded_to", "augmentations", "head_epochs", "head_learning_rate", "parameter_noise"),
 )
 """What it takes from ``privacy``. Whoever adds a name makes everybody's private models train again, unless
 the setting is among ``ADDED``."""
-ADDED = frozenset(("trained", "low_rank", "augmentations", "head_epochs", "head_learning_rate"))
+ADDED = frozenset(
+    ("trained", "low_rank", "augmentations", "head_epochs", "head_learning_rate", "parameter_noise")
+)
 """Settings that an earlier release did not have: out of the key where they have their default."""
 
 

@@ -213,7 +213,7 @@ def train_privately(
         average = [parameter.detach().clone() for parameter in network.parameters()]
         history: list[tuple[float, float, int]] = []
         done = 0
-        for steps, its_privacy in _phases(network, privacy, run):
+        for steps, its_privacy in _phases(network, privacy, run, len(images)):
             with dp_sgd(network, images, its_privacy, run, entropy, history) as (engine, optimizer, batches):
                 for pixels, labels in itertools.islice(batches, steps):
                     take_step(network, optimizer, pixels, labels, privacy.augmentations, prepare)
@@ -235,7 +235,9 @@ def train_privately(
     return spent if entropy is os_entropy_generator else math.inf
 
 
-def _phases(network: Classifier, privacy: PrivacyConfig, run: DpSgd) -> Iterator[tuple[int, PrivacyConfig]]:
+def _phases(
+    network: Classifier, privacy: PrivacyConfig, run: DpSgd, num_images: int
+) -> Iterator[tuple[int, PrivacyConfig]]:
     """Let parts of the network learn, one after the other; yields for how many steps, and how.
 
     The head begins at zero and learns alone at first, where that is configured: its gradients are so much
@@ -245,6 +247,8 @@ def _phases(network: Classifier, privacy: PrivacyConfig, run: DpSgd) -> Iterator
     head = set(network.head.parameters())
     alone = min(run.steps, privacy.head_epochs * round(1 / run.sampling_rate))
     of_the_head = privacy.model_copy(update={"learning_rate": privacy.head_learning_rate})
+    rate = _learning_rate(privacy, run, run.steps - alone, num_images)
+    privacy = privacy.model_copy(update={"learning_rate": rate})
     if alone:
         for parameter in head:
             nn.init.zeros_(parameter)
@@ -257,6 +261,18 @@ def _phases(network: Classifier, privacy: PrivacyConfig, run: DpSgd) -> Iterator
         yield steps, its_privacy
     for parameter in learning:
         parameter.requires_grad_(True)
+
+
+def _learning_rate(privacy: PrivacyConfig, run: DpSgd, steps: int, num_images: int) -> float:
+    """That at which the noise of ``steps`` adds up to ``parameter_noise``, or the one that was configured.
+
+    Many organisations' noise cancels in their average and what they learn stays, so what each can bear by
+    itself is less than what is best for all. An image moves the weights as far whatever their number.
+    """
+    if not privacy.parameter_noise or not steps:
+        return privacy.learning_rate
+    at_rate_one = run.noise_multiplier * privacy.max_grad_norm / int(num_images * run.sampling_rate)
+    return privacy.parameter_noise / (at_rate_one * math.sqrt(steps))
 
 
 def check_kept(network: nn.Module, body: Mapping[str, Tensor]) -> None:

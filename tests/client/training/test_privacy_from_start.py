@@ -20,7 +20,7 @@ from client.training.privacy import dp_sgd, os_entropy_generator, take_step, tra
 from client.training.statement import page
 from fedfree.architectures import Classifier
 from fedfree.codec import decode_contribution, is_body, read_tensors
-from fedfree.errors import PrivacyError
+from fedfree.errors import ConfigError, PrivacyError
 from fedfree.host.starts import write_start
 from fedfree.start import LoadedStart
 from fedfree.statement import DpSgd
@@ -230,6 +230,41 @@ def _clipped_means(network: Classifier, views: Tensor, labels: Tensor, *, norm: 
         gradient = torch.cat([each.flatten() for each in torch.autograd.grad(loss, learned)])
         total += gradient * min(1.0, norm / float(gradient.norm()))
     return total
+
+
+@pytest.mark.parametrize("epsilon, number", [(8.0, 32), (8.0, 16), (1.0, 32)])
+def test_the_noise_of_all_steps_is_as_large_as_was_asked_for_whatever_epsilon_and_images(
+    tmp_path: Path, make_start: MakeStart, images: ImageSet, epsilon: float, number: int
+) -> None:
+    made = make_start(architecture="conv4")
+    write_start(tmp_path / "start", made.start, made.weights)
+    some = ImageSet(images.images[:number], images.labels[:number], images.class_names)
+    # Clipped to next to nothing, what is left beside the noise is nothing of the images.
+    asked = PrivacyConfig(
+        epsilon=epsilon, batch_size=16, averaging=0, max_grad_norm=1e-9, parameter_noise=0.05, head_epochs=1
+    )
+    untrained = untrained_of(tmp_path, some, trained="scales")
+    before = scales_of(untrained)
+    train_privately(untrained, some, asked, training.plan(number, asked, epochs=4), crop_padding=0)
+    assert (scales_of(untrained) - before).std() == pytest.approx(0.05, rel=0.15)
+
+
+def scales_of(untrained: Untrained) -> Tensor:
+    named = untrained.network.named_parameters()
+    return torch.cat(
+        [each.detach().flatten().clone() for name, each in named if is_body(name) and each.requires_grad]
+    )
+
+
+def test_a_learning_rate_of_ones_own_is_taken_beside_a_start_and_refused_beside_a_noise(
+    start: LoadedStart, tmp_path: Path
+) -> None:
+    assert config_of(tmp_path).privacy.parameter_noise > 0
+    own = config_of(tmp_path, learning_rate=20.0)
+    assert (own.privacy.learning_rate, own.privacy.parameter_noise) == (20.0, 0)
+    assert ClientConfig.parse(config_of(tmp_path).plain(), origin="a file") == config_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"learning_rate has no effect where privacy\.parameter_noise"):
+        config_of(tmp_path, learning_rate=20.0, parameter_noise=0.1)
 
 
 def test_a_start_under_privacy_brings_settings_that_are_not_refused(
