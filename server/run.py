@@ -66,8 +66,11 @@ def learn_held(
             the checkpoint go, so that whoever was killed in it need not learn again.
 
     Raises:
+        ConfigError: what comes out could not be signed, or written.
         FederationError: fewer accepted contributions than the quorum.
     """
+    if team.leads:
+        directory.require_publishable()
     outcome = pipeline.run(
         directory.store(),
         directory.config(),

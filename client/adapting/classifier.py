@@ -189,6 +189,8 @@ def read_classifier(path: Path) -> FewShotClassifier:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, not the file of a classifier; name what adapt wrote")
     if not path.is_file():
         raise ConfigError(f"no such file: {path}; make one with fedfree-client adapt")
     try:

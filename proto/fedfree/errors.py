@@ -9,10 +9,18 @@ MAX_CHARACTERS = 1000
 
 
 def printable(text: str, at_most: int = MAX_CHARACTERS) -> str:
-    """Words that may be another party's as one short line: nothing in it moves a cursor or begins a line."""
-    line = " ".join(text[: 4 * at_most].split())
+    """Words that may be another party's as one short line: nothing in it moves a cursor or begins a line.
+
+    Of too many the middle is left out: the value that an error repeats is long, and what to do comes last.
+    """
+    if len(text) > 8 * at_most:
+        text = f"{text[: 4 * at_most]} {text[-4 * at_most :]}"
+    line = " ".join(text.split())
     shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)
-    return shown if len(shown) <= at_most else f"{shown[: at_most - 1]}…"
+    if len(shown) <= at_most:
+        return shown
+    end = at_most // 4
+    return f"{shown[: at_most - 1 - end]}…{shown[-end:]}"
 
 
 class FedFreeError(Exception):

@@ -25,6 +25,7 @@
 import contextlib
 import json
 import logging
+import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -131,7 +132,12 @@ class RunDirectory:
         return self.path / "recovered.safetensors"
 
     def config(self) -> ServerConfig:
-        """The server's configuration; raises ConfigError."""
+        """The server's configuration; raises ConfigError, also where the file lost all that it said."""
+        if not read_file(self.server_toml).strip(b"\0 \t\r\n"):
+            raise ConfigError(
+                f"{self.server_toml} is empty, and was not when it was written: restore it from a backup, or "
+                "the run would be learned with other settings"
+            )
         return ServerConfig.read(self.server_toml)
 
     def held(self) -> contextlib.AbstractContextManager[None]:
@@ -312,6 +318,21 @@ class RunDirectory:
             if other.name not in (identity, current.name):
                 discard(other)
         return manifest
+
+    def require_publishable(self) -> None:
+        """Ask before anybody learns for hours what :meth:`write_meta_learner` would fail at then.
+
+        Raises:
+            ConfigError, StorageError: the signing key is damaged or cannot be read, or something else lies
+                where the meta-learner goes.
+        """
+        _ = self.signing_key.public
+        if os.path.lexists(self._published) and not self._published.is_dir():
+            raise StorageError(f"{self._published} is no folder: move it away, for the meta-learner")
+        links = (self.weights, self.manifest, self.signature, self.card, self.recovered)
+        for file in (self._published / "current", *links):
+            if file.is_dir() and not file.is_symlink():
+                raise StorageError(f"{file} is a folder: move it away, for the meta-learner")
 
     def withdraw_meta_learner(self) -> None:
         """Hand out no meta-learner, nor what was recovered for it, until another is published."""

@@ -336,3 +336,10 @@ def test_words_of_others_become_one_short_printable_line(text: str) -> None:
     shown = printable(f"before {text} after")
     assert shown.isprintable() and len(shown) <= 1000
     assert str(ContributionError(text)) == printable(text)
+
+
+@pytest.mark.parametrize("length", [1000, 5000, 1_000_000])
+def test_of_words_too_long_the_middle_is_left_out_not_what_to_do(length: int) -> None:
+    shown = printable(f"cannot open {'x' * length}: take it out")
+    assert shown.startswith("cannot open x") and shown.endswith("x: take it out")
+    assert len(shown) <= 1000 and "x…x" in shown

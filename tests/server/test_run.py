@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,39 @@ def test_whoever_is_killed_while_broadcasting_need_not_learn_again(directory: Ru
     with pytest.raises(KeyboardInterrupt):
         learn_held(directory, broadcast=killed)
     assert directory.checkpoint.exists()
+
+
+def lose(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def block(path: Path) -> None:
+    path.mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "words"),
+    [
+        (lose, "server.toml", "is empty, and was not when it was written"),
+        (lose, "signing.json", "is no signing key: restore it"),
+        (block, "signing.json", "signing.json: Is a directory"),
+        (lose, "published", "is no folder: move it away"),
+        (block, "published/current", "is a folder: move it away"),
+        (block, "meta_learner.safetensors", "is a folder: move it away"),
+        (block, "recovered.safetensors", "is a folder: move it away"),
+    ],
+)
+def test_what_could_not_be_published_is_refused_before_anything_is_learned(
+    directory: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+    name: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("it has learned"))
+    damage(directory.path / name)
+    with pytest.raises(ConfigError, match=words):
+        learn_held(directory)
 
 
 def test_without_a_broadcast_the_checkpoint_goes_once_all_is_written(directory: RunDirectory) -> None:

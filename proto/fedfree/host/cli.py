@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -116,6 +117,8 @@ def run_app(app: typer.Typer) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if not os.environ.get("COLUMNS", "").strip("0"):  # of no width rich would print nothing
         os.environ.pop("COLUMNS", None)
+    if not sys.warnoptions:  # what a library warns its programmer of is a path and a line of code to others
+        warnings.simplefilter("ignore")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -203,3 +203,22 @@ def test_a_zip_with_any_byte_changed_is_read_or_refused_clearly(
                     opened.read(parts)
         except DataError as error:
             assert "images.zip" in str(error)
+
+
+@KINDS
+def test_folders_too_deep_in_one_another_are_refused_and_those_within_the_bound_read(
+    tmp_path: Path, write_source: WriteSource, kind: str
+) -> None:
+    deepest = "cat/" + "d/" * (sources.MOST_FOLDERS - 1) + "1.png"
+    source = write_source(tmp_path / kind, dict.fromkeys((*CLASSES, deepest), b""))
+    assert found_in(source)[0] == {*CLASSES, deepest}
+    source = write_source(tmp_path / f"deep-{kind}", dict.fromkeys((*CLASSES, f"cat/d/{deepest}"), b""))
+    with pytest.raises(DataError, match=r"more than 100 folders in one another, below cat/d/cat: flatten"):
+        list_classes(source)
+
+
+def test_a_zip_that_claims_thousands_of_folders_is_refused_at_once(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("cat/" + "d/" * 30_000 + "0.png", b"")
+    with pytest.raises(DataError, match="more than 100 folders"):
+        survey(tmp_path / "images.zip")

@@ -79,6 +79,12 @@ def count(size: Annotated[int, typer.Option(min=4)]) -> None:
     "Count from 4."
 
 @app.command()
+def warned() -> None:
+    "Use a library that warns."
+    import warnings
+    warnings.warn("Corrupt EXIF data")
+
+@app.command()
 def broken() -> None:
     "Have a fault."
     {}["key"]
@@ -152,6 +158,11 @@ def test_what_is_mistyped_is_one_line_too(command: str, line: str) -> None:
 def test_without_a_command_the_commands_are_named() -> None:
     done = run()
     assert done.returncode == 2 and "Usage:" in done.stderr and "show" in done.stderr
+
+
+def test_what_a_library_warns_its_programmer_of_is_not_shown() -> None:
+    assert (run("warned").returncode, run("warned").stderr) == (0, "")
+    assert "Corrupt EXIF data" in run("warned", PYTHONWARNINGS="default").stderr
 
 
 def test_a_link_to_itself_is_named() -> None:

@@ -23,6 +23,9 @@ SMALL_MEMBER = 2**24
 ENCRYPTED = 0x1
 """Flag of a zip's member that needs a password."""
 
+MOST_FOLDERS = 100
+"""Folders in one another above an image; a zip may claim thousands, and memory grows with their square."""
+
 Identity = tuple[int, int]
 """Device and number of a folder on disk, whichever way led to it."""
 
@@ -37,11 +40,20 @@ class Listing:
     passed_over: defaultdict[Reason, set[Parts]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, parts: Parts, *, reason: Reason | None = None, is_folder: bool = False) -> None:
-        """Sort in one path; without a ``reason`` why it is no image, its name decides."""
+        """Sort in one path; without a ``reason`` why it is no image, its name decides.
+
+        Raises:
+            DataError: it lies too deep.
+        """
         for depth, name in enumerate(parts, 1):
             if is_hidden(name):
                 self.passed_over[Reason.HIDDEN].add(parts[:depth])
                 return
+            if depth > MOST_FOLDERS + 1:
+                raise DataError(
+                    f"more than {MOST_FOLDERS} folders in one another, below "
+                    f"{readable('/'.join(parts[:3]))}: flatten them, or take them out"
+                )
             if depth < len(parts) or is_folder:
                 self.folders.add(parts[:depth])
         if is_folder:
@@ -82,7 +94,7 @@ def open_source(path: Path) -> Iterator[Source]:
     Symbolic links are followed, but not back to a folder that they lie in.
 
     Raises:
-        DataError: it is neither, or a folder or the zip cannot be read.
+        DataError: it is neither, a folder or the zip cannot be read, or folders lie too deep in one another.
     """
     if path.is_dir():
         listing = Listing()
