@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from server.learning.precision import autocast
 
@@ -57,6 +56,8 @@ def alternate(works: Sequence[Work], device: torch.device, *, repeats: int) -> l
 
 def operations(work: Work) -> int:
     """Floating-point operations of one call; convolutions and matrix products alone are counted."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads Triton, and only benchmarks need it
+
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())

@@ -16,7 +16,7 @@ from server.learning.pool import Member
 COLOUR = InputSpec(height=16, width=16)
 GREY = InputSpec(channels=1, height=20, width=20, mean=(0.3,), std=(0.2,), horizontal_flip=False)
 CPU = torch.device("cpu")
-CONFIG = InvertConfig(steps=3, images_per_model=12, latent_size=4, generator_width=2, crop_padding=2)
+CONFIG = InvertConfig(steps=2, images_per_model=12, latent_size=4, generator_width=2, crop_padding=2)
 POOL = (
     ("conv4", 3, COLOUR),
     ("conv4-32-group", 3, COLOUR),
