@@ -50,7 +50,8 @@ from fedfree.accounting import highest_true_positive_rate
 from fedfree.adaptation import FEATURE_BATCH
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution, encode_weights, sha256
-from fedfree.errors import DataError
+from fedfree.errors import DataError, ExtensionError
+from fedfree.extension import described, extending
 from fedfree.host.code import code_sha256
 from fedfree.host.compute import use_cpu
 from fedfree.seeding import derive_seed, make_generator
@@ -237,7 +238,15 @@ def evidence_on(plan: Plan, target: Target, kind: str, attack: Attack = lira_onl
     """What an attack sorts one kind of image by, and the truth, [models, images of that kind] each."""
     chosen = (plan.canaries if kind == CANARIES else ~plan.canaries).numpy()
     members = plan.members[: len(target.scores)].numpy()[:, chosen]
-    return attack(target.scores[:, chosen], members), members
+    scores = target.scores[:, chosen]
+    what = f"the attack {next((name for name, each in ATTACKS.items() if each is attack), '')!r}"
+    with extending(what, attack):
+        evidence = attack(scores, members.copy())  # it cannot change what it is held against
+    if not isinstance(evidence, np.ndarray) or evidence.shape != scores.shape or np.isnan(evidence).any():
+        raise ExtensionError(
+            f"{what} gave {described(evidence)}, where numbers {list(scores.shape)} without NaN are expected"
+        )
+    return evidence, members
 
 
 def score_models(plan: Plan, models: Sequence[Contribution]) -> Target:

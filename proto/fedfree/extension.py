@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fedfree.errors import ExtensionError, FedFreeError
@@ -45,6 +46,8 @@ def is_ours(entry: Any) -> bool:
 def described(value: object) -> Any:
     """What somebody gave, for an error: the shape of a tensor, what a sequence holds, or a type."""
     if isinstance(value, Tensor):
+        return list(value.shape)
+    if isinstance(value, np.ndarray):
         return list(value.shape)
     if isinstance(value, list | tuple):
         return [described(each) for each in value]

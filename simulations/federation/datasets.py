@@ -10,6 +10,7 @@ import torch
 from client.data.tree import SPLITS
 from fedfree.errors import DataError
 from fedfree.extension import extending
+from fedfree.host.images.formats import why_no_image
 from fedfree.seeding import make_generator
 from simulations.federation import glyphs
 
@@ -154,11 +155,21 @@ def _downloaded(name: str, path: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=cache) as folder, extending(f"the data set {name!r}", make):
-            return glyphs.write_zip(path, make(Path(folder)))
+            return glyphs.write_zip(path, _with_images(name, make(Path(folder))))
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DataError(
             f"cannot download {name} into {cache} ({error}); pass the path of a zip or folder of its images"
         ) from error
+
+
+def _with_images(name: str, members: Members) -> Members:
+    """The same; raises DataError at their end where none is an image, so that no such archive is kept."""
+    images = 0
+    for path, content in members:
+        images += why_no_image(tuple(path.split("/"))) is None
+        yield path, content
+    if not images:
+        raise DataError(f"the data set {name!r} gave no image: expected <class>/<image> with its bytes")
 
 
 def _omniglot_members(folder: Path) -> Members:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.errors import ContributionError
+from fedfree.architectures import ARCHITECTURES, Architecture, Classifier, Family, InputSpec, build
+from fedfree.errors import ContributionError, ExtensionError
 
 NAMES = ["conv4", "conv4-64", "conv4-32-group", "resnet10", "resnet18-group", "torchvision/mobilenet_v2",
          "torchvision/squeezenet1_1", "torchvision/resnet18"]  # fmt: skip
@@ -96,3 +97,53 @@ def test_images_are_brought_to_the_networks_channels_and_size() -> None:
     assert enlarged.shape == (2, 3, 24, 24)
     assert torch.equal(enlarged[:, 0], enlarged[:, 2])
     assert grey.resize(enlarged).shape == (2, 1, 16, 16)
+
+
+class Means(Classifier):
+    """What somebody added, with a fault of each kind."""
+
+    def __init__(self, fault: str, num_classes: int) -> None:
+        super().__init__()
+        self.fault, self.feature_size = fault, 3
+        self.head = nn.Linear(4 if fault == "head" else 3, num_classes + (fault == "classes"))
+        if fault == "built":
+            raise KeyError("no such option")
+
+    def features(self, images: Tensor) -> Tensor:
+        if self.fault == "features":
+            raise IndexError("no such layer")
+        means = images.mean((2, 3))
+        return means[:, :2] if self.fault == "shape" else means
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("built", "the architecture 'means' failed at .*: KeyError: 'no such option'"),
+        ("features", "the architecture 'means' failed at .*: IndexError: no such layer"),
+        ("shape", r"features of the architecture 'means' gave \[2, 2\] for 2 images, where \[2, 3\]"),
+        ("head", "the architecture 'means' failed.*: RuntimeError: .*mat1 and mat2"),
+        ("classes", r"the architecture 'means' gave \[2, 6\] for 2 images, where \[2, 5\] is expected"),
+        ("nothing", "the architecture 'means' gave NoneType, where a Classifier is expected"),
+    ],
+)
+def test_an_architecture_of_ones_own_that_fails_is_named(
+    monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
+    def means(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
+        return None if fault == "nothing" else Means(fault, num_classes)  # type: ignore[return-value]
+
+    monkeypatch.setitem(ARCHITECTURES, "means", Family(means))
+    with pytest.raises(ExtensionError, match=said):
+        build(Architecture("means"), num_classes=5, input=InputSpec())
+
+
+def test_trying_out_an_architecture_of_ones_own_draws_no_random_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "drawn", Family(lambda a, classes, b: Means("", classes)))
+    torch.manual_seed(0)
+    first = build(Architecture("drawn"), num_classes=7, input=InputSpec()).head.weight
+    torch.manual_seed(0)
+    again = build(Architecture("drawn"), num_classes=7, input=InputSpec()).head.weight
+    assert torch.equal(first, again)

@@ -6,7 +6,9 @@ from functools import lru_cache, partial
 from threading import Lock
 from typing import Annotated
 
+import torch
 from pydantic import BeforeValidator, PlainSerializer
+from torch import Tensor
 
 from fedfree.architectures.base import (
     MAX_IMAGE_SIZE,
@@ -22,7 +24,8 @@ from fedfree.architectures.conv4 import Conv4
 from fedfree.architectures.resnet import ResNet
 from fedfree.architectures.timm import FAMILIES, TimmClassifier, timm_names
 from fedfree.architectures.torchvision import TorchvisionClassifier, torchvision_names
-from fedfree.errors import ContributionError, printable
+from fedfree.errors import ContributionError, ExtensionError, printable
+from fedfree.extension import described, extending, is_ours
 from fedfree.rule import rule
 
 __all__ = [
@@ -115,19 +118,23 @@ def blueprint(architecture: Architecture, num_classes: int, input: InputSpec) ->
     Raises:
         ContributionError: a number of classes out of range, a library's network that cannot take this input,
             or one that costs more than the limits.
+        ExtensionError: an architecture of somebody's own that fails, or gives what is no classifier.
     """
     check_classes(num_classes)
-    family, is_ours = _family(architecture.id), "/" not in architecture.id
+    family, of_library = _family(architecture.id), "/" in architecture.id
     try:
         with _one_at_a_time:
-            network = draw(lambda: family.build(architecture, num_classes, input))
+            with extending(f"the architecture {architecture.id!r}", family.build):
+                network = draw(lambda: _built(family, architecture, num_classes, input))
             what = f"{architecture} with {num_classes} classes at {input.height}x{input.width}"
             # At no size does one of ours take too many multiplications.
-            check_cost(network, what, None if is_ours else input)
+            check_cost(network, what, input if of_library else None)
+            if not is_ours(family.build):
+                _try_out(family, architecture, num_classes, input)
     except ContributionError:
         raise
     except Exception as error:
-        if is_ours:
+        if not of_library:
             raise
         # Whatever a library's code raises of a size that it was not made for.
         raise ContributionError(
@@ -158,6 +165,32 @@ class Family:
     """What an id ``library/<name>`` may have for its name."""
     offers: str = ""
     """The same for people, where there are names."""
+
+
+def _built(family: Family, architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:
+    network = family.build(architecture, num_classes, input)
+    if not isinstance(network, Classifier):
+        raise ExtensionError(
+            f"the architecture {architecture.id!r} gave {described(network)}, where a Classifier is expected"
+        )
+    return network
+
+
+def _try_out(family: Family, architecture: Architecture, num_classes: int, input: InputSpec) -> None:
+    """Let an architecture of somebody's own say of two images what it would in training."""
+    what = f"the architecture {architecture.id!r}"
+    images = torch.zeros(2, input.channels, input.height, input.width)
+    with extending(what, family.build), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        network = family.build(architecture, num_classes, input).eval()
+        _check_shape(f"features of {what}", network.features(images), (2, network.feature_size))
+        _check_shape(what, network(images), (2, num_classes))
+
+
+def _check_shape(what: str, given: object, expected: tuple[int, int]) -> None:
+    if not isinstance(given, Tensor) or given.shape != expected:
+        raise ExtensionError(
+            f"{what} gave {described(given)} for 2 images, where {list(expected)} is expected"
+        )
 
 
 def _conv4(architecture: Architecture, num_classes: int, input: InputSpec) -> Classifier:

@@ -4,19 +4,23 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from client.config import PrivacyConfig, TrainingConfig
 from client.data.image_set import ImageSet
-from client.rehearsing.attacks import ONLINE
+from client.rehearsing.attacks import ATTACKS, ONLINE, Attack, Floats, Mask
 from client.rehearsing.rehearse import (
     CANARIES,
     NATURAL,
     Finding,
+    Plan,
+    Target,
     Trainer,
     attack_ceiling,
+    evidence_on,
     examine,
     make_plan,
     score_models,
@@ -26,7 +30,7 @@ from client.rehearsing.rehearse import (
 from client.training.cache import MANIFEST, WEIGHTS
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Contribution, decode_contribution, encode_weights
-from fedfree.errors import DataError, PrivacyError
+from fedfree.errors import DataError, ExtensionError, PrivacyError
 from fedfree.statement import PrivacyStatement
 from tests.programs import RunProgram
 
@@ -193,3 +197,43 @@ def test_a_missing_folder_is_one_line(run_client: RunProgram, tmp_path: Path) ->
 def test_too_few_shadows_are_refused_before_an_image_is_read(run_program: RunProgram, tmp_path: Path) -> None:
     status, _, said = run_program("client", "rehearse", "--data", tmp_path / "none", "--shadows", "3")
     assert status == 2 and "--shadows" in said and "none" not in said
+
+
+def scored(shadows: int) -> tuple[Plan, Target]:
+    """Noise for the scores of each model."""
+    plan = make_plan(make_images(), shadows=shadows, canary_fraction=0.25, seed=1)
+    scores = np.random.default_rng(0).normal(size=tuple(plan.members.shape))
+    return plan, Target("model", scores)
+
+
+def rising(scores: Floats, members: Mask) -> Floats:
+    members[:] = True
+    return scores
+
+
+def failing(scores: Floats, members: Mask) -> Floats:
+    raise KeyError("no shadow")
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        (failing, r"the attack 'mine' failed at .*: KeyError: 'no shadow'"),
+        (lambda scores, members: scores[:1], r"the attack 'mine' gave \[1, 90\], where numbers \[4, 90\]"),
+        (lambda scores, members: scores * np.nan, "without NaN"),
+        (lambda scores, members: None, "gave NoneType"),
+    ],
+)
+def test_an_attack_of_ones_own_that_fails_is_named(
+    monkeypatch: pytest.MonkeyPatch, attack: Attack, said: str
+) -> None:
+    monkeypatch.setitem(ATTACKS, "mine", attack)
+    plan, target = scored(shadows=4)
+    with pytest.raises(ExtensionError, match=said):
+        evidence_on(plan, target, NATURAL, attack)
+
+
+def test_an_attack_of_ones_own_cannot_change_what_it_is_held_against() -> None:
+    plan, target = scored(shadows=4)
+    _, members = evidence_on(plan, target, NATURAL, rising)
+    assert not members.all()

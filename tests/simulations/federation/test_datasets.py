@@ -186,3 +186,13 @@ def test_a_data_set_of_ones_own_that_fails_is_named(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ExtensionError, match="the data set 'own' failed: TypeError"):
         datasets.resolve("own", cache=tmp_path, seed=0, images_per_class=1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("members", [[], [("own/a/readme.txt", b"no image")]])
+def test_a_data_set_of_ones_own_without_an_image_is_named_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, members: list[tuple[str, bytes]]
+) -> None:
+    monkeypatch.setitem(datasets.DATASETS, "own", lambda folder: iter(members))
+    with pytest.raises(DataError, match="the data set 'own' gave no image"):
+        datasets.resolve("own", cache=tmp_path, seed=0, images_per_class=1)
+    assert not list(tmp_path.iterdir())
