@@ -45,9 +45,7 @@ def is_ours(entry: Any) -> bool:
 
 def described(value: object) -> Any:
     """What somebody gave, for an error: the shape of a tensor, what a sequence holds, or a type."""
-    if isinstance(value, Tensor):
-        return list(value.shape)
-    if isinstance(value, np.ndarray):
+    if isinstance(value, Tensor | np.ndarray):
         return list(value.shape)
     if isinstance(value, list | tuple):
         return [described(each) for each in value]
