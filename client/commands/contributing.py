@@ -23,7 +23,7 @@ from fedfree.architectures import Architecture, InputSpec
 from fedfree.codec import Contribution, contribution_id, decode_contribution, encode_contribution, sha256
 from fedfree.errors import ConfigError
 from fedfree.host.cli import FAILED, App
-from fedfree.host.files import read_file, write_file, write_together
+from fedfree.host.files import read_file, require_writable, write_file, write_together
 from fedfree.host.options import Chosen, configured
 
 app = App()
@@ -58,6 +58,7 @@ def pretrain_command(
     """Train the classifier you would contribute, and write it to a folder. Nothing is sent."""
     config = chosen.settings
     console = Console(soft_wrap=True, markup=False)
+    require_writable(out / MANIFEST)
     with ends_on_ctrl_c(_left_behind(config)):
         done = _pretrain(config, console)
     _write(done, out, console)

@@ -116,14 +116,15 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
 def require_writable(path: Path) -> None:
     """Refuse a place where :func:`write_file` could not write, before long work whose result would be lost.
 
+    Nothing is left there: a folder that is yet to be made is asked for in the nearest that is there.
+
     Raises:
         StorageError: what :func:`write_file` would say.
     """
     with named(f"cannot write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             require_regular(path)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=next(each for each in path.parents if os.path.lexists(each))):
             pass
 
 

@@ -119,6 +119,24 @@ def test_pretrain_says_what_it_will_do_and_how_good_the_model_is(
     assert "this model was trained before" in again and "held-out accuracy: 100.0%" in again
 
 
+@pytest.mark.parametrize("options", [TINY, PRIVATE])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained_or_spent(
+    tmp_path: Path,
+    images: Path,
+    run_client: RunProgram,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+) -> None:
+    monkeypatch.setattr(
+        "client.commands.contributing.pretrain_measured", lambda *_, **__: pytest.fail("trained")
+    )
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    status, said, err = run_client("pretrain", "--data", images, *options, "--out", out)
+    assert (status, said) == (2, "")
+    assert err == f"error: cannot write {out / MANIFEST}: Not a directory\n"
+
+
 def test_under_privacy_pretrain_says_that_no_accuracy_is_measured(
     tmp_path: Path, images: Path, run_client: RunProgram
 ) -> None:

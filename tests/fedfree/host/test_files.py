@@ -113,8 +113,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(pipe: Path) -
     for path in (pipe, pipe / "file", pipe.parent, Path("/proc/none/file")):
         with pytest.raises(StorageError, match=f"cannot write {path}: "):
             require_writable(path)
-    require_writable(pipe.parent / "new" / "file")
-    assert list((pipe.parent / "new").iterdir()) == []
+    require_writable(pipe.parent / "new" / "folder" / "file")
+    assert not (pipe.parent / "new").exists()
 
 
 @contextmanager
