@@ -119,7 +119,7 @@ class PrivacyConfig(Settings):
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
     """Constant; plain SGD."""
     parameter_noise: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of the noise that all steps together leave in each parameter.
+    """Standard deviation of the noise that the steps after ``head_epochs`` leave in each number trained.
 
     From it, ε and the number of images follows the learning rate; 0: that is ``learning_rate``."""
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.95
