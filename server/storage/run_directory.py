@@ -329,21 +329,25 @@ class RunDirectory:
         _ = self.signing_key.public
         if os.path.lexists(self._published) and not self._published.is_dir():
             raise StorageError(f"{self._published} is no folder: move it away, for the meta-learner")
-        links = (self.weights, self.manifest, self.signature, self.card, self.recovered)
-        for file in (self._published / "current", *links):
+        for file in self._links:
             if file.is_dir() and not file.is_symlink():
                 raise StorageError(f"{file} is a folder: move it away, for the meta-learner")
 
     def withdraw_meta_learner(self) -> None:
         """Hand out no meta-learner, nor what was recovered for it, until another is published."""
-        links = (self.manifest, self.weights, self.signature, self.card, self.recovered)
-        for link in (self._published / "current", *links):
+        for link in self._links:
             discard(link)
         discard(self._published)
 
     @property
     def _published(self) -> Path:
         return self.path / "published"
+
+    @property
+    def _links(self) -> tuple[Path, ...]:
+        """All that leads to what is handed out, and what was recovered for it, as they are taken away."""
+        current = self._published / "current"
+        return current, self.manifest, self.weights, self.signature, self.card, self.recovered
 
     @property
     def published(self) -> Path:
