@@ -95,7 +95,8 @@ def plan(num_images: int, privacy: PrivacyConfig, *, epochs: int) -> DpSgd:
     """The run that spends at most the configured ε; nothing is trained.
 
     Raises:
-        PrivacyError: δ is not below one over the number of images, or no noise reaches so small an ε.
+        PrivacyError: δ is not below one over the number of images, no noise reaches so small an ε, or batches
+            are so small that Opacus rounds what it expects of them to no image.
     """
     if privacy.delta * num_images >= 1:
         raise PrivacyError(
@@ -103,12 +104,22 @@ def plan(num_images: int, privacy: PrivacyConfig, *, epochs: int) -> DpSgd:
             "a mechanism could publish one image in full and still keep the promise; use a smaller delta"
         )
     batches = math.ceil(num_images / privacy.batch_size)
+    if not _expected_batch(num_images, 1 / batches):
+        raise PrivacyError(
+            f"batches of {privacy.batch_size} of {num_images} images would be divided by nothing: "
+            "use a larger privacy.batch_size"
+        )
     steps = epochs * batches
     try:
         noise = _noise_multiplier(privacy.epsilon, privacy.delta, 1 / batches, steps)
         return DpSgd(noise, 1 / batches, steps)
     except (ValueError, ArithmeticError, RuntimeError, ContributionError) as error:
         raise PrivacyError(_out_of_reach(privacy, 1 / batches, steps, error)) from error
+
+
+def _expected_batch(num_images: int, sampling_rate: float) -> int:
+    """Images that gradients and noise of a step are divided by; rounded down as Opacus does."""
+    return int(num_images * sampling_rate)
 
 
 def _out_of_reach(privacy: PrivacyConfig, sampling_rate: float, steps: int, error: Exception) -> str:
@@ -271,7 +282,8 @@ def _learning_rate(privacy: PrivacyConfig, run: DpSgd, steps: int, num_images: i
     """
     if not privacy.parameter_noise or not steps:
         return privacy.learning_rate
-    at_rate_one = run.noise_multiplier * privacy.max_grad_norm / int(num_images * run.sampling_rate)
+    expected = _expected_batch(num_images, run.sampling_rate)
+    at_rate_one = run.noise_multiplier * privacy.max_grad_norm / expected
     return privacy.parameter_noise / (at_rate_one * math.sqrt(steps))
 
 

@@ -85,6 +85,15 @@ def test_group_norm_networks_pass(name: str, untrained: Untrained) -> None:
     check_private(build(Architecture.parse(name), num_classes=2, input=untrained.input))
 
 
+def test_a_batch_that_opacus_would_divide_by_nothing_is_refused() -> None:
+    one = PRIVACY.model_copy(update={"batch_size": 1})
+    with pytest.raises(
+        PrivacyError, match="batches of 1 of 49 images would be divided by nothing: use a larger"
+    ):
+        plan(49, one, epochs=1)
+    assert plan(48, one, epochs=1).steps == 48
+
+
 def test_a_delta_that_allows_publishing_an_image_is_refused() -> None:
     with pytest.raises(PrivacyError, match=r"delta 0.01 is not below 1/100"):
         plan(100, PRIVACY.model_copy(update={"delta": 0.01}), epochs=2)

@@ -249,6 +249,23 @@ def test_the_noise_of_all_steps_is_as_large_as_was_asked_for_whatever_epsilon_an
     assert (scales_of(untrained) - before).std() == pytest.approx(0.05, rel=0.15)
 
 
+@pytest.mark.parametrize("batch_size, number", [(16, 32), (5, 32), (1, 49), (2, 98), (30, 100)])
+def test_the_batch_that_is_expected_is_the_one_that_opacus_divides_by(
+    tmp_path: Path, make_start: MakeStart, batch_size: int, number: int
+) -> None:
+    made = make_start(architecture="conv4")
+    write_start(tmp_path / "start", made.start, made.weights)
+    some = ImageSet(torch.zeros(number, 1, 16, 16, dtype=torch.uint8), torch.arange(number) % 2, ("a", "b"))
+    privacy = PRIVACY.model_copy(update={"batch_size": batch_size})
+    untrained = untrained_of(tmp_path, some)
+    with (
+        training.trainable(untrained),
+        dp_sgd(untrained.network, some, privacy, RUN, os_entropy_generator) as (_, optimizer, _),
+    ):
+        rate = 1 / -(-number // batch_size)
+        assert optimizer.expected_batch_size == training._expected_batch(number, rate)
+
+
 def scales_of(untrained: Untrained) -> Tensor:
     named = untrained.network.named_parameters()
     return torch.cat(
