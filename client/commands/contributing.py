@@ -125,7 +125,7 @@ def provenance_command(
     meta_learner: MetaLearnerFile = META_LEARNER,
     ledger: LedgerFile = None,
 ) -> None:
-    """Tell whether your contributions are among those that a meta-learner says it was learned from.
+    """Tell whether a meta-learner says it used your contributions.
 
     Exit status 1 where one that you name is not, or none of the ledger's is. Nobody is asked.
     """

@@ -20,6 +20,7 @@ app = App()
 REHEARSE_FLAGS = {
     "data": "data.source",
     "split": "data.split",
+    "start": "training.start",
     "fit": "data.fit",
     "architecture": "training.architecture",
     "image_size": "training.image_size",

@@ -135,6 +135,7 @@ def test_the_help_of_every_command_fits_a_screen_of_45_lines(
     for _, *words in commands(program):
         lines = run_program(program, *words, "--help")[1].splitlines()
         assert 5 <= len(lines) <= 45, f"{' '.join(words)}: {len(lines)} lines"
+        assert not [line for line in lines if line.startswith("  ") and line.endswith("...")], words
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -16,7 +16,7 @@ import click
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from fedfree.errors import ConfigError, FederationError, FedFreeError, StorageError, printable
 from fedfree.host.files import open_stream
@@ -54,6 +54,14 @@ class _PlainCommand(TyperCommand):
         return str(super().get_help(ctx)).replace("\\[", "[")
 
 
+class _PlainGroup(TyperGroup):
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        # click would end what does not fit into a line by three dots.
+        rows = [(name, command.get_short_help_str(limit=1000)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 def _name_of(parameter: Any) -> str:
     """As the help has it: ``--out``, or ``RUN`` of what is named by its place."""
     return str(parameter.opts[0] if parameter.param_type_name == "option" else parameter.human_readable_name)
@@ -86,6 +94,7 @@ class App(typer.Typer):
     def __init__(self, name: str | None = None, help: str | None = None, *, is_program: bool = False) -> None:
         super().__init__(
             name=name,
+            cls=_PlainGroup,
             help=help,
             no_args_is_help=True,
             pretty_exceptions_enable=False,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,10 @@ from client.rehearsing.rehearse import (
 )
 from client.training.cache import MANIFEST, WEIGHTS
 from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.codec import Contribution, decode_contribution, encode_weights
+from fedfree.codec import Contribution, decode_contribution, encode_weights, read_tensors
 from fedfree.errors import DataError, ExtensionError, PrivacyError
+from fedfree.host.starts import write_start
+from fedfree.start import LoadedStart
 from fedfree.statement import PrivacyStatement
 from tests.programs import RunProgram
 
@@ -155,6 +158,24 @@ def test_an_organisation_rehearses_on_its_own_folder(
     found = json.loads((out / "rehearsal.json").read_text())
     assert found["models"] == 4 and found["canaries"] == 10
     assert found["findings"][0]["exposures"]["canaries"]["LiRA online"]["tpr_at_0_1_percent"] is None
+
+
+def test_a_rehearsal_from_a_start_attacks_models_that_began_there(
+    run_client: RunProgram, make_start: Callable[..., LoadedStart], tmp_path: Path
+) -> None:
+    begun = make_start(architecture="conv4-32-batch")
+    write_start(tmp_path / "start", begun.start, begun.weights)
+    data, out = write_folder(tmp_path / "images"), tmp_path / "out"
+    options = ("--shadows", 4, "--epochs", 3, "--set", "training.min_steps=1", "--threads", 1)
+    assert (
+        run_client("rehearse", "--data", data, "--start", tmp_path / "start", "--out", out, *options)[0] == 0
+    )
+    shadow, *_ = (out / "shadows").iterdir()
+    weights = decode_contribution((shadow / MANIFEST).read_bytes(), (shadow / WEIGHTS).read_bytes()).weights
+    kept = [
+        name for name, tensor in begun.body.items() if read_tensors(weights, "weights")[name].equal(tensor)
+    ]
+    assert kept and len(kept) < len(begun.body)  # its first layers are the start's, its last were trained
 
 
 def test_a_rehearsal_under_privacy_trains_by_dp_sgd_and_leaves_the_ledger_alone(
