@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simulations.reporting.record import ACCURACY, Cell, Column, Row, Table
-from simulations.reporting.runs import DAMAGED, FAILED, FoundRun
+from simulations.reporting.runs import FAILED, UNREADABLE, FoundRun
 from simulations.reporting.scores import task_label
 from simulations.reporting.words import printable
 
@@ -23,7 +23,7 @@ def list_table(runs: Sequence[FoundRun], folder: Path) -> Table:
         Column(key="date", title="date"),
     ]
     notes = tuple(
-        f"{_name(run, folder)}: {run.state_words}" for run in runs if run.state in (FAILED, DAMAGED)
+        f"{_name(run, folder)}: {run.state_words}" for run in runs if run.state in (FAILED, *UNREADABLE)
     )
     return Table("Runs", tuple(columns), tuple(_row(run, folder, tasks) for run in runs), notes)
 
@@ -48,7 +48,7 @@ def _row(run: FoundRun, folder: Path, tasks: Sequence[str]) -> Row:
         "clients": run.setting("clients") or "",
         "start": _names(run.setting("start") or ("random" if run.settings else "")),
         "preset": run.setting("server.preset") or "",
-        "state": run.state if run.state in (FAILED, DAMAGED) else run.state_words,
+        "state": run.state if run.state in (FAILED, *UNREADABLE) else run.state_words,
         "date": run.date,
     }
     return {key: printable(str(value)) for key, value in own.items()} | scores

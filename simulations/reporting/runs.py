@@ -18,9 +18,10 @@ from simulations.reporting import shape
 from simulations.reporting.words import printable
 
 RESULT, COMMAND = "result.json", "command.txt"
-FINISHED, RUNNING, FAILED, INTERRUPTED, PREPARED, DAMAGED = (
-    *("finished", "running", "failed", "interrupted", "prepared", "damaged"),
+FINISHED, RUNNING, FAILED, INTERRUPTED, PREPARED, DAMAGED, CLOSED = (
+    *("finished", "running", "failed", "interrupted", "prepared", "damaged", "closed to you"),
 )
+UNREADABLE = (DAMAGED, CLOSED)
 _MADE_BY_RUNS = frozenset((CONFIG, RESULT, "events.jsonl"))
 
 
@@ -30,11 +31,11 @@ class FoundRun:
 
     folder: Path
     state: str
-    """``finished``, ``running``, ``failed``, ``interrupted``, ``prepared`` or ``damaged``."""
+    """One of ``finished``, ``running``, ``failed``, ``interrupted``, ``prepared``, ``damaged``, or closed."""
     remark: str = ""
-    """How far it is, why it failed, or what is damaged."""
+    """How far it is, why it failed, or why it cannot be read."""
     settings: Values = field(default_factory=dict)
-    """What ``config.toml`` holds; empty where it is damaged."""
+    """What ``config.toml`` holds; empty where it cannot be read."""
     result: Mapping[str, Any] | None = None
     """What ``result.json`` holds, of a finished run."""
 
@@ -43,8 +44,8 @@ class FoundRun:
         """The day on which it ended, or on which something last happened in it."""
         if self.result:
             return str(self.result.get("finished", ""))[:10]
-        times = [path.stat().st_mtime for path in _files(self.folder)]
         try:
+            times = [path.stat().st_mtime for path in _files(self.folder)]
             return datetime.fromtimestamp(max(times), UTC).date().isoformat()
         except (ValueError, OverflowError, OSError):  # no file, or a time that is on no calendar
             return ""
@@ -67,6 +68,8 @@ class FoundRun:
 def find_runs(folder: Path) -> tuple[list[FoundRun], list[Path]]:
     """The runs in a folder, at any depth, in the order of their paths; and its folders that hold none.
 
+    A folder that cannot be opened may be one: it is among the runs, with the reason.
+
     Raises:
         ConfigError: there is no such folder.
     """
@@ -88,24 +91,37 @@ def find_runs(folder: Path) -> tuple[list[FoundRun], list[Path]]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Run directories below a folder, itself included; what a run keeps inside is not looked into."""
-    for path, folders, files in os.walk(folder):
-        if _MADE_BY_RUNS & set(files):
+    closed: list[Path] = []
+    for path, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
+        if _MADE_BY_RUNS & {*folders, *files}:
             folders.clear()
             yield Path(path)
         folders.sort()
+    yield from closed
 
 
 def _looks_like_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _MADE_BY_RUNS)
+    return any(_may_be_there(folder / name) for name in _MADE_BY_RUNS)
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether something is there, of whatever kind, or cannot be looked for."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def open_run(folder: Path) -> FoundRun:
-    """A run that a person named; raises ConfigError where there is none, or it is damaged."""
+    """A run that a person named; raises ConfigError where there is none, or it cannot be read."""
     if not _looks_like_run(folder):
         raise ConfigError(f"{folder} is no run: it has no {CONFIG}; see fedfree-sim list")
     run = look_at(folder)
-    if run.state == DAMAGED:
-        raise ConfigError(f"{folder} is damaged: {run.remark}")
+    if run.state in UNREADABLE:
+        raise ConfigError(f"{folder} is {run.state_words}")
     return run
 
 
@@ -126,7 +142,8 @@ def look_at(folder: Path) -> FoundRun:
         result = read_result(folder)
         state, remark = _state(folder, result)
     except (ConfigError, StorageError, OSError) as error:
-        return FoundRun(folder, DAMAGED, printable(" ".join(str(error).split())))
+        is_closed = isinstance(error.__cause__ or error, PermissionError)
+        return FoundRun(folder, CLOSED if is_closed else DAMAGED, printable(" ".join(str(error).split())))
     return FoundRun(folder, state, printable(remark), settings, result if state == FINISHED else None)
 
 

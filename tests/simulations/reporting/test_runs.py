@@ -1,6 +1,8 @@
 """Run directories as they are found, in every state they can be in."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +136,54 @@ def test_runs_are_found_at_any_depth_and_what_is_none_is_named(tmp_path: Path) -
     assert [run.folder for run in find_runs(tmp_path / "b")[0]] == [tmp_path / "b"]
     with pytest.raises(ConfigError, match="is not a folder"):
         find_runs(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("file", ["config.toml", "result.json", "events.jsonl"])
+def test_a_run_in_which_a_folder_is_in_the_place_of_a_file_is_listed_with_the_reason(
+    tmp_path: Path, file: str
+) -> None:
+    folder = make_run(tmp_path / "runs" / "mine")
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).mkdir()
+    runs, foreign = find_runs(tmp_path / "runs")
+    assert ([run.state for run in runs], foreign) == (["damaged"], [])
+    assert f"mine: damaged: cannot read {folder / file}: " in str(list_table(runs, tmp_path / "runs").notes)
+    with pytest.raises(ConfigError, match="is damaged: cannot read"):
+        open_run(folder)
+
+
+def test_a_folder_that_is_closed_is_listed_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = make_run(tmp_path / "runs" / "theirs", result=RESULT)
+    closed_too = tmp_path / "runs" / "pool" / "closed"
+    make_run(closed_too / "run", result=RESULT)
+    make_run(tmp_path / "runs" / "mine", result=RESULT)
+    reach, list_folder = Path.stat, os.scandir
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if {closed, closed_too} & set(path.parents):
+            raise PermissionError(13, "Permission denied", str(path))
+        return reach(path, **options)
+
+    def scandir(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path) in (closed, closed_too):
+            raise PermissionError(13, "Permission denied", path)
+        return list_folder(path)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(os, "scandir", scandir)
+    runs, foreign = find_runs(tmp_path / "runs")
+    assert {run.folder.name: run.state for run in runs} == {
+        "mine": "finished",
+        "theirs": "closed to you",
+        "closed": "closed to you",
+    }
+    assert foreign == []
+    reason = f"theirs: closed to you: cannot read {closed / 'config.toml'}: Permission denied"
+    assert reason in list_table(runs, tmp_path / "runs").notes
+    with pytest.raises(ConfigError, match="theirs is closed to you: cannot read"):
+        open_run(closed)
 
 
 def test_what_is_no_run_or_has_no_result_is_refused_with_what_to_do(tmp_path: Path) -> None:
