@@ -32,7 +32,7 @@ from client.config import LEDGER, ClientConfig
 from client.doors.trust import Trust
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
-from fedfree.host.files import write_file, writing_new
+from fedfree.host.files import require_file, write_file, writing_new
 from fedfree.host.flower_process import environment, executable, free_port, stop_all
 from fedfree.host.lock import exclusive
 from fedfree.host.supervise import ProcessEndedError, child, persist, signals_raise
@@ -69,6 +69,7 @@ class Node:
     path: Path
 
     def __post_init__(self) -> None:
+        require_file(self.path / "node.toml")
         if not (self.path / "node.toml").is_file():
             raise ConfigError(
                 f"{self.path} is not an organisation's directory: make one with `fedfree-client init`"

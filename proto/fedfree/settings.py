@@ -213,7 +213,8 @@ def _expanded(path: str) -> str:
 def read_toml(settings: type[Settings], path: Path) -> dict[str, Any]:
     """The values of a TOML file; relative paths in it are relative to its folder. Raises ConfigError."""
     if path.exists() and not path.is_file():  # a pipe may never speak, and a device never end
-        raise ConfigError(f"cannot read the configuration {path}: it is no file")
+        what = "a folder where a file is expected" if path.is_dir() else "no file"
+        raise ConfigError(f"cannot read the configuration {path}: it is {what}: name a file")
     try:
         values = parse_toml(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark before it
     except OSError as error:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 
 from fedfree.errors import ConfigError
 from fedfree.host.channel import Address
-from fedfree.host.files import read_file, write_file, writing_new
+from fedfree.host.files import read_file, require_file, write_file, writing_new
 from fedfree.host.lock import changing
 from fedfree.host.starts import load_start
 from fedfree.settings import Settings
@@ -56,6 +56,7 @@ class Deployment:
     path: Path
 
     def __post_init__(self) -> None:
+        require_file(self.config_file)
         if not self.config_file.is_file():
             raise ConfigError(
                 f"{self.path} is not a coordinator's directory: make one with `fedfree-server init`"

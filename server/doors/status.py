@@ -122,7 +122,7 @@ def _line(store: Store, place: str, identity: str, doubt: Mapping[str, Any] | No
 
 
 def _broadcast_sha256(run: RunDirectory) -> bytes:
-    if not run.manifest.is_file():
+    if not run.manifest.exists():
         return b""
     try:
         return MetaLearner.FromString(read_file(run.manifest)).weights_sha256

@@ -38,7 +38,18 @@ from torch import Tensor
 
 from fedfree.codec import MetaLearner, encode_meta_learner, sha256, short
 from fedfree.errors import ConfigError, ContributionError, FedFreeError, SignatureError, StorageError
-from fedfree.host.files import append_line, discard, named, point, read_file, sync, write_file, write_once
+from fedfree.host.files import (
+    append_line,
+    discard,
+    is_there,
+    named,
+    point,
+    read_file,
+    require_file,
+    sync,
+    write_file,
+    write_once,
+)
 from fedfree.host.lock import changing, exclusive
 from fedfree.host.starts import MANIFEST as START_MANIFEST
 from fedfree.host.starts import describe_folder, has_start, keep_start, load_start
@@ -67,6 +78,7 @@ class RunDirectory:
     path: Path
 
     def __post_init__(self) -> None:
+        require_file(self.server_toml)
         if not self.server_toml.is_file():
             raise ConfigError(
                 f"{self.path.absolute()} is not a prepared run: it has no server.toml; "
@@ -171,7 +183,7 @@ class RunDirectory:
 
     def start_sha256(self) -> str:
         """The start's identity, hexadecimal, as it was adopted; empty without one."""
-        if self.start_identity.is_file():
+        if is_there(self.start_identity):
             return read_file(self.start_identity).decode(errors="replace")
         return sha256(read_file(self.start_folder / START_MANIFEST)) if has_start(self.start_folder) else ""
 
@@ -328,10 +340,14 @@ class RunDirectory:
         """
         _ = self.signing_key.public
         if os.path.lexists(self._published) and not self._published.is_dir():
-            raise StorageError(f"{self._published} is no folder: move it away, for the meta-learner")
+            raise StorageError(
+                f"{self._published} is a file where a folder is expected: move it away, for the meta-learner"
+            )
         for file in self._links:
             if file.is_dir() and not file.is_symlink():
-                raise StorageError(f"{file} is a folder: move it away, for the meta-learner")
+                raise StorageError(
+                    f"{file} is a folder where a file is expected: move it away, for the meta-learner"
+                )
 
     def withdraw_meta_learner(self) -> None:
         """Hand out no meta-learner, nor what was recovered for it, until another is published."""
@@ -399,7 +415,7 @@ class RunDirectory:
 
     def failure(self) -> str:
         """Why the run failed, as :meth:`write_error` wrote it; empty where it did not."""
-        return read_file(self.error).decode(errors="replace").strip() if self.error.is_file() else ""
+        return read_file(self.error).decode(errors="replace").strip() if is_there(self.error) else ""
 
     def write_error(self, error: BaseException) -> None:
         """Write why the run failed, for an engine that cannot see the exception."""

@@ -225,7 +225,7 @@ class Store:
     def organisation(self, identity: str) -> str | None:
         """Who handed a contribution over, where the door knew."""
         file = self.path / str(self.place_of(identity)) / identity / ORGANISATION
-        return read_file(file).decode(errors="replace") if file.is_file() else None
+        return read_file(file).decode(errors="replace") if file.exists() else None
 
     def discard_leftovers(self) -> None:
         """Remove what killed processes left half written; uploads that go on are left alone."""

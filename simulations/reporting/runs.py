@@ -153,7 +153,7 @@ def _state(folder: Path, result: Mapping[str, Any] | None) -> tuple[str, str]:
     if result is not None:
         return FINISHED, ""
     error = folder / "error.txt"
-    if error.is_file():
+    if error.exists():
         return FAILED, read_file(error).decode(errors="replace").strip()
     events = read_events(folder)
     return (INTERRUPTED, how_far(events)) if events else (PREPARED, "")
@@ -188,7 +188,7 @@ def read_events(folder: Path) -> list[Event]:
 def command_of(folder: Path) -> str:
     """The command line that a run was made with; empty where it is not known."""
     path = folder / COMMAND
-    return read_file(path).decode(errors="replace").strip() if path.is_file() else ""
+    return read_file(path).decode(errors="replace").strip() if path.exists() else ""
 
 
 def how_far(events: Sequence[Event]) -> str:

@@ -198,11 +198,11 @@ def block(path: Path) -> None:
     [
         (lose, "server.toml", "is empty, and was not when it was written"),
         (lose, "signing.json", "is no signing key: restore it"),
-        (block, "signing.json", "signing.json: Is a directory"),
-        (lose, "published", "is no folder: move it away"),
-        (block, "published/current", "is a folder: move it away"),
-        (block, "meta_learner.safetensors", "is a folder: move it away"),
-        (block, "recovered.safetensors", "is a folder: move it away"),
+        (block, "signing.json", "signing.json is a folder where a file is expected"),
+        (lose, "published", "is a file where a folder is expected: move it away"),
+        (block, "published/current", "is a folder where a file is expected: move it away"),
+        (block, "meta_learner.safetensors", "is a folder where a file is expected: move it away"),
+        (block, "recovered.safetensors", "is a folder where a file is expected: move it away"),
     ],
 )
 def test_what_could_not_be_published_is_refused_before_anything_is_learned(

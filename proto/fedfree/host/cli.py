@@ -19,7 +19,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from fedfree.errors import ConfigError, FederationError, FedFreeError, StorageError, printable
-from fedfree.host.files import open_stream
+from fedfree.host.files import misplaced, open_stream
 from fedfree.release import this_release
 from fedfree.settings import refused_path
 
@@ -188,7 +188,8 @@ def _of_the_system(error: OSError) -> StorageError:
         Path.cwd()
     except OSError:
         return StorageError("the working directory is gone or closed to you: change to another one first")
-    return StorageError(f"{error.filename or 'a file, or the output'}: {error.strerror or error}")
+    said = misplaced(error) or f"{error.filename or 'a file, or the output'}: {error.strerror or error}"
+    return StorageError(said)
 
 
 def _end(error: FedFreeError, status: int) -> NoReturn:

@@ -52,6 +52,13 @@ def require_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device: name a file", str(path))
 
 
+def require_file(path: Path) -> None:
+    """Refuse what is there and is no file, before its content is asked for; raises StorageError."""
+    if os.path.lexists(path):
+        with named(f"cannot read {path}"):
+            require_regular(path)
+
+
 def is_there(path: Path) -> bool:
     """Whether a file is there whose absence means that nothing was written yet, such as a ledger.
 
@@ -337,4 +344,26 @@ def named(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "; make room, and give the command again" if error.errno in _FULL else ""
-        raise StorageError(f"{what}: {error.strerror or error}{remedy}") from error
+        said = misplaced(error) or error.strerror or error
+        raise StorageError(f"{what}: {said}{remedy}") from error
+
+
+def misplaced(error: OSError) -> str:
+    """Which folder is in the place of a file, or file in that of a folder; empty where that is not why."""
+    paths = [Path(os.fsdecode(each)) for each in (error.filename2, error.filename) if isinstance(each, _PATH)]
+    if error.errno == errno.EEXIST:  # of a folder that was to be made, the only one
+        paths = paths if len(paths) == 1 else []
+    elif error.errno == errno.ENOTDIR:
+        paths = [above for path in paths for above in (path, *path.parents)]
+    elif error.errno != errno.EISDIR:
+        return ""
+    is_folder = error.errno == errno.EISDIR
+    with contextlib.suppress(OSError):
+        for path in paths:
+            if path.is_dir() if is_folder else path.exists() and not path.is_dir():
+                here, wanted = ("folder", "file") if is_folder else ("file", "folder")
+                return f"{path} is a {here} where a {wanted} is expected: move it away, or name a {wanted}"
+    return ""
+
+
+_PATH = (str, bytes, os.PathLike)

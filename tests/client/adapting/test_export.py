@@ -173,7 +173,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "_to_onnx", lambda _: pytest.fail("exported in vain"))
-    with pytest.raises(StorageError, match=f"{tmp_path}: Is a directory"):
+    with pytest.raises(StorageError, match=f"{tmp_path} is a folder where a file"):
         export_onnx(make(Recipe()), tmp_path)
 
 

@@ -134,7 +134,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained_o
     out = tmp_path / "file" / "out"
     status, said, err = run_client("pretrain", "--data", images, *options, "--out", out)
     assert (status, said) == (2, "")
-    assert err == f"error: cannot write {out / MANIFEST}: Not a directory\n"
+    expected = f"{tmp_path / 'file'} is a file where a folder is expected: move it away, or name a folder"
+    assert err == f"error: cannot write {out / MANIFEST}: {expected}\n"
 
 
 def test_under_privacy_pretrain_says_that_no_accuracy_is_measured(

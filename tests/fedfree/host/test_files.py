@@ -3,12 +3,13 @@
 import errno
 import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from client.training.cache import check_writable
 from fedfree.errors import ConfigError, StorageError
 from fedfree.host import files
 from fedfree.host.files import (
@@ -18,11 +19,13 @@ from fedfree.host.files import (
     open_stream,
     read_file,
     read_piped,
+    require_file,
     require_writable,
     write_file,
     write_together,
     writing_new,
 )
+from server.storage.store import Store
 
 
 def test_a_line_after_a_torn_one_is_a_line_of_its_own(tmp_path: Path) -> None:
@@ -88,6 +91,44 @@ def test_what_is_no_file_is_not_replaced_by_one(pipe: Path) -> None:
     with pytest.raises(StorageError, match=f"cannot write {pipe}: it is a pipe, a socket or a device"):
         write_file(pipe, b"new")
     assert pipe.is_fifo() and list(pipe.parent.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        read_file,
+        require_file,
+        require_writable,
+        lambda path: write_file(path, b""),
+        lambda path: append_line(path, "line"),
+        open_stream,
+        lambda path: move_into_place(path.parent / "file", path),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path, use: Callable[[Path], object]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        StorageError, match=f"{tmp_path}/folder is a folder where a file is expected: move it"
+    ):
+        use(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda file: read_file(file / "deep" / "file"),
+        lambda file: write_file(file / "deep" / "file", b""),
+        lambda file: require_writable(file / "file"),
+        lambda file: Store(file.parent),
+        lambda file: Store(file),
+        lambda file: check_writable(file),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, use: Callable[[Path], object]) -> None:
+    (file := tmp_path / "accepted").touch()
+    with pytest.raises(StorageError, match=f"{file} is a file where a folder is expected: move it away"):
+        use(file)
 
 
 def test_a_pipe_is_read_where_that_is_asked_for_as_far_as_somebody_writes(pipe: Path) -> None:

@@ -13,6 +13,7 @@ from fedfree.errors import ConfigError, ContributionError, FederationError, Stor
 from fedfree.host.starts import MANIFEST, WEIGHTS, write_start
 from fedfree.start import LoadedStart, encode_start
 from server.config import ServerConfig
+from server.doors.status import RunStatus
 from server.events import Event, ignore
 from server.storage.broadcast import Broadcast
 from server.storage.run_directory import RunDirectory, event_to_line, events_from_lines
@@ -216,3 +217,13 @@ def test_an_event_that_counts_by_no_number_is_passed_over(name: str, wrong: obje
 def test_what_was_recovered_is_read_in_one_order_whatever_order_it_was_written_in(run: RunDirectory) -> None:
     run.write_recovered({name: torch.zeros(1, 1, 2, 2, dtype=torch.uint8) for name in "hbfdaceg"})
     assert [list(run.read_recovered()) for _ in range(3)] == [list("abcdefgh")] * 3
+
+
+@pytest.mark.parametrize("name", ["server.toml", "start.sha256", "error.txt", "meta_learner.manifest.pb"])
+def test_a_folder_in_the_place_of_a_file_is_not_taken_for_a_file_that_is_not_there(
+    run: RunDirectory, name: str
+) -> None:
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).mkdir()
+    with pytest.raises(StorageError, match=f"{run.path / name} is a folder where a file is expected"):
+        RunStatus.read(RunDirectory(run.path))
