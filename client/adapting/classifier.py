@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedfree.adaptation import AdaptedClassifier, FittedHead, Recipe, head_tensors, unit_roots
 from fedfree.architectures import Architecture, InputSpec, build
 from fedfree.codec import Provenance, encode_weights, fill_network, sha256
-from fedfree.errors import ConfigError, ContributionError
+from fedfree.errors import ConfigError, ContributionError, FedFreeError
 from fedfree.host.files import refuse_foreign, write_file
 from fedfree.host.images.formats import Fit
 from fedfree.settings import Settings
@@ -181,7 +181,13 @@ def read_classifier(path: Path) -> FewShotClassifier:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no adapted classifier; make one with fedfree-client adapt") from error
-    classifier = FewShotClassifier(Description.parse(values, origin=str(path)))
+    try:
+        description = Description.checked(values)
+    except FedFreeError as error:
+        raise ContributionError(
+            f"{path} is damaged, was changed, or is of another release ({error}): adapt again"
+        ) from error
+    classifier = FewShotClassifier(description)
     fill_network(classifier, tensors, str(path))
     if metadata.get(DIGEST) != _digest(text, classifier):
         raise ContributionError(f"{path} is damaged or was changed: its sha256 differs; adapt again")

@@ -33,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from fedfree.errors import ConfigError, FedFreeError, printable
 
@@ -156,7 +156,7 @@ class Settings(BaseModel):
             path = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
                 raise InvalidError(path, no_such_setting(cls, path)) from error
-            message = first["msg"].removeprefix("Value error, ")
+            message = complaint(first)
             got = (
                 ""
                 if first["type"] == "missing"
@@ -187,6 +187,13 @@ class Settings(BaseModel):
     def sha256(self) -> str:
         """Hexadecimal hash of every value, defaults included."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def complaint(error: ErrorDetails) -> str:
+    """What is wrong with one value, in words for whoever wrote it, who need not know of fields."""
+    if error["type"] == "missing":
+        return "it is missing, and has no default"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def refused_path(value: object) -> str:

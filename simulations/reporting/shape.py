@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedfree.errors import ConfigError
 from fedfree.host.files import read_file
+from fedfree.settings import complaint
 from simulations.reporting.scores import ORIGINS
 from simulations.reporting.words import printable
 
@@ -153,7 +154,7 @@ def read_result(path: Path, shape: type[Shown] = Shown) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         place = printable(".".join(map(str, first["loc"]))) or "its content"
-        raise ConfigError(f"{path} is not the result of a run: {place}: {first['msg']}") from error
+        raise ConfigError(f"{path} is not the result of a run: {place}: {complaint(first)}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not the result of a run: {error}") from error
     return {name: _printable(value, name) for name, value in result.items()}

@@ -109,7 +109,7 @@ def test_every_option_is_found_with_its_path_default_and_first_paragraph() -> No
             {"source": "x", "training": {"epochs": 0}},
             r"training.epochs: .*or equal to 1 \(got 0\)",
         ),
-        ({}, "source: Field required$"),
+        ({}, "source: it is missing, and has no default$"),
     ],
 )
 def test_a_refusal_names_the_key_and_the_nearest_valid_one(values: Values, message: str) -> None:

@@ -174,3 +174,16 @@ def test_a_classifier_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     for _ in range(2):
         write_classifier(make(), tmp_path / "classifier.safetensors")
     assert read_classifier(tmp_path / "classifier.safetensors")
+
+
+@pytest.mark.parametrize("key", [*Description.model_fields, "height", "temperature"])
+def test_a_flipped_bit_in_a_key_says_that_the_file_is_damaged(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "classifier.safetensors"
+    write_classifier(make(), path)
+    whole, name = path.read_bytes(), f'\\"{key}\\"'.encode()
+    assert name in whole
+    path.write_bytes(whole.replace(name, name[:2] + bytes([name[2] ^ 1]) + name[3:]))
+    with pytest.raises(
+        FedFreeError, match=r"is damaged, was changed, or is of another release .*adapt again"
+    ):
+        read_classifier(path)

@@ -120,7 +120,7 @@ def test_a_configuration_begins_with_the_command_that_measures_it(path: Path) ->
 def test_a_result_without_a_required_key_is_refused_by_its_name(tmp_path: Path, key: str) -> None:
     values = record().model_dump()
     del values[key]
-    with pytest.raises(ConfigError, match=f"{key}: Field required"):
+    with pytest.raises(ConfigError, match=f"{key}: it is missing"):
         Record.parse(values, origin="some.json")
 
 
