@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedfree.extension import Table
+
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -54,11 +56,14 @@ def lira_offline(scores: Floats, members: Mask) -> Floats:
 Attack = Callable[[Floats, Mask], Floats]
 """From φ and memberships [models, images] to what the attacker sorts by: higher, more likely a member."""
 
-ATTACKS: dict[str, Attack] = {
-    LOSS_THRESHOLD: loss_threshold,
-    OFFLINE: lira_offline,
-    ONLINE: lira_online,
-}
+ATTACKS: Table[Attack] = Table(
+    "attack",
+    {
+        LOSS_THRESHOLD: loss_threshold,
+        OFFLINE: lira_offline,
+        ONLINE: lira_online,
+    },
+)
 
 
 def _each_against_the_others(

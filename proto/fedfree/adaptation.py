@@ -23,7 +23,7 @@ from torch.func import functional_call
 from fedfree.architectures import Classifier
 from fedfree.episodes import Episode
 from fedfree.errors import ContributionError, DataError, ExtensionError
-from fedfree.extension import described, extending, is_ours
+from fedfree.extension import Table, described, extending, is_ours
 
 FEATURE_BATCH = 64
 """Images whose features are computed together: bounds the memory that a large support set takes."""
@@ -244,7 +244,7 @@ def unit_roots(features: Tensor) -> Tensor:
     return F.normalize(unit / (unit.abs() + 1e-3).sqrt(), dim=1)
 
 
-HEADS: dict[str, FitHead | None] = {"nearest_mean": nearest_mean, "ridge": ridge, "gradient": None}
+HEADS: Table[FitHead | None] = Table("head", {"nearest_mean": nearest_mean, "ridge": ridge, "gradient": None})
 """From name to what fits the head to features; None: gradient steps on the network's own linear head."""
 
 

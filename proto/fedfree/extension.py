@@ -2,14 +2,16 @@
 
 import contextlib
 import traceback
-from collections.abc import Iterator
-from typing import Any
+from collections import UserDict
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from fedfree.errors import ExtensionError, FedFreeError
 
+Entry = TypeVar("Entry")
 _OURS = ("fedfree", "client", "server", "simulations")
 
 
@@ -34,6 +36,43 @@ def extending(what: str, entry: Any) -> Iterator[None]:
         raise ExtensionError(
             f"{what} failed{_line_of(error, entry)}: {type(error).__name__}: {error}"
         ) from error
+
+
+class Table(UserDict[str, Entry]):
+    """Entries by name, to which somebody may add their own under other names than those of ours."""
+
+    def __init__(self, kind: str, ours: Mapping[str, Entry], *, reserved: Mapping[str, object] | None = None):
+        """Fill a table.
+
+        Args:
+            kind: of the entries, for instance ``head``.
+            ours: the entries that come with FedFREE.
+            reserved: names that mean something else of ours already, with what has them.
+        """
+        super().__init__()
+        self._kind = kind
+        self.data |= ours
+        self._ours: dict[str, object] = {**ours, **(reserved or {})}
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        if name in self._ours and entry is not self._ours[name]:
+            raise name_taken(self._kind, name, entry, self._ours[name])
+        super().__setitem__(name, entry)
+
+
+def name_taken(kind: str, name: str, entry: object, ours: object) -> ExtensionError:
+    """Somebody's own entry has the name of one of ours."""
+    return ExtensionError(
+        f"the {kind} {name!r} comes with FedFREE{_origin(ours)}: give yours{_origin(entry)} another name"
+    )
+
+
+def _origin(entry: object) -> str:
+    """For instance `` (fedfree.adaptation.ridge)``; empty of what is no function."""
+    for within in ("build", "measure", "func"):  # of a Family, a Baseline, a partial
+        entry = getattr(entry, within, entry)
+    module, name = (getattr(entry, each, "") for each in ("__module__", "__qualname__"))
+    return f" ({module}.{name})" if module and name else ""
 
 
 def is_ours(entry: Any) -> bool:

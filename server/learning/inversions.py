@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from fedfree.extension import Table
+
 if TYPE_CHECKING:
     from server.learning.invert import Objective
     from server.learning.pool import Member
@@ -29,5 +31,5 @@ class Inversion(Protocol):
 
 
 META_GENERATOR = "meta-generator"
-INVERSIONS: dict[str, Inversion | None] = {META_GENERATOR: None}
+INVERSIONS: Table[Inversion | None] = Table("inversion", {META_GENERATOR: None})
 """None for what is more than a function: FIVE, whose meta-generator learns from every meta-batch."""

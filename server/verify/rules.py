@@ -11,6 +11,8 @@ from fedfree.accounting import FINER_MESH, run_epsilon
 from fedfree.architectures import Classifier, InputSpec
 from fedfree.codec import Contribution, sha256
 from fedfree.errors import ContributionError
+from fedfree.extension import name_taken
+from fedfree.rule import RULES as CONTRACT
 from fedfree.seeding import make_generator
 from fedfree.start import LoadedStart, body_for, require_start
 
@@ -167,3 +169,15 @@ RULES: list[Rule] = [
 def name_of(rule: Rule) -> str:
     """A rule's name, as whoever broke it is told."""
     return str(getattr(rule, "__name__", rule)).removeprefix("check_").replace("_", "-")
+
+
+OURS: Mapping[str, object] = {**CONTRACT, **{name_of(rule): rule for rule in RULES}}
+"""Every rule of FedFREE's own by its name."""
+
+
+def require_own_names() -> None:
+    """Refuse somebody's own rule under the name of one of ours, which is told to senders; ExtensionError."""
+    for rule in RULES:
+        ours = OURS.get(name_of(rule), rule)
+        if rule is not ours:
+            raise name_taken("rule", name_of(rule), rule, ours)

@@ -8,7 +8,7 @@ from fedfree.codec import Contribution, sha256
 from fedfree.errors import ContributionError, StorageError
 from server.events import Event, OnEvent
 from server.storage.store import ACCEPTED, RECEIVED, Store
-from server.verify.rules import RULES, Known, name_of
+from server.verify.rules import RULES, Known, name_of, require_own_names
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,12 @@ _Values = dict[str, int | float | str]
 
 
 def verify_received(store: Store, on_event: OnEvent) -> None:
-    """Accept or quarantine every contribution that has been received, in the order of their ids."""
+    """Accept or quarantine every contribution that has been received, in the order of their ids.
+
+    Raises:
+        ExtensionError: a rule of somebody's own has the name of one of ours.
+    """
+    require_own_names()
     store.discard_leftovers()
     received = store.ids(RECEIVED)
     pool = {store.weights_hash(identity): identity for identity in store.ids(ACCEPTED)} if received else {}

@@ -16,12 +16,11 @@ from fedfree.extension import described, extending
 from server.events import Event, OnEvent
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
-from simulations.baselines.table import BASELINES, Available, Measure, NewClasses
+from simulations.baselines.table import BASELINES, META_LEARNER, Available, Measure, NewClasses
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import read_organisations
 from simulations.federation.splits import DataSet, episode_specs, find_datasets
 
-META_LEARNER = "meta_learner"
 CHOICE_IMAGES = 100
 """Of each class of meta_val, on which the best of many public networks, each costly to ask, is chosen."""
 

@@ -21,6 +21,7 @@ from fedfree.adaptation import Recipe
 from fedfree.architectures import Classifier, InputSpec, build
 from fedfree.codec import Contribution, MetaLearner
 from fedfree.episodes import Episode
+from fedfree.extension import Table
 from fedfree.host.compute import choose_device
 from fedfree.seeding import derive_seed
 from fedfree.start import LoadedStart, body_for, fill_body
@@ -231,40 +232,50 @@ def pooled_data(available: Available) -> Measure | None:
 
 PUBLIC_START, BEST_SINGLE, POOLED = "public_start", "best_single_model", "pooled_data"
 DENSE = "dense"
+META_LEARNER = "meta_learner"
+"""What all of them are compared with, under a name of the same kind."""
 TUNED = "tuned"
 """Kind of the event that tells what a baseline with certain settings reaches on meta_val."""
 
-BASELINES: dict[str, Baseline] = {
-    "random_init": Baseline("random initialisation", random_init, absent=None),
-    PUBLIC_START: Baseline(
-        "public start, frozen", public_start, note="what anybody can have without a federation", absent=None
-    ),
-    "parameter_average": Baseline("parameter average", parameter_average),
-    BEST_SINGLE: Baseline("best single model", best_single_model, note="chosen on episodes of meta_val"),
-    DENSE: Baseline(
-        "DENSE-style distillation",
-        dense,
-        note="one student of all models taken as one classifier (after Zhang et al., NeurIPS 2022): each "
-        "model's logits centred, at one scale, side by side; as many steps and generated images as the "
-        "meta-learner has, and more passes through the models",
-        absent=None,
-    ),
-    "pool_concatenation": Baseline(
-        "all models side by side",
-        pool_concatenation,
-        note="the features of all models side by side: a reference that cannot be broadcast, since it is as "
-        "many times larger as there are models and would hand everyone's model to everyone",
-        is_reference=True,
-        of_all_models=True,
-    ),
-    POOLED: Baseline(
-        "one network on everybody's images",
-        pooled_data,
-        note="trained, in this simulation only, on all organisations' images together, from where they began "
-        "and as they trained: a reference that nobody may have, since no image may leave its organisation",
-        is_reference=True,
-        why_not="nobody may train it",
-        absent="not trained",
-    ),
-}
+BASELINES: Table[Baseline] = Table(
+    "baseline",
+    {
+        "random_init": Baseline("random initialisation", random_init, absent=None),
+        PUBLIC_START: Baseline(
+            "public start, frozen",
+            public_start,
+            note="what anybody can have without a federation",
+            absent=None,
+        ),
+        "parameter_average": Baseline("parameter average", parameter_average),
+        BEST_SINGLE: Baseline("best single model", best_single_model, note="chosen on episodes of meta_val"),
+        DENSE: Baseline(
+            "DENSE-style distillation",
+            dense,
+            note="one student of all models taken as one classifier (after Zhang et al., NeurIPS 2022): each "
+            "model's logits centred, at one scale, side by side; as many steps and generated images as the "
+            "meta-learner has, and more passes through the models",
+            absent=None,
+        ),
+        "pool_concatenation": Baseline(
+            "all models side by side",
+            pool_concatenation,
+            note="the features of all models side by side: a reference that cannot be broadcast, since it is "
+            "as many times larger as there are models and would hand everyone's model to everyone",
+            is_reference=True,
+            of_all_models=True,
+        ),
+        POOLED: Baseline(
+            "one network on everybody's images",
+            pooled_data,
+            note="trained, in this simulation only, on all organisations' images together, from where they "
+            "began and as they trained: a reference that nobody may have, since no image may leave its "
+            "organisation",
+            is_reference=True,
+            why_not="nobody may train it",
+            absent="not trained",
+        ),
+    },
+    reserved={META_LEARNER: None},
+)
 """By name in ``result.json``, in the order in which they are shown."""

@@ -9,7 +9,7 @@ import torch
 
 from client.data.tree import SPLITS
 from fedfree.errors import DataError
-from fedfree.extension import extending
+from fedfree.extension import Table, extending
 from fedfree.host.images.formats import why_no_image
 from fedfree.seeding import make_generator
 from simulations.federation import glyphs
@@ -100,13 +100,17 @@ def location(name_or_path: str, *, cache: Path, seed: int, images_per_class: int
     """Where a data set is, or will be once :func:`resolve` has made or downloaded it.
 
     Raises:
-        DataError: fewer than one image a class.
+        DataError: fewer than one image a class, or a data set of somebody's own whose name is a path.
     """
     if name_or_path == "glyphs":
         if images_per_class < 1:
             raise DataError(f"images_per_class is at least 1, got {images_per_class}")
         return cache / f"glyphs-v{GLYPHS_VERSION}-seed{seed}-{images_per_class}.zip"
-    return cache / f"{name_or_path}.zip" if name_or_path in DATASETS else Path(name_or_path)
+    if name_or_path not in DATASETS:
+        return Path(name_or_path)
+    if Path(name_or_path).name != name_or_path:
+        raise DataError(f"the data set {name_or_path!r} would not lie in {cache}: name it without a slash")
+    return cache / f"{name_or_path}.zip"
 
 
 def partition(
@@ -201,10 +205,14 @@ def _cifar_fs_split(class_name: str) -> str:
     return val if class_name in CIFAR_FS_VAL else test if class_name in CIFAR_FS_TEST else train
 
 
-DATASETS: dict[str, Callable[[Path], Members]] = {
-    "omniglot": _omniglot_members,
-    "cifar-fs": _cifar_fs_members,
-}
+DATASETS: Table[Callable[[Path], Members]] = Table(
+    "data set",
+    {
+        "omniglot": _omniglot_members,
+        "cifar-fs": _cifar_fs_members,
+    },
+    reserved={"glyphs": glyphs.write_tree},
+)
 """From name to what fills its archive, once, given an empty folder to download into."""
 
 

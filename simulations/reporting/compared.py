@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfree.host.files import refuse_foreign, write_file
-from simulations.baselines.evaluate import META_LEARNER
+from simulations.baselines.table import META_LEARNER
 from simulations.reporting.comparing import ComparedRuns, Difference
 from simulations.reporting.report import BarChart, accuracy_chart, render
 from simulations.reporting.scores import Score, task_label

@@ -12,7 +12,7 @@ from fedfree.episodes import mean_and_ci95
 from fedfree.errors import ConfigError, FedFreeError
 from fedfree.host.options import changed_values
 from fedfree.settings import Values
-from simulations.baselines.evaluate import META_LEARNER
+from simulations.baselines.table import META_LEARNER
 from simulations.config import SimulationConfig
 from simulations.reporting.episodes import Episodes, read_episodes
 from simulations.reporting.record import ACCURACY, GAIN, Cell, Column, Row, Table

@@ -14,8 +14,7 @@ from fedfree.host.files import read_file, write_file
 from server.doors.curves import series, titled
 from server.events import Event
 from server.storage.run_directory import RunDirectory
-from simulations.baselines.evaluate import META_LEARNER
-from simulations.baselines.table import BASELINES, BEST_SINGLE, POOLED, PUBLIC_START
+from simulations.baselines.table import BASELINES, BEST_SINGLE, META_LEARNER, POOLED, PUBLIC_START
 from simulations.reporting.pictures import synthetic_picture
 from simulations.reporting.runs import command_of, read_events
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label

@@ -20,9 +20,9 @@ from fedfree.start import Start
 from server.events import Event, doubted
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED, QUARANTINED
-from simulations.baselines.evaluate import META_LEARNER, Comparison
+from simulations.baselines.evaluate import Comparison
 from simulations.baselines.share import Share, share_closed
-from simulations.baselines.table import BASELINES
+from simulations.baselines.table import BASELINES, META_LEARNER
 from simulations.config import SimulationConfig
 from simulations.reporting import facts
 

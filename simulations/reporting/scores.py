@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simulations.baselines.evaluate import META_LEARNER
-from simulations.baselines.table import BASELINES, BEST_SINGLE, PUBLIC_START, Baseline
+from simulations.baselines.table import BASELINES, BEST_SINGLE, META_LEARNER, PUBLIC_START, Baseline
 from simulations.reporting.words import ABSENT
 
 

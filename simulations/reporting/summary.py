@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from simulations.baselines.evaluate import META_LEARNER
+from simulations.baselines.table import META_LEARNER
 from simulations.reporting.scores import Row, Score, comparison, headline, task_label
 from simulations.reporting.words import ABSENT, duration, printable
 

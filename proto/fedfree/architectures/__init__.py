@@ -25,7 +25,7 @@ from fedfree.architectures.resnet import ResNet
 from fedfree.architectures.timm import FAMILIES, TimmClassifier, timm_names
 from fedfree.architectures.torchvision import TorchvisionClassifier, torchvision_names
 from fedfree.errors import ContributionError, ExtensionError, printable
-from fedfree.extension import described, extending, is_ours
+from fedfree.extension import Table, described, extending, is_ours
 from fedfree.rule import rule
 
 __all__ = [
@@ -212,21 +212,25 @@ def _of_library(
     return make(name=name, num_classes=num_classes, input=input)
 
 
-ARCHITECTURES: dict[str, Family] = {
-    "conv4": Family(_conv4, widths=(32, 64), norms=("batch", "group")),
-    "resnet10": Family(partial(_resnet, blocks=1), norms=("batch", "group")),
-    "resnet18": Family(partial(_resnet, blocks=2), norms=("batch", "group")),
-    "torchvision/<name>": Family(
-        partial(_of_library, make=TorchvisionClassifier),
-        names=torchvision_names,
-        offers="any classification model of torchvision up to 150 million parameters, such as mobilenet_v2",
-    ),
-    "timm/<name>": Family(
-        partial(_of_library, make=TimmClassifier),
-        names=timm_names,
-        offers="; ".join(f"{name}: {', '.join(family.names)}" for name, family in FAMILIES.items()),
-    ),
-}
+ARCHITECTURES: Table[Family] = Table(
+    "architecture",
+    {
+        "conv4": Family(_conv4, widths=(32, 64), norms=("batch", "group")),
+        "resnet10": Family(partial(_resnet, blocks=1), norms=("batch", "group")),
+        "resnet18": Family(partial(_resnet, blocks=2), norms=("batch", "group")),
+        "torchvision/<name>": Family(
+            partial(_of_library, make=TorchvisionClassifier),
+            names=torchvision_names,
+            offers="any classification model of torchvision up to 150 million parameters, such as "
+            "mobilenet_v2",
+        ),
+        "timm/<name>": Family(
+            partial(_of_library, make=TimmClassifier),
+            names=timm_names,
+            offers="; ".join(f"{name}: {', '.join(family.names)}" for name, family in FAMILIES.items()),
+        ),
+    },
+)
 """From id to what builds it; ``<name>`` stands for any name that the family knows."""
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedfree.episodes import EpisodeSpec, mean_and_ci95
 from fedfree.errors import ConfigError, StorageError
-from simulations.baselines.evaluate import META_LEARNER, Comparison
+from simulations.baselines.evaluate import Comparison
+from simulations.baselines.table import META_LEARNER
 from simulations.config import SimulationConfig
 from simulations.reporting.compared import write_comparison
 from simulations.reporting.comparing import ComparedRuns, as_plain, score_table, settings_table
