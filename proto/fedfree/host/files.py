@@ -251,18 +251,37 @@ def append_line(path: Path, line: str) -> None:
 
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write files that belong together over those of before, all or none: each is on disk before the first
-    takes its place, and only a kill between two renames leaves new ones beside old ones.
+    takes its place, and only a kill between two renames leaves new ones beside old ones. Of several processes
+    at once one comes after the other.
 
     Raises:
         StorageError: the disk is full, or a folder cannot be written; all are as they were before.
     """
     with contextlib.ExitStack() as replaced:
-        for path, data in files.items():
+        for path in files:
             with named(f"cannot write {path}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in sorted({path.parent for path in files}):
+            replaced.enter_context(_alone_in(folder))
+        for path, data in files.items():
+            with named(f"cannot write {path}"):
                 partial = replaced.enter_context(replacing(path))
                 partial.write_bytes(data)
                 sync(partial)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep every other process out that asks likewise, which waits; raises StorageError."""
+    with named(f"cannot write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with named(f"cannot write {folder}"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -276,12 +295,7 @@ def writing_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[s
         ConfigError: one of them is there; nothing is overwritten.
         StorageError: the folder cannot be written.
     """
-    with named(f"cannot write {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with named(f"cannot write {folder}"):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with _alone_in(folder):
         _take_back(folder, files)
         for name in files:
             if (folder / name).exists():
@@ -295,8 +309,6 @@ def writing_new(folder: Path, files: Mapping[str, bytes], *, private: Sequence[s
             _link_staged(folder, [last])
         finally:
             _take_back(folder, files)
-    finally:
-        os.close(descriptor)
 
 
 _STAGED = ".new"

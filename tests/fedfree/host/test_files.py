@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,3 +202,23 @@ def test_of_files_that_belong_together_none_is_replaced_where_one_finds_no_room(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
     write_together(new)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == new
+
+
+def test_of_two_who_write_files_that_belong_together_at_once_the_files_of_one_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pair(content: bytes) -> dict[Path, bytes]:
+        return {tmp_path / "a": content, tmp_path / "b": content}
+
+    other, move = threading.Thread(target=write_together, args=[pair(b"other")]), files.move_into_place
+
+    def move_then_let_the_other_try(partial: Path, path: Path) -> None:
+        move(partial, path)
+        if not other.ident:
+            other.start()
+            other.join(timeout=0.3)
+
+    monkeypatch.setattr(files, "move_into_place", move_then_let_the_other_try)
+    write_together(pair(b"first"))
+    other.join()
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"other", b"other"]
