@@ -66,8 +66,10 @@ def episode_specs(config: SimulationConfig) -> list[EpisodeSpec]:
 
 def check_splits(source: Path, config: SimulationConfig) -> None:
     """Raise DataError where the data cannot give the episodes that the evaluation needs."""
-    missing = set(SPLITS) - set(list_splits(source))
-    if missing:
+    found = list_splits(source)
+    if not found:
+        list_classes(source)  # which says of what holds no class at all what was passed over
+    if missing := set(SPLITS) - set(found):
         raise DataError(
             f"{source} has no {', '.join(sorted(missing))}: a simulation needs a folder or zip with "
             "meta_train, meta_val and meta_test, each with a folder a class"

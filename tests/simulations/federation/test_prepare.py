@@ -1,19 +1,20 @@
 """One data set in a federation or several: who gets what."""
 
+import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from fedfree.architectures import Architecture
-from fedfree.errors import ConfigError
+from fedfree.errors import ConfigError, DataError
 from fedfree.settings import merge
 from server.storage.run_directory import RunDirectory
 from simulations.config import SimulationConfig
 from simulations.federation.datasets import partition
 from simulations.federation.prepare import organisation_configs, prepare, read_organisations, server_config
-from simulations.federation.splits import find_datasets
+from simulations.federation.splits import check_splits, find_datasets
 
 MakeTree = Callable[..., Path]
 
@@ -165,3 +166,17 @@ def test_a_preparation_that_was_killed_is_finished_with_the_same_options_and_ref
         prepare(run, config.model_copy(update={"clients": 3}))
     prepare(run, config)
     assert {path: path.read_bytes() for path in run.rglob("*.toml")} == whole
+
+
+@pytest.mark.parametrize("names", [(), ("readme.txt",), ("../outside/a.png",)])
+def test_a_data_set_without_a_class_says_so_and_what_was_passed_over(
+    tmp_path: Path, names: Sequence[str]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    passed_over = "; passed over 1 " if names else ""
+    with pytest.raises(
+        DataError, match=rf"^no classes in .*images.zip: expected <class>/<image>.*{passed_over}"
+    ):
+        check_splits(tmp_path / "images.zip", SimulationConfig())
