@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,40 +20,60 @@ from server.storage.run_directory import RunDirectory
 from tests.programs import RunProgram
 
 FORKS = f"""
-import io, json, os, sys
+import io, json, os, signal, sys
 sys.path[:0] = {sys.path!r}
-imports, *scripts = sys.argv[1:]
-exec(imports)
-begun, begin = os.pipe()
-children = []
-for script in scripts:
-    printed, to = os.pipe()
-    if not os.fork():
-        os.close(begin)
-        os.dup2(to, 1)
-        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb"))
-        work = compile(script, "a script", "exec")
-        os.read(begun, 1)
-        exec(work, globals())
-        sys.stdout.flush()
-        os._exit(0)
-    os.close(to)
-    children.append(printed)
-os.close(begin)
-print(json.dumps([os.fdopen(each).read() for each in children]))
-sys.exit(any([os.wait()[1] for _ in children]))
+
+def race(scripts):
+    begun, begin = os.pipe()
+    children = []
+    for script in scripts:
+        printed, to = os.pipe()
+        if not os.fork():
+            signal.alarm(60)
+            os.close(begin)
+            os.dup2(to, 1)
+            sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb"))
+            work = compile(script, "a script", "exec")
+            os.read(begun, 1)
+            exec(work, globals())
+            sys.stdout.flush()
+            os._exit(0)
+        os.close(to)
+        children.append(printed)
+    os.close(begin)
+    printed = [os.fdopen(each).read() for each in children]
+    os.close(begun)
+    return printed, any([os.wait()[1] for _ in children])
+
+for line in sys.stdin:
+    imports, *scripts = json.loads(line)
+    exec(imports)
+    print(json.dumps(race(scripts)), flush=True)
 """
 """Imports once what all scripts need, forks a process for each, and has all begin in the same moment: the end
 of the pipe that they read from wakes everyone."""
+Race = Callable[[str, Sequence[str]], list[str]]
 
 
-def race(imports: str, scripts: Sequence[str]) -> list[str]:
-    """Run scripts in processes of their own, all begun at once; what each printed."""
-    command = [sys.executable, "-c", FORKS, imports, *scripts]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 0, ended.stderr
-    printed: list[str] = json.loads(ended.stdout)
-    return printed
+@pytest.fixture(scope="module")
+def race() -> Iterator[Race]:
+    """Run scripts in processes of their own, all begun at once; what each printed.
+
+    One parent forks them all, for to load the server takes seconds.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin and parent.stdout
+        to, answers = parent.stdin, parent.stdout
+
+        def run(imports: str, scripts: Sequence[str]) -> list[str]:
+            print(json.dumps([imports, *scripts]), file=to, flush=True)
+            printed, failed = json.loads(answers.readline())
+            assert not failed, "a script failed: see what it wrote to standard error"
+            return list(printed)
+
+        yield run
 
 
 TOKENS = "from pathlib import Path; from server.doors.tokens import Tokens"
@@ -64,7 +84,7 @@ TURNS = [0, *(pytest.param(turn, marks=pytest.mark.slow) for turn in range(1, 10
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_of_tokens_added_and_revoked_at_once_none_is_lost_and_none_comes_back(
-    tmp_path: Path, turn: int
+    tmp_path: Path, race: Race, turn: int
 ) -> None:
     tokens = Tokens(tmp_path / "tokens.json")
     at = f"t = Tokens(Path({str(tokens.path)!r}))\n"
@@ -81,7 +101,7 @@ def test_of_tokens_added_and_revoked_at_once_none_is_lost_and_none_comes_back(
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_of_two_who_enrol_one_key_one_is_refused(tmp_path: Path, turn: int) -> None:
+def test_of_two_who_enrol_one_key_one_is_refused(tmp_path: Path, race: Race, turn: int) -> None:
     deployment = init(tmp_path / "c", ["localhost"], DeploymentConfig(), CollectConfig())
     (tmp_path / "key.pub").write_bytes(make_key()[1])
     imports = (
@@ -98,7 +118,9 @@ def test_of_two_who_enrol_one_key_one_is_refused(tmp_path: Path, turn: int) -> N
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_of_two_who_prepare_one_folder_both_learn_what_one_of_them_wrote(tmp_path: Path, turn: int) -> None:
+def test_of_two_who_prepare_one_folder_both_learn_what_one_of_them_wrote(
+    tmp_path: Path, race: Race, turn: int
+) -> None:
     imports = (
         "import server.commands.main as m; from server.config import ServerConfig\n"
         "from fedfree.host.options import Chosen\nfrom pathlib import Path"
@@ -113,7 +135,7 @@ def test_of_two_who_prepare_one_folder_both_learn_what_one_of_them_wrote(tmp_pat
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_of_two_coordinators_made_in_one_folder_one_is_refused_and_the_other_is_whole(
-    tmp_path: Path, turn: int
+    tmp_path: Path, race: Race, turn: int
 ) -> None:
     imports = (
         "from pathlib import Path; from server.doors.deployment import DeploymentConfig, init\n"
