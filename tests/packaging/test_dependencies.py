@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def names(requirements: list[Requirement]) -> set[str]:
     return {canonicalize_name(each.name) for each in requirements}
 
 
+@cache
 def imported(room: str) -> dict[str, set[str]]:
     """Each third-party module that a room imports, to the files that do."""
     found: dict[str, set[str]] = {}

@@ -46,13 +46,17 @@ def modules(room: Path) -> list[str]:
     return [".".join(part for part in parts if part != "__init__") for parts in found]
 
 
-@pytest.mark.parametrize("role", ["client", "server"])
-def test_every_module_of_a_role_is_imported_where_nothing_but_its_extra_is_installed(
-    role: str, brought: Brought
+@pytest.mark.parametrize(
+    ("role", "others"),
+    [("client", {"server", "simulations"}), ("server", {"client", "simulations", "opacus"})],
+)
+def test_every_module_of_a_role_is_imported_with_its_extra_alone_and_loads_no_other_role(
+    role: str, others: set[str], brought: Brought
 ) -> None:
     names = set(modules(ROOT / role)) | set(modules(ROOT / "proto" / "fedfree"))
-    finished = run_hiding(f"import {', '.join(sorted(names - set(FLOWER)))}", brought(role))
-    assert finished.returncode == 0, finished.stderr
+    loaded = f"import sys; print(*sorted({{m.partition('.')[0] for m in sys.modules}} & {others!r}))"
+    finished = run_hiding(f"import {', '.join(sorted(names - set(FLOWER)))}\n{loaded}", brought(role))
+    assert (finished.returncode, finished.stdout) == (0, "\n"), finished.stdout + finished.stderr
 
 
 def test_an_organisation_gets_no_flower_and_a_coordinator_no_opacus(brought: Brought) -> None:
