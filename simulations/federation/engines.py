@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import client.doors.flower_app
-import server.doors.flower_app
 from fedfree.codec import decode_meta_learner
 from fedfree.errors import ConfigError, FederationError
 from fedfree.host.channel import Address
@@ -25,7 +23,6 @@ from server.events import OnEvent
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
-from simulations.federation.grid import InProcessGrid
 
 
 def run_in_process(run: Path, *, organisations: int, on_event: OnEvent) -> None:
@@ -35,11 +32,13 @@ def run_in_process(run: Path, *, organisations: int, on_event: OnEvent) -> None:
         FederationError: too few organisations contributed.
         Exception: whatever a programming error raises, on either side.
     """
+    from client.doors.flower_app import app
+    from server.doors.flower_app import serve
+    from simulations.federation.grid import InProcessGrid
+
     _check(run, organisations)
-    grid = InProcessGrid(
-        client.doors.flower_app.app, {"run": str(run.resolve())}, organisations=organisations
-    )
-    server.doors.flower_app.serve(grid, run, on_event=on_event)
+    grid = InProcessGrid(app, {"run": str(run.resolve())}, organisations=organisations)
+    serve(grid, run, on_event=on_event)
 
 
 def run_flower(run: Path, *, organisations: int, on_event: OnEvent) -> None:

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
@@ -331,6 +329,8 @@ def _mask(character: str, face: str) -> Tensor:
 
 
 def _font_path(face: str) -> Path:
+    import matplotlib
+
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
 
 
@@ -342,4 +342,6 @@ def _font(face: str) -> ImageFont.FreeTypeFont:
 @cache
 def _coverage(face: str) -> frozenset[int]:
     """The code points that a face can draw."""
+    from matplotlib.ft2font import FT2Font
+
     return frozenset(FT2Font(str(_font_path(face))).get_charmap())
