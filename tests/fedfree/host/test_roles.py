@@ -50,3 +50,13 @@ def test_a_user_without_a_home_is_told_what_to_set_although_the_commands_cannot_
         2,
         "error: FEDFREE_HOME is 'here': set it to a path that begins with /\n",
     )
+
+
+def test_no_garbage_is_looked_for_while_a_program_is_imported_and_again_when_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import gc\nat_import = gc.isenabled()\ndef main(): print(at_import, gc.isenabled())\n"
+    (tmp_path / "a_program_for_this_test.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    run_role("a program", extra="x", commands="a_program_for_this_test")
+    assert capsys.readouterr().out == "False True\n"
