@@ -89,7 +89,7 @@ wheel:
 
 # make container CONTAINER=podman
 container:
-	$(CONTAINER) build --file deploy/Containerfile --tag fedfree:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) .
+	$(CONTAINER) build --file deploy/Containerfile --tag fedfree --tag fedfree:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) .
 
 proto: install
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto proto/fedfree/v1/*.proto

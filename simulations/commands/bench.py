@@ -12,7 +12,6 @@ from simulations import series
 from simulations.benchmarks import alignment, poison, poison_table, quality, quality_table, scale, speed
 from simulations.benchmarks.quality_plots import plots
 from simulations.command_line import flags
-from simulations.commands.alone import alone_in_out
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
 from simulations.reporting import tables as output
@@ -27,7 +26,6 @@ Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0, 1, … of e
 
 @app.command("quality")
 @configured(SimulationConfig, flags(*POOL, "start", "episodes"))
-@alone_in_out
 def bench_quality(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-quality"),
@@ -53,7 +51,6 @@ def bench_quality(
 
 @app.command("speed")
 @configured(SimulationConfig, flags(*POOL, "episodes", "seed"))
-@alone_in_out
 def bench_speed(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-speed"),
@@ -78,7 +75,6 @@ def bench_speed(
 
 @app.command("scale")
 @configured(SimulationConfig, flags("device", "threads", "seed"))
-@alone_in_out
 def bench_scale(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-scale"),
@@ -102,7 +98,6 @@ def bench_scale(
 
 @app.command("alignment")
 @configured(SimulationConfig, flags(*POOL))
-@alone_in_out
 def bench_alignment(
     chosen: Chosen[SimulationConfig], out: Folder = Path("runs/bench-alignment"), seeds: Seeds = 1
 ) -> None:
@@ -126,7 +121,6 @@ def bench_alignment(
 
 @app.command("poison")
 @configured(SimulationConfig, flags(*POOL, "start"))
-@alone_in_out
 def bench_poison(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-poison"),

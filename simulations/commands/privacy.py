@@ -28,7 +28,6 @@ from simulations.attacks.sweep import (
 )
 from simulations.attacks.sweep_plots import plots
 from simulations.command_line import flags
-from simulations.commands.alone import alone_in_out
 from simulations.config import SimulationConfig
 from simulations.reporting import tables as output
 from simulations.series import seconds
@@ -59,7 +58,6 @@ SWEEP_FLAGS = flags(
 
 @app.command()
 @configured(AuditConfig, AUDIT_FLAGS)
-@alone_in_out
 def audit(
     chosen: Chosen[AuditConfig],
     out: Annotated[Path, typer.Option(help="Folder for everything the audit leaves.")] = Path("runs/audit"),
@@ -112,7 +110,6 @@ def audit(
 
 @app.command()
 @configured(SimulationConfig, SWEEP_FLAGS, under=Layer("sweep", SMALL))
-@alone_in_out
 def sweep(
     chosen: Chosen[SimulationConfig],
     out: Annotated[

@@ -208,7 +208,7 @@ def test_a_garbage_reply_is_an_event(store: Store, records: RecordDict) -> None:
 
 
 def test_collecting_ends_when_time_is_up(store: Store) -> None:
-    events = _collect(_grid(_model), store, organisations=4, timeout=0.2)
+    events = _collect(_grid(_model), store, organisations=4, timeout=1.0)
     assert events[-1].values == {"done": 3, "failed": 0, "missing": 1, "of": 4}
 
 
