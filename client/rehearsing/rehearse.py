@@ -49,7 +49,7 @@ from client.training.privacy import train_privately
 from fedfree.accounting import highest_true_positive_rate
 from fedfree.adaptation import FEATURE_BATCH
 from fedfree.architectures import Classifier, InputSpec
-from fedfree.codec import Contribution, encode_weights, sha256
+from fedfree.codec import Contribution, encode_weights, raise_variances, sha256
 from fedfree.errors import DataError, ExtensionError
 from fedfree.extension import described, extending
 from fedfree.host.code import code_sha256
@@ -130,6 +130,7 @@ def trainer_of(config: TrainingConfig, privacy: PrivacyConfig | None = None) -> 
             trained: Fitted | Untrained = _train_unreleased(images, config, privacy, seed)
         else:
             trained = fit(images, config, seed=seed)
+        raise_variances(trained.network)  # public weights have dead filters
         return Contribution(
             architecture=config.architecture,
             num_classes=images.num_classes,

@@ -362,7 +362,8 @@ def named(what: str) -> Iterator[None]:
 
 def misplaced(error: OSError) -> str:
     """Which folder is in the place of a file, or file in that of a folder; empty where that is not why."""
-    paths = [Path(os.fsdecode(each)) for each in (error.filename2, error.filename) if isinstance(each, _PATH)]
+    named_in = (error.filename2, error.filename)
+    paths = [Path(os.fsdecode(each)) for each in named_in if isinstance(each, str | bytes | os.PathLike)]
     if error.errno == errno.EEXIST:  # of a folder that was to be made, the only one
         paths = paths if len(paths) == 1 else []
     elif error.errno == errno.ENOTDIR:
@@ -376,6 +377,3 @@ def misplaced(error: OSError) -> str:
                 here, wanted = ("folder", "file") if is_folder else ("file", "folder")
                 return f"{path} is a {here} where a {wanted} is expected: move it away, or name a {wanted}"
     return ""
-
-
-_PATH = (str, bytes, os.PathLike)
