@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedfree.architectures import Classifier, build, use_channels_last
 from fedfree.codec import is_body, short
 from fedfree.errors import FederationError
+from fedfree.seeding import make_generator
 from fedfree.start import Start
 from server.learning.pool import Member, Pool
 from server.learning.trust import (
@@ -34,6 +35,9 @@ CLIP = 2.0
 far. Honest ones move at most 1.8 times as far."""
 BLOCK = 32
 """Models whose differences are compared at once."""
+EXACTLY, SKETCH = 128, 16_384
+"""Up to so many models, all pairs of differences are compared in full; of more, sketches of so many numbers,
+which say a cosine to within a hundredth and read each model once."""
 
 
 def merge_into(network: nn.Module, pool: Pool, *, robust: bool = False) -> dict[str, Trust]:
@@ -157,6 +161,19 @@ def _cosines(
     pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int], kept: Mapping[str, Tensor]
 ) -> Tensor:
     """Between the models' differences from the start, cut to what counts, [models, models]."""
+    if len(numbers) > EXACTLY:
+        rows = _sketches(pool, body, numbers, kept)
+        products = rows @ rows.T
+    else:
+        products = _products(pool, body, numbers, kept)
+    lengths = products.diagonal().sqrt().clamp(min=1e-12)
+    return products / lengths / lengths[:, None]
+
+
+def _products(
+    pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int], kept: Mapping[str, Tensor]
+) -> Tensor:
+    """Inner products of the cut differences, [models, models]."""
     products = torch.zeros(len(numbers), len(numbers), dtype=torch.float64)
     blocks = torch.arange(len(numbers)).split(BLOCK)
     for rows, columns in itertools.combinations_with_replacement(blocks, 2):
@@ -169,9 +186,31 @@ def _cosines(
                 for block, states in zip((rows, columns), pair, strict=True)
             )
             products[rows[:, None], columns] += row @ column.T
-    products = products.triu() + products.triu(1).T
-    lengths = products.diagonal().sqrt().clamp(min=1e-12)
-    return products / lengths / lengths[:, None]
+    return products.triu() + products.triu(1).T
+
+
+def _sketches(
+    pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int], kept: Mapping[str, Tensor]
+) -> Tensor:
+    """Sums of each cut difference's numbers, every one with a random sign in one of them, [models, SKETCH].
+
+    Their inner products are, but for chance, those of the differences (Charikar, Chen and Farach-Colton,
+    ICALP 2002).
+    """
+    sketches = torch.zeros(len(numbers), SKETCH, dtype=torch.float64)
+    ids = [pool.ids[number] for number in numbers]  # who fits a model to what is drawn changes what is drawn
+    drawn = {
+        name: torch.randint(
+            2 * SKETCH, (body[name].numel(),), generator=make_generator(0, "sketch", name, *ids)
+        )
+        for name in kept
+    }
+    for place, number in enumerate(numbers):
+        state = pool.member(number).network.state_dict()
+        for name, shares in kept.items():
+            signed = _differences(body, [state], name)[0] * (1 - 2 * (drawn[name] % 2))
+            sketches[place].index_add_(0, drawn[name] // 2, shares[place] * signed)
+    return sketches
 
 
 def _differences(body: Mapping[str, Tensor], states: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:

@@ -220,10 +220,9 @@ def by_sharing(alike: Tensor, organisations: Sequence[str | None]) -> Ground:
         alike: [models, models], correlations.
         organisations: who sent each; None where nobody knows.
     """
-    same = torch.tensor(
-        [[one is not None and one == other for other in organisations] for one in organisations]
-    )
-    together = (alike > ALIKE) | same
+    numbers = {each: number for number, each in enumerate(organisations)} | {None: -1}
+    codes = torch.tensor([numbers[each] for each in organisations])
+    together = (alike > ALIKE) | (codes == codes[:, None]) & (codes >= 0)
     together.fill_diagonal_(True)
     counts = together.sum(1)
     words = [
@@ -242,17 +241,13 @@ def own_directions(cosines: Tensor) -> Tensor:
     """
     shares = cosines.new_ones(len(cosines)) / len(cosines)
     for _ in range(20):
-        closeness = 1 / _own_products(cosines, shares).diagonal().clamp(min=1e-6).sqrt()
+        to_mean = cosines @ shares
+        closeness = 1 / (cosines.diagonal() - 2 * to_mean + shares @ to_mean).clamp(min=1e-6).sqrt()
         shares = closeness / closeness.sum()
-    products = _own_products(cosines, shares)
+    to_mean = cosines @ shares
+    products = cosines - to_mean - to_mean[:, None] + shares @ to_mean
     lengths = products.diagonal().clamp(min=1e-6).sqrt()
     return products / lengths / lengths[:, None]
-
-
-def _own_products(cosines: Tensor, shares: Tensor) -> Tensor:
-    """Inner products of what is left of each when the mean by these shares is taken away."""
-    to_mean = cosines @ shares
-    return cosines - to_mean - to_mean[:, None] + shares @ to_mean
 
 
 def by_direction(cosines: Tensor) -> Ground:
@@ -264,9 +259,9 @@ def by_direction(cosines: Tensor) -> Ground:
         cosines: [models, models], between differences from the start; copies have one vote on the others.
     """
     votes = by_sharing(own_directions(cosines), [None] * len(cosines)).factors.to(cosines)
-    others = votes.expand_as(cosines) * (1 - torch.eye(len(cosines)).to(cosines))
-    lengths = torch.einsum("ij,jk,ik->i", others, cosines, others).clamp(min=1e-12).sqrt()
-    agreement = (others * cosines).sum(1) / lengths
+    to_all, itself = cosines @ votes, votes * cosines.diagonal()
+    lengths = (votes @ to_all - votes * (2 * to_all - itself)).clamp(min=1e-12).sqrt()
+    agreement = (to_all - itself) / lengths
     middle = agreement.median()
     words = [
         f"moved from the start against the others (cosine {each:.2f}, the middle model {middle:.2f})"

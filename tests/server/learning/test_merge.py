@@ -12,7 +12,7 @@ from fedfree.codec import decode_contribution, encode_contribution, encode_tenso
 from fedfree.start import LoadedStart, trained_tensors
 from server.config import MetaLearnConfig, ServerConfig
 from server.events import ignore
-from server.learning.merge import further_means, merge_into, part_way
+from server.learning.merge import EXACTLY, _cosines, further_means, merge_into, part_way
 from server.learning.pool import Models, Pool
 from server.learning.state import begin
 from server.storage.store import ACCEPTED, Store
@@ -127,14 +127,18 @@ def store_of_six(
     return Pool(store, store.ids(ACCEPTED), torch.device("cpu"))
 
 
+@pytest.mark.parametrize("exactly", [EXACTLY, 5])
 @pytest.mark.parametrize(("times", "words"), [(12.0, "was cut"), (-1.0, "against the others")])
 def test_one_model_does_not_move_the_robust_mean_as_far_as_it_likes(
     times: float,
     words: str,
+    exactly: int,
     tmp_path: Path,
     make_start: Callable[..., LoadedStart],
     contribute_from: Callable[..., tuple[bytes, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("server.learning.merge.EXACTLY", exactly)
     torch.manual_seed(0)
     start, name = make_start(0), "blocks.3.0.weight"
     pool = store_of_six(tmp_path / "hostile", start, contribute_from, lambda moved: times * moved)
@@ -163,3 +167,22 @@ def test_honest_models_have_the_plain_mean_to_the_bit(
     assert {each.weight for each in trusts.values()} == {1.0}
     state = plain.state_dict()
     assert all(tensor.equal(state[name]) for name, tensor in robust.state_dict().items() if is_body(name))
+
+
+def test_sketches_say_the_cosines_of_differences_to_within_three_hundredths(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    start = make_start(0)
+    pool = store_of_six(tmp_path, start, contribute_from, lambda moved: -moved)
+    kept = {name: torch.linspace(0.5, 1, 6) for name in start.body if name.endswith("weight")}
+    exact = _cosines(pool, start.body, range(6), kept)
+    monkeypatch.setattr("server.learning.merge.EXACTLY", 5)
+    assert exact.min() < -0.1 < 0.1 < exact.fill_diagonal_(0).max()
+    sketched = _cosines(pool, start.body, range(6), kept).fill_diagonal_(0)
+    torch.testing.assert_close(sketched, exact, atol=0.03, rtol=0)
+    pool.ids[0] = "another"
+    assert not _cosines(pool, start.body, range(6), kept).fill_diagonal_(0).equal(sketched)
