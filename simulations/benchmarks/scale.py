@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedfree.architectures import Architecture, InputSpec, build
-from fedfree.codec import Contribution, encode_contribution, encode_weights
+from fedfree.codec import Contribution, encode_contribution, encode_tensors, encode_weights
 from fedfree.errors import FederationError
 from fedfree.host.compute import peak_memory, use_cpu
 from fedfree.host.files import write_file
+from fedfree.host.starts import describe_folder
+from fedfree.start import LoadedStart, fill_body, trained_tensors
 from fedfree.statement import PrivacyStatement
 from server.config import ServerConfig
 from server.learning.moves import invert, meta_learn
@@ -49,7 +51,7 @@ class Cost:
     models: int
     processes: int
     start_seconds: float
-    """Until the first iteration: ids and descriptions of the pool, teachers, networks."""
+    """Until the first iteration: ids and descriptions of the pool, teachers, and from a start their mean."""
     seconds: float
     """Median over the iterations after the first."""
     peak_megabytes: float | None = None
@@ -64,41 +66,77 @@ class Scale:
     teams: list[Cost]
 
 
-def measure(out: Path, server: ServerConfig, *, models: Sequence[int], processes: Sequence[int]) -> Scale:
-    """One meta-iteration in ever larger pools, then with ever more processes."""
-    return Scale(by_pool_size(out, server, models), by_processes(out, server, processes))
+def measure(
+    out: Path,
+    server: ServerConfig,
+    *,
+    models: Sequence[int],
+    processes: Sequence[int],
+    start: Path | None = None,
+) -> Scale:
+    """One meta-iteration in ever larger pools, then with ever more processes.
+
+    Args:
+        start: folder of what all models begin from; by default they are random.
+    """
+    return Scale(by_pool_size(out, server, models, start), by_processes(out, server, processes, start))
 
 
-def by_pool_size(out: Path, server: ServerConfig, sizes: Sequence[int]) -> list[Cost]:
+def by_pool_size(out: Path, server: ServerConfig, sizes: Sequence[int], start: Path | None) -> list[Cost]:
     """Cost with ever more contributions in one store, each in a process of its own."""
     learn = server.learn.model_copy(update={"max_teachers": min(TEACHERS, min(sizes))})
     server = server.model_copy(update={"learn": learn, "iterations": ITERATIONS})
     costs = []
     for size in sorted(sizes):
-        fill(Store(out / "store"), size)
+        fill(begin_run(out, server, start), size)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            costs.append(process.submit(iterate, out / "store", server).result())
+            costs.append(process.submit(iterate, out, server).result())
     return costs
 
 
+def begin_run(run: Path, server: ServerConfig, start: Path | None) -> Store:
+    """The empty store of a run prepared there, or what an earlier call left in it."""
+    write_file(run / "server.toml", server.to_toml().encode())
+    directory = RunDirectory(run)
+    if start:
+        directory.adopt_start(start)
+    return directory.store()
+
+
 def fill(store: Store, count: int) -> None:
-    """Bring a store to so many accepted contributions of random Conv4 networks."""
-    spec = InputSpec()
-    network = build(Architecture(), num_classes=5, input=spec)
+    """Bring a store to so many accepted contributions."""
     for number in range(len(store.ids(ACCEPTED)), count):
-        with torch.no_grad():
-            network.get_parameter("head.bias").fill_(float(number))
-        contribution = Contribution(Architecture(), 5, spec, PrivacyStatement(), encode_weights(network))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(number)
+            contribution = _near(store.start) if store.start else _random()
         identity = store.receive(encode_contribution(contribution), contribution.weights)
         if identity in store.ids(RECEIVED):
             store.accept(identity)
 
 
-def iterate(path: Path, server: ServerConfig) -> Cost:
-    """Run some meta-iterations on a store; to be called in a fresh process, whose memory is measured."""
+def _random() -> Contribution:
+    """Of a Conv4 network that nobody trained."""
+    network = build(Architecture(), num_classes=5, input=InputSpec())
+    return Contribution(Architecture(), 5, InputSpec(), PrivacyStatement(), encode_weights(network))
+
+
+def _near(begun: LoadedStart) -> Contribution:
+    """Of a network whose every weight moved from the start, by about a hundredth of its tensor's spread."""
+    start = begun.start
+    network = build(start.architecture, num_classes=5, input=start.input)
+    fill_body(network, begun.body, "the start")
+    for parameter in network.parameters():
+        parameter.add_(torch.randn_like(parameter) * parameter.std(correction=0), alpha=0.01)
+    weights = encode_tensors(trained_tensors(network, begun.body))
+    statement = PrivacyStatement(initial_weights=start.initial_weights)
+    return Contribution(start.architecture, 5, start.input, statement, weights, start.sha256)
+
+
+def iterate(run: Path, server: ServerConfig) -> Cost:
+    """Run some meta-iterations on a run's store; for a fresh process, whose memory is measured."""
     use_cpu(server.threads)
     start = time.perf_counter()
-    pool = open_pool(Store(path), server)
+    pool = open_pool(RunDirectory(run).store(), server)
     state = begin(pool, server)
     times = [time.perf_counter()]
     for iteration in range(server.iterations):
@@ -108,7 +146,7 @@ def iterate(path: Path, server: ServerConfig) -> Cost:
     return Cost(len(pool), 1, times[0] - start, median(steps[1:]), peak_memory() / 2**20)
 
 
-def by_processes(out: Path, server: ServerConfig, counts: Sequence[int]) -> list[Cost]:
+def by_processes(out: Path, server: ServerConfig, counts: Sequence[int], start: Path | None) -> list[Cost]:
     """Seconds of a meta-iteration that so many processes share, one thread each.
 
     Raises:
@@ -120,14 +158,13 @@ def by_processes(out: Path, server: ServerConfig, counts: Sequence[int]) -> list
     costs = []
     for processes in counts:
         run = out / f"{processes}-processes"
-        fill(Store(run / "store"), models)
-        write_file(run / "server.toml", server.model_copy(update=changes).to_toml().encode())
-        start = time.time()
+        fill(begin_run(run, server.model_copy(update=changes), start), models)
+        begun = time.time()
         _torchrun(run, processes)
         events = [event for event in RunDirectory(run).read_events() if event.stage == "learn"]
         times = [event.time for event in events if event.kind in ("started", "progress")][-ITERATIONS - 1 :]
         steps = [after - before for before, after in pairwise(times)]
-        costs.append(Cost(models, processes, times[0] - start, median(steps[1:])))
+        costs.append(Cost(models, processes, times[0] - begun, median(steps[1:])))
     return costs
 
 
@@ -140,6 +177,14 @@ def _torchrun(run: Path, processes: int) -> None:
         raise FederationError(f"{processes} processes did not finish: {done.stderr.strip()[-500:]}")
 
 
+def describe(start: Path | None) -> str:
+    """What the pools are made of, in words."""
+    if start is None:
+        return "random Conv4-32 networks"
+    found = describe_folder(start)
+    return f"{found.architecture} near a start of {found.input.height} pixels"
+
+
 COLUMNS = (
     Column(key="case", title="one meta-iteration"),
     Column(key="seconds", title="seconds", format="{:.2f}"),
@@ -150,14 +195,18 @@ COLUMNS = (
 )
 
 
-def table(measured: Scale) -> Table:
-    """Both series, each against its first row."""
+def table(measured: Scale, *, what: str) -> Table:
+    """Both series, each against its first row.
+
+    Args:
+        what: the pools are made of.
+    """
     pools, teams = measured.pools, measured.teams
     rows = [_row(f"{cost.models:,} models", cost, pools[0]) for cost in pools] + [
         _row(_processes(cost.processes), cost, teams[0]) for cost in teams
     ]
     notes = (
-        f"pools of random Conv4-32 networks, {TEACHERS} teachers, median of {ITERATIONS - 1} iterations",
+        f"pools of {what}, {TEACHERS} teachers, median of {ITERATIONS - 1} iterations",
         f"processes: {teams[0].models} models, {teams[-1].processes} paths, one thread each",
     )
     return Table("Cost of a meta-iteration", COLUMNS, tuple(rows), notes)

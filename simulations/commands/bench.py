@@ -14,6 +14,7 @@ from simulations.benchmarks.quality_plots import plots
 from simulations.command_line import flags
 from simulations.config import SimulationConfig
 from simulations.federation.prepare import server_config
+from simulations.federation.starts import find_start
 from simulations.reporting import tables as output
 
 app = App("bench", "Measure, and leave a table with JSON, Markdown and plots.")
@@ -74,7 +75,7 @@ def bench_speed(
 
 
 @app.command("scale")
-@configured(SimulationConfig, flags("device", "threads", "seed"))
+@configured(SimulationConfig, flags("device", "threads", "seed", "start", "image_size", "cache"))
 def bench_scale(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-scale"),
@@ -82,12 +83,13 @@ def bench_scale(
     processes: Annotated[str, typer.Option(help="Numbers of processes, separated by commas.")] = "1,2",
 ) -> None:
     """Time and memory of a meta-iteration as the pool grows, and as processes share it."""
-    server = server_config(chosen.settings)
-    measured = scale.measure(out, server, models=_counts(models), processes=_counts(processes))
+    server, start = server_config(chosen.settings), find_start(chosen.settings)
+    sizes = {"models": _counts(models), "processes": _counts(processes)}
+    measured = scale.measure(out, server, **sizes, start=start)
     output.leave(
         out,
         "scale",
-        table=scale.table(measured),
+        table=scale.table(measured, what=scale.describe(start)),
         setup=chosen.settings.server,
         seeds=[chosen.settings.seed],
         details=scale.values(measured),

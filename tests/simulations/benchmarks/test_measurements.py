@@ -1,7 +1,9 @@
 """``fedfree-sim bench speed``, ``scale`` and ``alignment``, in miniature and against known answers."""
 
+import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,15 @@ import torch
 
 from fedfree.episodes import Accuracy
 from fedfree.errors import ConfigError
+from fedfree.host.starts import keep_start
+from fedfree.start import LoadedStart
 from server.config import ServerConfig
+from server.learning.meta_learn import walk
 from server.storage.store import ACCEPTED, Store
+from simulations.benchmarks.alignment import Loss, alignment, outer_step
 from simulations.benchmarks.pace import Look, Pace, sentence
 from simulations.benchmarks.recovery import AgainstScratch, Attempt
-from simulations.benchmarks.scale import Cost, Scale, fill, iterate, plot
+from simulations.benchmarks.scale import Cost, Scale, begin_run, fill, iterate, plot
 from simulations.benchmarks.timing import alternate, bytes_moved, kind_of, operations, time_shares
 from simulations.commands.bench import _counts
 from tests.programs import RunProgram
@@ -109,19 +115,34 @@ def test_the_speed_up_is_over_the_fastest_that_is_as_good_in_both_measures() -> 
     assert "not as good from scratch within 5 steps" in comparison.sentences()[0]
 
 
-def test_a_store_is_filled_to_the_number_asked_for_and_no_further(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+@pytest.mark.parametrize("has_start", [False, True])
+def test_a_store_is_filled_to_the_number_asked_for_with_what_is_valid(
+    tmp_path: Path, has_start: bool, make_start: Callable[..., LoadedStart]
+) -> None:
+    start = make_start() if has_start else None
+    store = Store(tmp_path, lambda: start)
     for count in (3, 5, 5):
         fill(store, count)
         assert len(store.ids(ACCEPTED)) == count
+    heads = [store.network(identity)[1].get_parameter("head.weight") for identity in store.ids(ACCEPTED)]
+    assert len({head.sum().item() for head in heads}) == 5
 
 
-def test_a_meta_iteration_is_timed_on_a_store(tmp_path: Path) -> None:
-    fill(Store(tmp_path), 3)
-    server = ServerConfig(iterations=2, threads=1)
+@pytest.mark.parametrize("has_start", [False, True])
+def test_a_meta_iteration_is_timed_on_a_store(
+    tmp_path: Path, has_start: bool, make_start: Callable[..., LoadedStart]
+) -> None:
+    start = None
+    if has_start:
+        start = tmp_path / "start"
+        made = make_start()
+        keep_start(start, made.start, made.weights)
+    server = ServerConfig(preset="start" if has_start else "default", iterations=2, threads=1)
     invert = server.invert.model_copy(update={"images_per_model": 10, "steps": 1})
     learn = server.learn.model_copy(update={"compositions": 4, "relational_tasks": 2, "batch_size": 8})
-    cost = iterate(tmp_path, server.model_copy(update={"invert": invert, "learn": learn}))
+    server = server.model_copy(update={"invert": invert, "learn": learn})
+    fill(begin_run(tmp_path / "run", server, start), 3)
+    cost = iterate(tmp_path / "run", server)
     assert (cost.models, cost.processes) == (3, 1)
     assert cost.seconds > 0
     assert cost.peak_megabytes is not None and cost.peak_megabytes > 10
@@ -142,17 +163,44 @@ def test_counts_that_are_not_whole_numbers_are_refused(text: str) -> None:
         _counts(text)
 
 
-def test_alignment_is_measured_along_both_paths_and_drawn(
-    tmp_path: Path, make_tree: MakeTree, run_program: RunProgram
+def test_alignment_is_measured_for_every_inner_rate_and_drawn(
+    tmp_path: Path, make_tree: MakeTree, run_program: RunProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("simulations.benchmarks.alignment.STEPS", 2)
     options = pool_options(tmp_path, make_tree("tree"), clients=3)
     assert run_program("simulations", "bench", "alignment", "--seeds", 1, *options)[0] == 0
-    measured = json.loads((tmp_path / "out" / "alignment.json").read_text())["details"]
-    assert [row["path"] for row in measured["rows"]] == ["one after the other", "all from the same point"]
-    cosines = [row["cosines"] for row in measured["rows"]]
-    assert all(len(each) == 2 and all(-1 <= cosine <= 1 for cosine in each) for each in cosines)
-    assert cosines[0][0] == pytest.approx(cosines[1][0], abs=1e-4), "both start from the same student"
+    rows = json.loads((tmp_path / "out" / "alignment.json").read_text())["details"]["rows"]
+    assert [row["path"] for row in rows] == [
+        "all from the same point",
+        "one after the other, α = 0.015",
+        "one after the other, α = 0.149",
+    ]
+    assert all(len(row["cosines"]) == 4 and all(-1 <= each <= 1 for each in row["cosines"]) for row in rows)
+    assert len({row["cosines"][0] for row in rows}) == 1, "all start from the same meta-learner"
+    assert len({row["cosines"][1] for row in rows}) == 3
     assert (tmp_path / "out" / "alignment.png").stat().st_size > 1000
+
+
+def squares(count: int) -> list[Loss]:
+    """Of a network's outputs, each for other inputs."""
+    inputs = torch.randn(count, 6, 4, generator=torch.Generator().manual_seed(0))
+    return [lambda network, each=each: network(each).square().mean() for each in inputs]
+
+
+def test_an_outer_step_of_the_inner_rate_ends_where_the_path_does() -> None:
+    walked = torch.nn.Linear(4, 3)
+    stepped, losses = copy.deepcopy(walked), squares(3)
+    walk(torch.optim.SGD(walked.parameters(), 0.1), [partial(loss, walked) for loss in losses])
+    outer_step(stepped, torch.optim.SGD(stepped.parameters(), 0.1), losses, 0.1)
+    torch.testing.assert_close(stepped.state_dict(), walked.state_dict())
+
+
+def test_two_tasks_of_the_same_gradient_are_aligned_and_a_reversed_one_is_not() -> None:
+    network, (loss,) = torch.nn.Linear(4, 3), squares(1)
+    cosine, product = alignment(network, [loss, lambda same: 2 * loss(same)])
+    reversed_cosine, reversed_product = alignment(network, [loss, lambda same: -2 * loss(same)])
+    assert (cosine, reversed_cosine) == (pytest.approx(1), pytest.approx(-1))
+    assert product == pytest.approx(-reversed_product) and product > 0
 
 
 @pytest.mark.slow
