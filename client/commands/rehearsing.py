@@ -12,6 +12,7 @@ from client.rehearsing.rehearse import MIN_SHADOWS
 from client.rehearsing.rehearse import rehearse as run_rehearsal
 from client.rehearsing.report import print_audit, privacy_words, write_audit
 from fedfree.host.cli import App
+from fedfree.host.lock import alone
 from fedfree.host.options import Chosen, configured
 
 app = App()
@@ -34,6 +35,7 @@ REHEARSE_FLAGS = {
 
 @app.command()
 @configured(ClientConfig, REHEARSE_FLAGS)
+@alone
 def rehearse(
     chosen: Chosen[ClientConfig],
     out: Annotated[Path, typer.Option(help="Folder for the shadows and rehearsal.json.")] = Path("rehearsal"),

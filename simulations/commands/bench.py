@@ -7,6 +7,7 @@ import typer
 
 from fedfree.errors import ConfigError
 from fedfree.host.cli import App
+from fedfree.host.lock import alone
 from fedfree.host.options import Chosen, configured
 from simulations import series
 from simulations.benchmarks import alignment, poison, poison_table, quality, quality_table, scale, speed
@@ -27,6 +28,7 @@ Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0, 1, … of e
 
 @app.command("quality")
 @configured(SimulationConfig, flags(*POOL, "start", "episodes"))
+@alone
 def bench_quality(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-quality"),
@@ -52,6 +54,7 @@ def bench_quality(
 
 @app.command("speed")
 @configured(SimulationConfig, flags(*POOL, "episodes", "seed"))
+@alone
 def bench_speed(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-speed"),
@@ -76,6 +79,7 @@ def bench_speed(
 
 @app.command("scale")
 @configured(SimulationConfig, flags("device", "threads", "seed", "start", "image_size", "cache"))
+@alone
 def bench_scale(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-scale"),
@@ -100,6 +104,7 @@ def bench_scale(
 
 @app.command("alignment")
 @configured(SimulationConfig, flags(*POOL))
+@alone
 def bench_alignment(
     chosen: Chosen[SimulationConfig], out: Folder = Path("runs/bench-alignment"), seeds: Seeds = 1
 ) -> None:
@@ -123,6 +128,7 @@ def bench_alignment(
 
 @app.command("poison")
 @configured(SimulationConfig, flags(*POOL, "start"))
+@alone
 def bench_poison(
     chosen: Chosen[SimulationConfig],
     out: Folder = Path("runs/bench-poison"),

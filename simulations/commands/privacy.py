@@ -13,6 +13,7 @@ from client.commands.progress import shown_progress
 from client.rehearsing.rehearse import MIN_SHADOWS
 from client.rehearsing.report import plain_table, print_audit, privacy_words, write_audit
 from fedfree.host.cli import App
+from fedfree.host.lock import alone
 from fedfree.host.options import Chosen, configured
 from fedfree.settings import Layer
 from simulations.attacks import audit_table, sweep_table
@@ -58,6 +59,7 @@ SWEEP_FLAGS = flags(
 
 @app.command()
 @configured(AuditConfig, AUDIT_FLAGS)
+@alone
 def audit(
     chosen: Chosen[AuditConfig],
     out: Annotated[Path, typer.Option(help="Folder for everything the audit leaves.")] = Path("runs/audit"),
@@ -110,6 +112,7 @@ def audit(
 
 @app.command()
 @configured(SimulationConfig, SWEEP_FLAGS, under=Layer("sweep", SMALL))
+@alone
 def sweep(
     chosen: Chosen[SimulationConfig],
     out: Annotated[

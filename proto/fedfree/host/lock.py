@@ -1,16 +1,18 @@
 """A folder held by one process, which others can name: the kernel lets go of it however that process ends."""
 
 import fcntl
+import functools
 import itertools
 import os
 import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fedfree.errors import ConfigError
 from fedfree.host.files import named
@@ -43,6 +45,17 @@ def exclusive(folder: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def alone(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that continues what is in its ``out``, run only while no other process does so."""
+
+    @functools.wraps(command)
+    def held(*given: Any, out: Path, **named: Any) -> None:
+        with exclusive(out):
+            command(*given, out=out, **named)
+
+    return held
 
 
 def changing(file: Path) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ import pytest
 
 from fedfree.errors import ConfigError, StorageError
 from fedfree.host.lock import exclusive, require_free
+from tests.programs import RunProgram
 
 HOLD = (
     "import sys, threading; from pathlib import Path; from fedfree.host.lock import exclusive\n"
@@ -61,3 +62,21 @@ def test_who_holds_a_folder_is_told_also_of_a_command_whose_words_are_no_charact
     monkeypatch.setattr(sys, "argv", ["fedfree-server", "learn", os.fsdecode(b"run-\xff")])
     with exclusive(tmp_path), pytest.raises(ConfigError, match=r"learn '?run-\?"), exclusive(tmp_path):
         pytest.fail("both hold it")
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        *(("simulations", f"bench {name}") for name in ("quality", "speed", "scale", "alignment", "poison")),
+        *(("simulations", f"privacy {name}") for name in ("audit", "sweep")),
+        ("client", "rehearse --data nowhere"),
+    ],
+)
+def test_a_command_that_continues_a_folder_refuses_one_in_which_another_runs(
+    tmp_path: Path, run_program: RunProgram, program: str, words: str
+) -> None:
+    with exclusive(tmp_path):
+        status, _, error = run_program(program, *words.split(), "--out", tmp_path)
+    assert status == 2
+    assert f"another process runs in {tmp_path}: process {os.getpid()} on " in error
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
