@@ -167,7 +167,7 @@ def _cosines(
     else:
         products = _products(pool, body, numbers, kept)
     lengths = products.diagonal().sqrt().clamp(min=1e-12)
-    return products / lengths / lengths[:, None]
+    return products.div_(lengths).div_(lengths[:, None])
 
 
 def _products(
@@ -197,7 +197,7 @@ def _sketches(
     Their inner products are, but for chance, those of the differences (Charikar, Chen and Farach-Colton,
     ICALP 2002).
     """
-    sketches = torch.zeros(len(numbers), SKETCH, dtype=torch.float64)
+    sketches = torch.zeros(len(numbers), SKETCH)
     ids = [pool.ids[number] for number in numbers]  # who fits a model to what is drawn changes what is drawn
     drawn = {
         name: torch.randint(
@@ -209,7 +209,7 @@ def _sketches(
         state = pool.member(number).network.state_dict()
         for name, shares in kept.items():
             signed = _differences(body, [state], name)[0] * (1 - 2 * (drawn[name] % 2))
-            sketches[place].index_add_(0, drawn[name] // 2, shares[place] * signed)
+            sketches[place].index_add_(0, drawn[name] // 2, (shares[place] * signed).float())
     return sketches
 
 

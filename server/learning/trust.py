@@ -245,9 +245,9 @@ def own_directions(cosines: Tensor) -> Tensor:
         closeness = 1 / (cosines.diagonal() - 2 * to_mean + shares @ to_mean).clamp(min=1e-6).sqrt()
         shares = closeness / closeness.sum()
     to_mean = cosines @ shares
-    products = cosines - to_mean - to_mean[:, None] + shares @ to_mean
+    products = (cosines - to_mean).sub_(to_mean[:, None]).add_(shares @ to_mean)
     lengths = products.diagonal().clamp(min=1e-6).sqrt()
-    return products / lengths / lengths[:, None]
+    return products.div_(lengths).div_(lengths[:, None])
 
 
 def by_direction(cosines: Tensor) -> Ground:
