@@ -71,11 +71,20 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError(
             "the run configuration names no run directory: prepare one with `fedfree-sim prepare`"
         )
-    serve(grid, Path(run))
+    at_once = context.run_config.get("at-once", 0)
+    if not isinstance(at_once, int) or at_once < 0:
+        raise ConfigError(
+            f"the run configuration's at-once is {at_once!r}: use a whole number, 0 for all nodes"
+        )
+    serve(grid, Path(run), at_once=at_once)
 
 
-def serve(grid: Grid, path: Path, *, on_event: OnEvent = ignore) -> None:
+def serve(grid: Grid, path: Path, *, at_once: int = 0, on_event: OnEvent = ignore) -> None:
     """Collect contributions, learn from them, and hand the meta-learner to everyone who is there.
+
+    Args:
+        at_once: how many nodes may be at work on a question; 0: all. Flower's simulation looks through every
+            message under way for every node all the time, so that a thousand of them keep a core busy.
 
     Raises:
         FederationError: too few organisations contributed. This and any other failure also leaves
@@ -86,22 +95,22 @@ def serve(grid: Grid, path: Path, *, on_event: OnEvent = ignore) -> None:
     with run.held():
         discard(run.error)
         try:
-            _federate(grid, run, on_event)
+            _federate(grid, run, at_once, on_event)
         except Exception as error:
             run.write_error(error)
             raise
 
 
-def _federate(grid: Grid, run: RunDirectory, on_event: OnEvent) -> None:
+def _federate(grid: Grid, run: RunDirectory, at_once: int, on_event: OnEvent) -> None:
     recorded = run.recorded(on_event)
 
     def broadcast(manifest: bytes, meta_learner: MetaLearner) -> None:
         size = len(manifest) + len(meta_learner.weights)
         recorded(Event("broadcast", "finished", {"bytes": size}))
         content = to_records(manifest, meta_learner.weights, run.published_signature(manifest))
-        run.write_adaptation(adapt(grid, content, recorded))
+        run.write_adaptation(adapt(grid, content, recorded, at_once=at_once))
 
-    collect(grid, run.store(), run.config().collect, recorded, run.start_signature)
+    collect(grid, run.store(), run.config().collect, recorded, run.start_signature, at_once=at_once)
     learn_held(run, on_event=on_event, broadcast=broadcast)
 
 
@@ -111,11 +120,15 @@ class Conversation:
     A node that goes offline before it answers is asked again when it is back, MAX_ASKS times in all.
     """
 
-    def __init__(self, grid: Grid, message_type: str, content: RecordDict, *, ttl_seconds: float) -> None:
+    def __init__(
+        self, grid: Grid, message_type: str, content: RecordDict, *, ttl_seconds: float, at_once: int = 0
+    ) -> None:
         self._grid = grid
         self._message_type = message_type
         self._content = content
         self._ttl_seconds = ttl_seconds
+        self._at_once = at_once
+        self._seen: set[int] = set()
         self._awaited: dict[str, int] = {}
         self._asks: Counter[int] = Counter()
         self._offline: set[int] = set()
@@ -126,13 +139,17 @@ class Conversation:
         return set(self._awaited.values())
 
     @property
-    def asked(self) -> int:
-        """How many nodes were asked at least once."""
-        return len(self._asks)
+    def seen(self) -> int:
+        """How many nodes were online at least once."""
+        return len(self._seen)
 
     def ask_newcomers(self) -> None:
-        """Ask the online nodes that were never asked, or that are back."""
-        for node in self._grid.get_node_ids():
+        """Ask the online nodes that were never asked, or that are back, while not too many are at work."""
+        online = list(self._grid.get_node_ids())
+        self._seen.update(online)
+        for node in online:
+            if self._at_once and len(self._awaited) >= self._at_once:
+                return
             if node not in self._asks or node in self._offline:
                 self._ask(node)
 
@@ -168,6 +185,8 @@ def collect(
     config: CollectConfig,
     on_event: OnEvent,
     sign_start: Callable[[bytes], bytes],
+    *,
+    at_once: int = 0,
 ) -> None:
     """Ask every node for its contribution as it appears, and store each the moment it arrives.
 
@@ -176,7 +195,9 @@ def collect(
     """
     known, answered, failed = set(store.all_ids()), set[int](), set[int]()
     content = question(*(each.start.sha256 for each in store.starts))
-    conversation = Conversation(grid, CONTRIBUTE, content, ttl_seconds=config.timeout_seconds)
+    conversation = Conversation(
+        grid, CONTRIBUTE, content, ttl_seconds=config.timeout_seconds, at_once=at_once
+    )
     deadline = time.monotonic() + config.timeout_seconds
     on_event(Event("collect", "started", {"done": len(known), "of": config.organisations}))
 
@@ -224,28 +245,28 @@ def _wanted(starts: Sequence[LoadedStart], content: RecordDict) -> LoadedStart:
     return known[named]
 
 
-def adapt(grid: Grid, content: RecordDict, on_event: OnEvent) -> list[dict[str, object]]:
+def adapt(grid: Grid, content: RecordDict, on_event: OnEvent, *, at_once: int = 0) -> list[dict[str, object]]:
     """Send the meta-learner to every node that is online, late joiners included.
 
     Returns:
         What each answered, in the order of node ids, which says nothing of who it is.
     """
-    conversation = Conversation(grid, ADAPT, content, ttl_seconds=ADAPT_TIMEOUT_SECONDS)
+    conversation = Conversation(grid, ADAPT, content, ttl_seconds=ADAPT_TIMEOUT_SECONDS, at_once=at_once)
     deadline = time.monotonic() + ADAPT_TIMEOUT_SECONDS
     answers: dict[int, dict[str, object]] = {}
     conversation.ask_newcomers()
-    on_event(Event("adapt", "started", {"done": 0, "of": conversation.asked}))
+    on_event(Event("adapt", "started", {"done": 0, "of": conversation.seen}))
     while conversation.awaited and time.monotonic() < deadline:
         heard = False
         for node, reply in conversation.replies():
             heard = True
             answers[node] = _read_answer(node, reply, on_event)
-            on_event(Event("adapt", "progress", {"done": len(answers), "of": conversation.asked}))
+            on_event(Event("adapt", "progress", {"done": len(answers), "of": conversation.seen}))
         _rest(heard)
         conversation.ask_newcomers()
     for node in conversation.awaited:
         answers[node] = {"error": f"no answer within {ADAPT_TIMEOUT_SECONDS:.0f} s"}
-    on_event(Event("adapt", "finished", {"done": len(answers), "of": conversation.asked}))
+    on_event(Event("adapt", "finished", {"done": len(answers), "of": conversation.seen}))
     return [{"node": ordinal, **answers[node]} for ordinal, node in enumerate(sorted(answers))]
 
 

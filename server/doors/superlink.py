@@ -40,9 +40,13 @@ class SuperLink:
     bundle: Path
     """The Flower app that its runs are runs of."""
 
-    def submit(self, run: Path, *options: str) -> str:
-        """Submit the bundle's apps for a run directory and return Flower's run id."""
-        configuration = f"run={json.dumps(str(run))}"
+    def submit(self, run: Path, *options: str, at_once: int = 0) -> str:
+        """Submit the bundle's apps for a run directory and return Flower's run id.
+
+        Args:
+            at_once: how many nodes may be at work on a question; 0: all.
+        """
+        configuration = f"run={json.dumps(str(run))} at-once={at_once}"
         answer = self._flwr("run", str(self.bundle), CONNECTION, "--run-config", configuration, *options)
         return str(answer["run-id"])
 

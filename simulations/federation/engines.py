@@ -24,6 +24,9 @@ from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
 
+AT_ONCE = 64
+"""Simulated nodes that Flower has a question for; of them as many work as there are cores."""
+
 
 def run_in_process(run: Path, *, organisations: int, on_event: OnEvent) -> None:
     """Run server and organisations one after the other in this process.
@@ -53,7 +56,9 @@ def run_flower(run: Path, *, organisations: int, on_event: OnEvent) -> None:
     at_once = partial(kill_all, run.resolve() / ".flwr")
     with signals_raise(first=at_once), _simulation(run.resolve()) as flower:
         run_id = flower.submit(
-            run.resolve(), *_as_simulation(organisations, count_threads(directory.config().threads))
+            run.resolve(),
+            *_as_simulation(organisations, count_threads(directory.config().threads)),
+            at_once=AT_ONCE,
         )
         status, details = follow(flower, run_id, directory, events, on_event)
     if status != COMPLETED:

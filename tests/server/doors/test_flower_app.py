@@ -1,7 +1,8 @@
 """The server's Flower app, phase by phase, against organisations that answer anything."""
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,37 @@ def test_contributions_are_stored_as_they_arrive(store: Store) -> None:
     assert store.ids(RECEIVED) == sorted(contribution_id(b"manifest %d" % index) for index in range(3))
     assert _kinds(events) == ["started", "progress", "progress", "progress", "finished"]
     assert events[-1].values == {"done": 3, "failed": 0, "missing": 0, "of": 3}
+
+
+class _Counting(InProcessGrid):
+    most = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        pushed = super().push_messages(messages)
+        self.most = max(self.most, len(self._waiting))
+        return pushed
+
+
+@pytest.mark.parametrize(("at_once", "most"), [(0, 5), (2, 2), (9, 5)])
+def test_no_more_nodes_are_asked_at_once_than_may_be(
+    store: Store, monkeypatch: pytest.MonkeyPatch, at_once: int, most: int
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "InProcessGrid", _Counting)
+    events: list[Event] = []
+    grid = _grid(_model, organisations=5, goes_offline={1: 1})
+    assert isinstance(grid, _Counting)
+    config = CollectConfig(organisations=5)
+    collect(grid, store, config, events.append, lambda manifest: b"a signature", at_once=at_once)
+    assert grid.most == most
+    assert events[-1].values == {"done": 5, "failed": 0, "missing": 0, "of": 5}
+    grid = _grid(
+        lambda message, _: Message(RecordDict(), reply_to=message), organisations=5, goes_offline={1: 1}
+    )
+    assert isinstance(grid, _Counting)
+    answers = adapt(grid, RecordDict(), events.append, at_once=at_once)
+    assert grid.most == most
+    assert len(answers) == 5 and not any("error" in answer for answer in answers)
+    assert [event.values for event in events[-6:]] == [{"done": done, "of": 5} for done in (1, 2, 3, 4, 5, 5)]
 
 
 def test_a_node_that_goes_offline_is_asked_again(store: Store) -> None:
@@ -296,6 +328,13 @@ def test_a_run_without_configuration_says_how_to_prepare_one(tmp_path: Path) -> 
 def test_a_run_that_is_not_named_says_how_to_prepare_one(run_config: dict[str, str]) -> None:
     context = Context(1, 1, {}, RecordDict(), dict(run_config))
     with pytest.raises(ConfigError, match="fedfree-sim prepare"):
+        app(_grid(_model), context)
+
+
+@pytest.mark.parametrize("at_once", [-1, "many"])
+def test_a_wrong_number_of_nodes_at_once_is_refused(tmp_path: Path, at_once: int | str) -> None:
+    context = Context(1, 1, {}, RecordDict(), {"run": str(tmp_path), "at-once": at_once})
+    with pytest.raises(ConfigError, match=r"at-once is .*: use a whole number"):
         app(_grid(_model), context)
 
 
