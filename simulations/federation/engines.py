@@ -24,8 +24,8 @@ from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
 
-AT_ONCE = 64
-"""Simulated nodes that Flower has a question for; of them as many work as there are cores."""
+AT_ONCE = 8
+"""Simulated nodes that Flower has a question for, for each core; of them one works, or none."""
 
 
 def run_in_process(run: Path, *, organisations: int, on_event: OnEvent) -> None:
@@ -58,7 +58,7 @@ def run_flower(run: Path, *, organisations: int, on_event: OnEvent) -> None:
         run_id = flower.submit(
             run.resolve(),
             *_as_simulation(organisations, count_threads(directory.config().threads)),
-            at_once=AT_ONCE,
+            at_once=AT_ONCE * (os.cpu_count() or 1),
         )
         status, details = follow(flower, run_id, directory, events, on_event)
     if status != COMPLETED:
