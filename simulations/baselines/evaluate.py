@@ -43,12 +43,19 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
         For each data set, by name, a comparison for each kind of episode; no episode mixes data sets.
     """
     on_event(Event("evaluate", "started"))
-    datasets = find_datasets(config)
-    available = replace(_read_available(run, config, datasets), on_event=on_event)
+    datasets, done, of = find_datasets(config), 0, 0
+
+    def tell(event: Event) -> None:
+        within = (
+            {"done": done + int(event.values.get("done", 0)), "of": of} if event.kind == "progress" else {}
+        )
+        on_event(replace(event, values={**event.values, **within}))
+
+    available = replace(_read_available(run, config, datasets), on_event=tell)
     competitors = _competitors(available)
     comparisons = {}
     asked = _asked_networks(competitors, models=len(available.contributions))
-    done, of = 0, len(datasets) * sum(asked.values())
+    of = len(datasets) * sum(asked.values())
     on_event(Event("evaluate", "started", {"of": of}))  # from here on each network takes about as long
     for dataset in datasets:
         test, specs = dataset.load("meta_test"), episode_specs(config)

@@ -65,7 +65,7 @@ class Available:
     organisations: Sequence[ClientConfig] = ()
     """With their images, which only a simulation can see together."""
     on_event: OnEvent = ignore
-    """Told of what was tried on meta_val."""
+    """Told of what was tried on meta_val, and by ``progress`` how many of its own networks one has asked."""
 
     @property
     def start(self) -> LoadedStart | None:
@@ -212,7 +212,10 @@ def pool_concatenation(available: Available) -> Measure:
         return F.normalize(extract_features(network, LazyInputs(images, model.input), recipe), dim=1)
 
     def measure(new: NewClasses) -> list[Tensor]:
-        blocks = [features(new.images.images, each) for each in available.contributions]
+        blocks = []
+        for number, each in enumerate(available.contributions):
+            available.on_event(Event("evaluate", "progress", {"done": number}))  # of this baseline's own
+            blocks.append(features(new.images.images, each))
         return head_accuracies(torch.cat(blocks, dim=1), head, new.episodes)
 
     return measure

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedfree.errors import ConfigError
 from fedfree.host.lock import exclusive
+from server.events import Event
 from server.storage.run_directory import RunDirectory
 from server.storage.store import ACCEPTED
 from simulations.config import SimulationConfig
@@ -38,8 +39,14 @@ def test_a_federation_of_grey_and_coloured_images_of_two_sizes_is_measured_on_ea
     paths = {"dataset": f"{grey},{coloured}", "cache": str(tmp_path / "cache")}
     config = SimulationConfig.parse(TINY | paths, origin="test")
     run = tmp_path / "run"
-    result = simulate(run, config, command="fedfree-sim run")
+    events: list[Event] = []
+    result = simulate(run, config, command="fedfree-sim run", on_event=events.append)
 
+    measured = [event.values for event in events if (event.stage, event.kind) == ("evaluate", "progress")]
+    of = measured[0]["of"]
+    done = [int(values["done"]) for values in measured if values["of"] == of]
+    assert len(done) == len(measured) == 2 * (1 + len(result["baselines"]) + config.clients)
+    assert done == sorted(done) and done[-1] + 1 == of, "each of the models that are laid side by side"
     store = RunDirectory(run).store()
     inputs = [store.describe(identity).input for identity in store.ids(ACCEPTED)]
     assert sorted((each.channels, each.height) for each in inputs) == [(1, 16), (1, 16), (3, 20), (3, 20)]
