@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,25 +35,30 @@ def exclusive(folder: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         ConfigError: another holds it; the message names that process.
         StorageError: the folder cannot be written.
     """
-    file = folder / _FILE
-    with named(f"cannot write {file}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        # Never replaced nor removed: a lock on a file that has lost its name would keep nobody out.
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _hold(folder, time.monotonic() + wait_seconds)
     try:
-        _take(descriptor, folder, time.monotonic() + wait_seconds)
         yield
     finally:
         os.close(descriptor)
 
 
 def alone(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that continues what is in its ``out``, run only while no other process does so."""
+    """A command that continues what is in its ``out``, run only while no other process does so.
+
+    Nothing is left of that: neither the lock, nor a folder into which the command wrote nothing.
+    """
 
     @functools.wraps(command)
     def held(*given: Any, out: Path, **named: Any) -> None:
+        is_new = not out.exists()
         with exclusive(out):
-            command(*given, out=out, **named)
+            try:
+                command(*given, out=out, **named)
+            finally:
+                with suppress(OSError):
+                    (out / _FILE).unlink()
+                    if is_new:
+                        out.rmdir()  # refused where there is something in it
 
     return held
 
@@ -88,6 +93,24 @@ def holder(folder: Path) -> str:
     finally:
         os.close(descriptor)
     return ""
+
+
+def _hold(folder: Path, until: float) -> int:
+    """A descriptor that holds the folder's lock file until it is closed."""
+    file = folder / _FILE
+    while True:
+        with named(f"cannot write {file}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _take(descriptor, folder, until)
+            # A lock on a file that has lost its name meanwhile would keep nobody out.
+            if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _said(descriptor: int) -> str:

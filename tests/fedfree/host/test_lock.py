@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedfree.errors import ConfigError, StorageError
-from fedfree.host.lock import exclusive, require_free
+from fedfree.host import lock
+from fedfree.host.lock import alone, exclusive, require_free
 from tests.programs import RunProgram
 
 HOLD = (
@@ -80,3 +81,39 @@ def test_a_command_that_continues_a_folder_refuses_one_in_which_another_runs(
     assert status == 2
     assert f"another process runs in {tmp_path}: process {os.getpid()} on " in error
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_such_a_command_leaves_no_lock_and_no_folder_of_its_own_without_anything_in_it(
+    tmp_path: Path,
+) -> None:
+    @alone
+    def command(*, out: Path, name: str | None) -> None:
+        assert (out / ".lock").exists()
+        if name is None:
+            raise ConfigError("no name")
+        (out / name).write_text("written")
+
+    for out in (tmp_path / "new", tmp_path):
+        with pytest.raises(ConfigError, match="no name"):
+            command(out=out, name=None)
+    assert list(tmp_path.iterdir()) == []
+    command(out=tmp_path / "new", name="table")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "table"]
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, taken = lock._take, 0
+
+    def take_and_lose(descriptor: int, folder: Path, until: float) -> None:
+        nonlocal taken
+        take(descriptor, folder, until)
+        taken += 1
+        if taken == 1:
+            (folder / ".lock").unlink()
+
+    monkeypatch.setattr(lock, "_take", take_and_lose)
+    with exclusive(tmp_path), pytest.raises(ConfigError, match="another process runs in"):
+        require_free(tmp_path)
+    assert taken == 2
