@@ -260,6 +260,7 @@ def by_direction(cosines: Tensor) -> Ground:
     """
     votes = by_sharing(own_directions(cosines), [None] * len(cosines)).factors.to(cosines)
     to_all, itself = cosines @ votes, votes * cosines.diagonal()
+    # The others' sum is everyone's without one's own: |all - own|^2 = |all|^2 - 2 all.own + |own|^2.
     lengths = (votes @ to_all - votes * (2 * to_all - itself)).clamp(min=1e-12).sqrt()
     agreement = (to_all - itself) / lengths
     middle = agreement.median()

@@ -46,10 +46,9 @@ def evaluate(run: Path, config: SimulationConfig, *, on_event: OnEvent) -> dict[
     datasets, done, of = find_datasets(config), 0, 0
 
     def tell(event: Event) -> None:
-        within = (
-            {"done": done + int(event.values.get("done", 0)), "of": of} if event.kind == "progress" else {}
-        )
-        on_event(replace(event, values={**event.values, **within}))
+        if event.kind == "progress":
+            event = replace(event, values={"done": done + int(event.values.get("done", 0)), "of": of})
+        on_event(event)
 
     available = replace(_read_available(run, config, datasets), on_event=tell)
     competitors = _competitors(available)

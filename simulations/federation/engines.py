@@ -53,8 +53,8 @@ def run_flower(run: Path, *, organisations: int, on_event: OnEvent) -> None:
     directory = _check(run, organisations)
     directory.error.unlink(missing_ok=True)
     events = Tail(directory.events)
-    at_once = partial(kill_all, run.resolve() / ".flwr")
-    with signals_raise(first=at_once), _simulation(run.resolve()) as flower:
+    kill = partial(kill_all, run.resolve() / ".flwr")
+    with signals_raise(first=kill), _simulation(run.resolve()) as flower:
         run_id = flower.submit(
             run.resolve(),
             *_as_simulation(organisations, count_threads(directory.config().threads)),

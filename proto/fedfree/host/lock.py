@@ -105,8 +105,9 @@ def _hold(folder: Path, until: float) -> int:
         try:
             _take(descriptor, folder, until)
             # A lock on a file that has lost its name meanwhile would keep nobody out.
-            if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
-                return descriptor
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), file.stat()):
+                    return descriptor
         except BaseException:
             os.close(descriptor)
             raise
