@@ -197,9 +197,20 @@ def fill_network(
     what: str,
     body: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Check tensors and load them.
+    """Check tensors and load them, as :func:`complete` does."""
+    network.load_state_dict(complete(network, tensors, what, body))
+
+
+def complete(
+    network: torch.nn.Module,
+    tensors: Mapping[str, Tensor],
+    what: str,
+    body: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Check tensors, and give all that the network's state dict holds.
 
     Args:
+        network: or its blueprint, which stays as it is.
         body: of a start, from which all comes that ``tensors`` do not hold.
 
     Raises:
@@ -214,7 +225,7 @@ def fill_network(
     # Into the network's own dict, whose version marks some torchvision networks insist on.
     state.update(tensors)
     state.update(changed_weights(state, factors))
-    network.load_state_dict(state)
+    return state
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

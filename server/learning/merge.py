@@ -27,6 +27,7 @@ from server.learning.trust import (
     by_sharing,
     combine,
     own_directions,
+    unit_rows,
     weigh,
 )
 
@@ -35,9 +36,12 @@ CLIP = 2.0
 far. Honest ones move at most 1.8 times as far."""
 BLOCK = 32
 """Models whose differences are compared at once."""
-EXACTLY, SKETCH = 128, 16_384
-"""Up to so many models, all pairs of differences are compared in full; of more, sketches of so many numbers,
-which say a cosine to within a hundredth and read each model once."""
+EXACTLY = 128
+"""Up to so many models, all pairs of differences are compared in full; of more, sketches of these, which read
+each model once."""
+SKETCH, SKETCHES = 16_384, 2**25
+"""Numbers of a sketch, which says a cosine to within a hundredth, and of all together: those of 10,000 models
+say it to within two."""
 
 
 def merge_into(network: nn.Module, pool: Pool, *, robust: bool = False) -> dict[str, Trust]:
@@ -91,7 +95,7 @@ def _average(network: nn.Module, pool: Pool, start: Start | None, numbers: Seque
     influence = _influence(pool, body, numbers) if start else Influence(torch.ones(len(numbers)), {}, [])
     sums: dict[str, Tensor] = {}
     for place, (number, vote) in enumerate(zip(numbers, influence.votes.tolist(), strict=True)):
-        state = pool.member(number).network.state_dict()
+        state = pool.state(number)
         for name in own:
             tensor = state[name].double()
             if (kept := float(influence.kept.get(name, influence.votes.new_ones(len(numbers)))[place])) < 1:
@@ -118,19 +122,20 @@ def _influence(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -
     """Bound the length of each difference from the start by the middle one (Karimireddy et al., ICML 2021,
     clip likewise), and leave out who moves against the others.
     """
-    organisations = [pool.member(number).organisation for number in numbers]
+    organisations = [pool.organisation(number) for number in numbers]
     if len(numbers) < FEWEST:
         sharing = by_sharing(torch.eye(len(numbers)), organisations)
         return Influence(sharing.factors, {}, combine(len(numbers), [sharing]))
     kept = _kept(pool, body, numbers)
-    cosines = _cosines(pool, body, numbers, kept)
+    directions = _directions(pool, body, numbers, kept)
     shares = torch.stack(list(kept.values()))
     words = [
         f"moved {int((each < 1).sum())} of {len(each)} tensors over {CLIP:g} times as far as the middle "
         "model, which was cut"
         for each in shares.T
     ]
-    grounds = [by_direction(cosines), by_sharing(own_directions(cosines), organisations)]
+    sharing = by_sharing(own_directions(directions), organisations)
+    grounds = [by_direction(directions, sharing.factors), sharing]
     return Influence(
         weigh(len(numbers), grounds), kept, combine(len(numbers), [*grounds, Ground(shares.mean(0), words)])
     )
@@ -145,7 +150,7 @@ def _kept(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -> dic
     lengths = torch.tensor(
         [
             [float(_differences(body, [state], name).norm()) for name in names]
-            for state in (pool.member(number).network.state_dict() for number in numbers)
+            for state in (pool.state(number) for number in numbers)
         ]
     )
     sizes = torch.tensor([float(body[name].norm()) for name in names])
@@ -157,17 +162,16 @@ def _kept(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -> dic
     return dict(zip(names, torch.where(lengths > 0, kept, 1.0).T, strict=True))
 
 
-def _cosines(
+def _directions(
     pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int], kept: Mapping[str, Tensor]
 ) -> Tensor:
-    """Between the models' differences from the start, cut to what counts, [models, models]."""
+    """Rows of unit length whose inner products are the cosines of the cut differences, [models, numbers]."""
     if len(numbers) > EXACTLY:
         rows = _sketches(pool, body, numbers, kept)
-        products = rows @ rows.T
     else:
-        products = _products(pool, body, numbers, kept)
-    lengths = products.diagonal().sqrt().clamp(min=1e-12)
-    return products.div_(lengths).div_(lengths[:, None])
+        values, vectors = torch.linalg.eigh(_products(pool, body, numbers, kept))
+        rows = vectors * values.clamp(min=0).sqrt()
+    return unit_rows(rows)
 
 
 def _products(
@@ -177,9 +181,7 @@ def _products(
     products = torch.zeros(len(numbers), len(numbers), dtype=torch.float64)
     blocks = torch.arange(len(numbers)).split(BLOCK)
     for rows, columns in itertools.combinations_with_replacement(blocks, 2):
-        pair = [
-            [pool.member(numbers[each]).network.state_dict() for each in block] for block in (rows, columns)
-        ]
+        pair = [[pool.state(numbers[each]) for each in block] for block in (rows, columns)]
         for name, shares in kept.items():
             row, column = (
                 shares[block, None] * _differences(body, states, name)
@@ -192,21 +194,22 @@ def _products(
 def _sketches(
     pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int], kept: Mapping[str, Tensor]
 ) -> Tensor:
-    """Sums of each cut difference's numbers, every one with a random sign in one of them, [models, SKETCH].
+    """Sums of each cut difference's numbers, every one with a random sign in one of them, [models, sums].
 
     Their inner products are, but for chance, those of the differences (Charikar, Chen and Farach-Colton,
     ICALP 2002).
     """
-    sketches = torch.zeros(len(numbers), SKETCH)
+    size = min(SKETCH, SKETCHES // len(numbers))
+    sketches = torch.zeros(len(numbers), size)
     ids = [pool.ids[number] for number in numbers]  # who fits a model to what is drawn changes what is drawn
     drawn = {
         name: torch.randint(
-            2 * SKETCH, (body[name].numel(),), generator=make_generator(0, "sketch", name, *ids)
+            2 * size, (body[name].numel(),), generator=make_generator(0, "sketch", name, *ids)
         )
         for name in kept
     }
     for place, number in enumerate(numbers):
-        state = pool.member(number).network.state_dict()
+        state = pool.state(number)
         for name, shares in kept.items():
             signed = _differences(body, [state], name)[0] * (1 - 2 * (drawn[name] % 2))
             sketches[place].index_add_(0, drawn[name] // 2, (shares[place] * signed).float())

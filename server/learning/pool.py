@@ -14,6 +14,9 @@ from fedfree.errors import FederationError
 from fedfree.start import LoadedStart, Start
 
 CACHED_NETWORKS = 64
+"""In memory of a pool that has no more."""
+CACHED_OF_MANY = 8
+"""Of a larger one, whose members are seldom drawn twice."""
 
 
 class Models(Protocol):
@@ -32,6 +35,9 @@ class Models(Protocol):
 
     def network(self, identity: str) -> tuple[Contribution, Classifier]:
         """Its description and the network."""
+
+    def state(self, identity: str) -> Mapping[str, Tensor]:
+        """The network's state dict alone."""
 
     def organisation(self, identity: str) -> str | None:
         """Who handed it over, where anybody knows."""
@@ -97,9 +103,19 @@ class Pool:
         if number not in self._cache:
             self._cache[number] = self._load(number)
         self._cache.move_to_end(number)
-        while len(self._cache) > CACHED_NETWORKS:
+        while len(self._cache) > cached_networks(len(self)):
             self._cache.popitem(last=False)
         return self._cache[number]
+
+    def state(self, number: int) -> Mapping[str, Tensor]:
+        """The state dict of a member, which is not built where it would not stay in memory."""
+        if len(self) <= CACHED_NETWORKS:
+            return self.member(number).network.state_dict()
+        return self._models.state(self.ids[number])
+
+    def organisation(self, number: int) -> str | None:
+        """Who sent a member, where anybody knows."""
+        return self._models.organisation(self.ids[number])
 
     def _load(self, number: int) -> Member:
         identity = self.ids[number]
@@ -114,7 +130,7 @@ class Pool:
             contribution.input,
             contribution.num_classes,
             self.device,
-            self._models.organisation(identity),
+            self.organisation(number),
         )
 
     def body(self, start: Start) -> Mapping[str, Tensor]:
@@ -145,6 +161,11 @@ class Pool:
                 f"{len(self)} accepted contributions, the quorum is {quorum}: wait for more organisations "
                 "or lower collect.quorum"
             )
+
+
+def cached_networks(models: int) -> int:
+    """How many of so many models' networks stay in memory."""
+    return models if models <= CACHED_NETWORKS else CACHED_OF_MANY
 
 
 def common_input(inputs: Sequence[InputSpec]) -> InputSpec:

@@ -77,17 +77,17 @@ class Teachers:
         """How much each model counts, by what it made of the images so far; the corpus alone decides."""
         grounds = []
         blocks = partial(self._blocks, self.corpus.rows.oldest_first())
-        alike = torch.eye(len(self.members))
+        own = torch.eye(len(self.members))
         if len(self.members) >= FEWEST and len(self.corpus) > 2:
             spread = torch.linspace(0, len(self.corpus) - 1, min(PROBES, len(self.corpus))).long()
             related = torch.stack([relations(block) for block in blocks(spread)])
-            grounds, alike = [by_distance(related), *self._grounds_of_heads()], own_ways(related)
+            grounds, own = [by_distance(related), *self._grounds_of_heads()], own_ways(related)
             sources = self.corpus.rows["sources"][self.corpus.rows.oldest_first()].cpu()
             labelled = (sources[:, 0] >= 0).nonzero().flatten()[-LABELLED:]
             if len(sources[labelled, 0].unique()) >= FEWEST:
                 grounds.append(by_skill(self._skills(blocks(labelled), sources[labelled])))
         return combine(
-            len(self.members), [*grounds, by_sharing(alike, [each.organisation for each in self.members])]
+            len(self.members), [*grounds, by_sharing(own, [each.organisation for each in self.members])]
         )
 
     def _blocks(self, order: Tensor, rows: Tensor) -> Sequence[Tensor]:

@@ -14,9 +14,13 @@ from torch import Tensor
 
 FEWEST = 4
 """Among fewer models there is no telling who is the odd one out."""
+BLOCK = 1024
+"""Models that are compared with all others at once."""
 ALIKE = 0.5
 """Two models whose own ways correlate more than this are one. Honest ones stay below 0.2, copies with a
 hundredth of noise above 0.8."""
+NOTHING_OWN = 1e-3
+"""Of a direction: what is left of it without the middle one is rounding below this."""
 LEAST_AGREEMENT = 0.01
 """Cosine below which the middle model does not move with the others."""
 LEAST_SKEWNESS = 0.1
@@ -204,64 +208,67 @@ def median_of_others(rows: Tensor) -> Tensor:
     return (lower + upper) / 2
 
 
+def unit_rows(rows: Tensor, *, least: float = 1e-12) -> Tensor:
+    """Each of [rows, numbers] made as long as one, in place; what is shorter than the least stays short."""
+    return rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=least))
+
+
 def own_ways(related: Tensor) -> Tensor:
-    """Correlation between what is each model's own in its relations, [models, models].
+    """What is each model's own in its relations, [models, pairs]; inner products are correlations.
 
     The same function has the same relations, whatever the order and scale of its filters.
     """
     own = related - related.median(0).values
-    return torch.corrcoef(own).nan_to_num(0)
+    return unit_rows(own - own.mean(1, keepdim=True))
 
 
-def by_sharing(alike: Tensor, organisations: Sequence[str | None]) -> Ground:
+def by_sharing(own: Tensor, organisations: Sequence[str | None]) -> Ground:
     """One share for all models of one organisation, and for all that are the same function.
 
     Args:
-        alike: [models, models], correlations.
+        own: [models, numbers], of :func:`own_ways` or :func:`own_directions`.
         organisations: who sent each; None where nobody knows.
     """
     numbers = {each: number for number, each in enumerate(organisations)} | {None: -1}
     codes = torch.tensor([numbers[each] for each in organisations])
-    together = (alike > ALIKE) | (codes == codes[:, None]) & (codes >= 0)
-    together.fill_diagonal_(True)
-    counts = together.sum(1)
-    words = [
-        f"shares one vote with {int(count) - 1} of the same organisation or function" for count in counts
-    ]
-    return Ground(1 / counts.double(), words)
+    counts = []
+    for block in torch.arange(len(own)).split(BLOCK):
+        together = (own[block] @ own.T > ALIKE) | (codes[block, None] == codes) & (codes >= 0)
+        together[torch.arange(len(block)), block] = True
+        counts += together.sum(1).tolist()
+    words = [f"shares one vote with {count - 1} of the same organisation or function" for count in counts]
+    return Ground(1 / torch.tensor(counts, dtype=torch.float64), words)
 
 
-def own_directions(cosines: Tensor) -> Tensor:
-    """Correlation between what is each model's own in its difference from the start, [models, models].
+def own_directions(directions: Tensor) -> Tensor:
+    """What is each model's own in its difference from the start, [models, numbers], likewise.
 
     What all share is their geometric median, by Weiszfeld's steps as of Pillutla et al. (2022).
 
     Args:
-        cosines: [models, models], between these differences.
+        directions: [models, numbers], these differences, of unit length.
     """
-    shares = cosines.new_ones(len(cosines)) / len(cosines)
+    shares = directions.new_ones(len(directions)) / len(directions)
     for _ in range(20):
-        to_mean = cosines @ shares
-        closeness = 1 / (cosines.diagonal() - 2 * to_mean + shares @ to_mean).clamp(min=1e-6).sqrt()
+        closeness = 1 / (directions - shares @ directions).norm(dim=1).clamp(min=NOTHING_OWN)
         shares = closeness / closeness.sum()
-    to_mean = cosines @ shares
-    products = (cosines - to_mean).sub_(to_mean[:, None]).add_(shares @ to_mean)
-    lengths = products.diagonal().clamp(min=1e-6).sqrt()
-    return products.div_(lengths).div_(lengths[:, None])
+    return unit_rows(directions - shares @ directions, least=NOTHING_OWN)
 
 
-def by_direction(cosines: Tensor) -> Ground:
+def by_direction(directions: Tensor, votes: Tensor) -> Ground:
     """Who moved from the start against the others; who moved elsewhere may hold other things.
 
     Where the middle model does not move with the others there is no common way to move against.
 
     Args:
-        cosines: [models, models], between differences from the start; copies have one vote on the others.
+        directions: [models, numbers], differences from the start, of unit length.
+        votes: [models], of each on the others, such as the factors of :func:`by_sharing`.
     """
-    votes = by_sharing(own_directions(cosines), [None] * len(cosines)).factors.to(cosines)
-    to_all, itself = cosines @ votes, votes * cosines.diagonal()
+    votes = votes.to(directions)
+    everyone = votes @ directions
+    to_all, itself = directions @ everyone, votes * directions.square().sum(1)
     # The others' sum is everyone's without one's own: |all - own|^2 = |all|^2 - 2 all.own + |own|^2.
-    lengths = (votes @ to_all - votes * (2 * to_all - itself)).clamp(min=1e-12).sqrt()
+    lengths = (everyone @ everyone - votes * (2 * to_all - itself)).clamp(min=1e-12).sqrt()
     agreement = (to_all - itself) / lengths
     middle = agreement.median()
     words = [

@@ -23,14 +23,15 @@ from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
 
-from fedfree.architectures import Classifier, build
+from fedfree.architectures import Classifier, blueprint, build
 from fedfree.codec import (
     Contribution,
+    complete,
     contribution_id,
     decode_contribution,
     describe_contribution,
-    fill_network,
     sha256,
     stated_weights_sha256,
 )
@@ -164,9 +165,19 @@ class Store:
         network = build(
             contribution.architecture, num_classes=contribution.num_classes, input=contribution.input
         )
-        tensors = safetensors.torch.load(self._accepted_weights(identity))
-        fill_network(network, tensors, f"contribution {identity[:12]}…", body_for(contribution, self.starts))
+        network.load_state_dict(self._complete(contribution, identity, network))
         return contribution, network
+
+    def state(self, identity: str) -> dict[str, Tensor]:
+        """The state dict of an accepted contribution's network, without building it; raises as that does."""
+        contribution = self.describe(identity)
+        network = blueprint(contribution.architecture, contribution.num_classes, contribution.input)
+        return self._complete(contribution, identity, network)
+
+    def _complete(self, contribution: Contribution, identity: str, network: Classifier) -> dict[str, Tensor]:
+        tensors = safetensors.torch.load(self._accepted_weights(identity))
+        body = body_for(contribution, self.starts)
+        return complete(network, tensors, f"contribution {identity[:12]}…", body)
 
     def contribution(self, identity: str) -> Contribution:
         """A contribution, checked against the contract; raises ContributionError."""

@@ -22,11 +22,13 @@ from server.learning.trust import (
     FEWEST,
     by_direction,
     by_distance,
+    by_sharing,
     by_skill,
     own_directions,
     own_ways,
     relations,
     skill,
+    unit_rows,
 )
 from simulations.attacks.attacker import Attacker
 
@@ -80,9 +82,9 @@ class Evidence:
         return skill(features, torch.zeros_like(self.labels), self.labels)[0]
 
 
-def _is_alone(alike: Tensor, place: int) -> bool:
-    """Whether the first of [models, models] is none of those from a place on."""
-    return bool((alike[0, place:] <= ALIKE).all())
+def _is_alone(own: Tensor, place: int) -> bool:
+    """Whether the first of [models, numbers] is the function of none of those from a place on."""
+    return bool((own[place:] @ own[0] <= ALIKE).all())
 
 
 @torch.no_grad()
@@ -191,7 +193,8 @@ def _against_the_direction(attacker: Attacker) -> Classifier:
 def _direction_passes(mine: Sequence[Tensor], others: Sequence[Tensor], sent: Sequence[Tensor]) -> bool:
     """Whether a difference from the start would count in full; all by tensor, [models, numbers]."""
     everyone = torch.cat([torch.cat(rows) for rows in zip(mine, others, sent, strict=True)], dim=1)
-    rows = F.normalize(everyone.double(), dim=1)
-    cosines, count = rows @ rows.T, 1 + len(others[0])
-    against = by_direction(cosines[:count, :count]).factors[0] < 1
-    return not bool(against) and _is_alone(own_directions(cosines), count)
+    directions, count = unit_rows(everyone.double()), 1 + len(others[0])
+    honest = directions[:count]
+    votes = by_sharing(own_directions(honest), [None] * count).factors
+    against = by_direction(honest, votes).factors[0] < 1
+    return not bool(against) and _is_alone(own_directions(directions), count)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from fedfree.architectures import Classifier
 from fedfree.codec import Contribution
 from fedfree.host.compute import choose_device
@@ -25,6 +27,9 @@ class ModelsInMemory:
     def network(self, identity: str) -> tuple[Contribution, Classifier]:
         model = self._models[identity]
         return model, model.network(body_for(model, self._starts))
+
+    def state(self, identity: str) -> Mapping[str, Tensor]:
+        return self.network(identity)[1].state_dict()
 
     def organisation(self, identity: str) -> None:
         return None

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 from fedfree.host.compute import peak_memory
-from server.learning.pool import CACHED_NETWORKS
+from server.learning.pool import cached_networks
 from simulations.baselines.dense import batches, choices, student_steps
 from simulations.baselines.evaluate import CHOICE_IMAGES
 from simulations.baselines.pooled import pooled_course
@@ -118,7 +118,7 @@ def _memory(plan: Plan, pace: Pace) -> int:
     shown = min(config.learn.memory_images, config.iterations * (each + config.learn.compositions))
     tested = plan.images("meta_test") * (image + features)
     learned = kept * image + shown * (image + features // 2)
-    return peak_memory() + max(tested, learned) + min(CACHED_NETWORKS, len(plan.models)) * pace.model_bytes
+    return peak_memory() + max(tested, learned) + cached_networks(len(plan.models)) * pace.model_bytes
 
 
 def _disk(plan: Plan, pace: Pace) -> int:

@@ -36,6 +36,9 @@ class ModelsInMemory:
         description = self.describe(identity)
         return description, build(Architecture(), num_classes=3, input=description.input)
 
+    def state(self, identity: str) -> dict[str, torch.Tensor]:
+        return self.network(identity)[1].state_dict()
+
     def organisation(self, identity: str) -> str | None:
         return None
 

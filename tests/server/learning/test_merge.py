@@ -12,7 +12,7 @@ from fedfree.codec import decode_contribution, encode_contribution, encode_tenso
 from fedfree.start import LoadedStart, trained_tensors
 from server.config import MetaLearnConfig, ServerConfig
 from server.events import ignore
-from server.learning.merge import EXACTLY, _cosines, further_means, merge_into, part_way
+from server.learning.merge import EXACTLY, _directions, further_means, merge_into, part_way
 from server.learning.pool import Models, Pool
 from server.learning.state import begin
 from server.storage.store import ACCEPTED, Store
@@ -179,10 +179,15 @@ def test_sketches_say_the_cosines_of_differences_to_within_three_hundredths(
     start = make_start(0)
     pool = store_of_six(tmp_path, start, contribute_from, lambda moved: -moved)
     kept = {name: torch.linspace(0.5, 1, 6) for name in start.body if name.endswith("weight")}
-    exact = _cosines(pool, start.body, range(6), kept)
+
+    def cosines() -> torch.Tensor:
+        rows = _directions(pool, start.body, range(6), kept)
+        return (rows @ rows.T).fill_diagonal_(0)
+
+    exact = cosines()
+    assert exact.min() < -0.1 < 0.1 < exact.max()
     monkeypatch.setattr("server.learning.merge.EXACTLY", 5)
-    assert exact.min() < -0.1 < 0.1 < exact.fill_diagonal_(0).max()
-    sketched = _cosines(pool, start.body, range(6), kept).fill_diagonal_(0)
+    sketched = cosines()
     torch.testing.assert_close(sketched, exact, atol=0.03, rtol=0, check_dtype=False)
     pool.ids[0] = "another"
-    assert not _cosines(pool, start.body, range(6), kept).fill_diagonal_(0).equal(sketched)
+    assert not cosines().equal(sketched)

@@ -31,6 +31,7 @@ def test_the_networks_used_last_stay_in_memory(
     make_models: Callable[..., pool_module.Models], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "CACHED_NETWORKS", 2)
+    monkeypatch.setattr(pool_module, "CACHED_OF_MANY", 2)
     models = make_models()
     pool = models.pool()
     for number in (0, 1, 0, 2, 0, 1):

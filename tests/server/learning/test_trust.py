@@ -18,6 +18,7 @@ from server.learning.trust import (
     own_ways,
     relations,
     skill,
+    unit_rows,
     weigh,
 )
 
@@ -81,8 +82,7 @@ def test_the_models_of_one_organisation_share_one_vote_and_unknown_ones_do_not()
 def test_who_moves_against_the_others_does_not_count_and_who_moves_elsewhere_does() -> None:
     common, own = noise(1, 5000, seed=0), noise(8, 5000, seed=1)
     moved = torch.cat([common + 2 * own[:6], -common - 2 * own[6:7], 2 * own[7:]]).double()
-    unit = torch.nn.functional.normalize(moved, dim=1)
-    ground = by_direction(unit @ unit.T)
+    ground = by_direction(unit_rows(moved), torch.ones(8))
     assert ground.factors[:6].eq(1).all() and ground.factors[6] == 0 and ground.factors[7] == 1
     assert "against the others" in ground.words[6]
 
@@ -98,14 +98,13 @@ def test_only_words_that_take_something_away_are_said() -> None:
 def test_honest_models_that_go_one_way_do_not_share_a_vote_and_copies_of_one_do() -> None:
     common, own = noise(1, 5000, seed=0), noise(8, 5000, seed=1)
     moved = torch.cat([3 * common + own[:6], own[6:7], own[6:7] + 0.1 * own[7:]]).double()
-    unit = torch.nn.functional.normalize(moved, dim=1)
-    factors = by_sharing(own_directions(unit @ unit.T), [None] * 8).factors
+    factors = by_sharing(own_directions(unit_rows(moved)), [None] * 8).factors
     assert factors.tolist() == [1] * 6 + [0.5] * 2
 
 
 def test_where_models_have_no_common_way_none_moves_against_it() -> None:
     apart = torch.full((4, 4), -0.3, dtype=torch.float64).fill_diagonal_(1)
-    assert by_direction(apart).factors.eq(1).all()
+    assert by_direction(torch.linalg.cholesky(apart), torch.ones(4)).factors.eq(1).all()
 
 
 def test_grounds_that_would_leave_nobody_leave_everybody() -> None:
