@@ -26,6 +26,7 @@ from server.learning.trust import (
     by_direction,
     by_sharing,
     combine,
+    heard,
     own_directions,
     unit_rows,
     weigh,
@@ -122,11 +123,11 @@ def _influence(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -
     """Bound the length of each difference from the start by the middle one (Karimireddy et al., ICML 2021,
     clip likewise), and leave out who moves against the others.
     """
-    organisations = [pool.organisation(number) for number in numbers]
-    if len(numbers) < FEWEST:
-        sharing = by_sharing(torch.eye(len(numbers)), organisations)
+    voices = pool.voices[list(numbers)]
+    if len(voices.unique()) < FEWEST:
+        sharing = by_sharing(torch.eye(len(numbers)), voices)
         return Influence(sharing.factors, {}, combine(len(numbers), [sharing]))
-    kept = _kept(pool, body, numbers)
+    kept = _kept(pool, body, numbers, voices)
     directions = _directions(pool, body, numbers, kept)
     shares = torch.stack(list(kept.values()))
     words = [
@@ -134,17 +135,19 @@ def _influence(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -
         "model, which was cut"
         for each in shares.T
     ]
-    sharing = by_sharing(own_directions(directions), organisations)
-    grounds = [by_direction(directions, sharing.factors), sharing]
+    sharing = by_sharing(own_directions(directions, voices), voices)
+    grounds = [by_direction(directions, sharing.factors, voices), sharing]
     return Influence(
         weigh(len(numbers), grounds), kept, combine(len(numbers), [*grounds, Ground(shares.mean(0), words)])
     )
 
 
-def _kept(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -> dict[str, Tensor]:
+def _kept(
+    pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int], voices: Tensor
+) -> dict[str, Tensor]:
     """By tensor the share of each model's difference that is not too long, [models].
 
-    What fewer than half of the models trained may change by as large a part as other tensors do.
+    What fewer than half of the voices trained may change by as large a part as other tensors do.
     """
     names = [name for name, tensor in body.items() if tensor.is_floating_point()]
     lengths = torch.tensor(
@@ -154,9 +157,10 @@ def _kept(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -> dic
         ]
     )
     sizes = torch.tensor([float(body[name].norm()) for name in names])
-    relative = lengths / sizes.clamp(min=1e-12)
+    said = heard(lengths, voices)
+    relative = said / sizes.clamp(min=1e-12)
     usual = relative[relative > 0].median() if bool((relative > 0).any()) else 0.0
-    middle = lengths.median(0).values
+    middle = said.median(0).values
     limits = CLIP * torch.where(middle > 0, middle, usual * sizes)
     kept = (limits / lengths.clamp(min=1e-30)).clamp(max=1)
     return dict(zip(names, torch.where(lengths > 0, kept, 1.0).T, strict=True))

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from fedfree.architectures import Architecture, Classifier, InputSpec, use_chann
 from fedfree.codec import Contribution
 from fedfree.errors import FederationError
 from fedfree.start import LoadedStart, Start
+from server.learning.trust import voices_of
 
 CACHED_NETWORKS = 64
 """In memory of a pool that has no more."""
@@ -117,6 +119,11 @@ class Pool:
         """Who sent a member, where anybody knows."""
         return self._models.organisation(self.ids[number])
 
+    @cached_property
+    def voices(self) -> Tensor:
+        """The number of each member's voice, [models]; see :func:`server.learning.trust.voices_of`."""
+        return voices_of([self.organisation(number) for number in range(len(self))])
+
     def _load(self, number: int) -> Member:
         identity = self.ids[number]
         contribution, network = self._models.network(identity)
@@ -168,9 +175,26 @@ def cached_networks(models: int) -> int:
     return models if models <= CACHED_NETWORKS else CACHED_OF_MANY
 
 
-def common_input(inputs: Sequence[InputSpec]) -> InputSpec:
+def middle(values: Sequence[int], voices: Tensor) -> int:
+    """The middle voice's value; where one has several models, what their middle one has.
+
+    Args:
+        values: [models].
+        voices: [models], of :func:`server.learning.trust.voices_of`.
+    """
+    said: dict[int, list[int]] = {}
+    for value, voice in zip(values, voices.tolist(), strict=True):
+        said.setdefault(voice, []).append(value)
+    return _middle([_middle(each) for each in said.values()])
+
+
+def _middle(values: Sequence[int]) -> int:
+    return sorted(values)[len(values) // 2]
+
+
+def common_input(inputs: Sequence[InputSpec], voices: Tensor) -> InputSpec:
     """What the meta-learner takes: images as large as the middle one, mirrored if all models allow it."""
-    side = sorted(max(each.height, each.width) for each in inputs)[len(inputs) // 2]
+    side = middle([max(each.height, each.width) for each in inputs], voices)
     flip = all(each.horizontal_flip for each in inputs)
     return InputSpec(max(each.channels for each in inputs), side, side, horizontal_flip=flip)
 
@@ -179,12 +203,12 @@ MOST_CLASSES = 4
 """Of the middle model's classes: so many times as many count at most."""
 
 
-def common_classes(counts: Sequence[int]) -> int:
+def common_classes(counts: Sequence[int], voices: Tensor) -> int:
     """Outputs of the meta-learner: as many as any model has, but one with very many decides for no other.
 
     Of a model with more, the first so many are taken.
     """
-    return min(max(counts), MOST_CLASSES * sorted(counts)[len(counts) // 2])
+    return min(max(counts), MOST_CLASSES * middle(counts, voices))
 
 
 def number_shapes(inputs: Sequence[InputSpec]) -> Tensor:

@@ -153,10 +153,11 @@ def begin(pool: Pool, config: ServerConfig, public_images: PublicImages | None =
     """
     said = [(each.input, each.num_classes) for each in pool.descriptions()]
     inputs = [input for input, _ in said]
-    input, shapes = common_input(inputs), number_shapes(inputs)
+    input, shapes = common_input(inputs, pool.voices), number_shapes(inputs)
     if pool.start:
         input = replace(pool.start.input, horizontal_flip=input.horizontal_flip)
-    num_classes = max(config.learn.replay_ways, common_classes([classes for _, classes in said]))
+    classes = common_classes([count for _, count in said], pool.voices)
+    num_classes = max(config.learn.replay_ways, classes)
     alike = draw_alike(pool, shapes, at_most=config.learn.max_teachers, seed=config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
@@ -164,7 +165,9 @@ def begin(pool: Pool, config: ServerConfig, public_images: PublicImages | None =
         meta_learner = build(architecture_of(pool, config), num_classes=num_classes, input=input)
         use_channels_last(meta_learner.to(pool.device, pool.dtype))
         means = further_means(pool, robust=config.learn.robust)
-        teachers = appoint(alike, meta_learner.feature_size, config.learn, everywhere=means)
+        teachers = appoint(
+            alike, meta_learner.feature_size, config.learn, origins=pool.voices, everywhere=means
+        )
     merged = merge_into(meta_learner, pool, robust=config.learn.robust) if pool.start else {}
     rates = config.invert.outer_learning_rate, config.learn.inner_learning_rate
     learned = list(nn.ModuleList([meta_learner, *_projections(teachers)]).parameters())

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from server.learning.compose import patch
 from server.learning.invert import batch_norms
 from server.learning.memory import Corpus
 from server.learning.meta_learn import DistillationTask, Lesson
-from server.learning.pool import Member, Pool
+from server.learning.pool import Member, Pool, middle
 from server.learning.precision import widen
 from server.learning.team import ALONE, Team
 from server.learning.trust import (
@@ -28,9 +28,11 @@ from server.learning.trust import (
     by_training,
     combine,
     head_skewness,
+    heard,
     own_ways,
     relations,
     skill,
+    voices_of,
 )
 
 MOST_FEATURES = 4096
@@ -53,6 +55,8 @@ class Teachers:
     """From the meta-learner's features to those of all these models; it never leaves."""
     noise_channels: int = 0
     """Of the noise composed with their images; 0, none, where models with BatchNorm gave these."""
+    origins: Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.long))
+    """The voice of each model of the pool, [models]: of those that images were recovered from."""
 
     def show(self, images: Tensor, *, sources: Tensor | None = None, team: Team = ALONE) -> list[str]:
         """Ask every model about [batch, channels, size, size] images in [0, 1].
@@ -75,20 +79,23 @@ class Teachers:
 
     def trusts(self) -> list[Trust]:
         """How much each model counts, by what it made of the images so far; the corpus alone decides."""
-        grounds = []
+        grounds, voices = [], self._voices
         blocks = partial(self._blocks, self.corpus.rows.oldest_first())
         own = torch.eye(len(self.members))
-        if len(self.members) >= FEWEST and len(self.corpus) > 2:
+        if len(voices.unique()) >= FEWEST and len(self.corpus) > 2:
             spread = torch.linspace(0, len(self.corpus) - 1, min(PROBES, len(self.corpus))).long()
             related = torch.stack([relations(block) for block in blocks(spread)])
-            grounds, own = [by_distance(related), *self._grounds_of_heads()], own_ways(related)
+            own = own_ways(related, voices)
+            grounds = [by_distance(related, voices), *self._grounds_of_heads()]
             sources = self.corpus.rows["sources"][self.corpus.rows.oldest_first()].cpu()
             labelled = (sources[:, 0] >= 0).nonzero().flatten()[-LABELLED:]
-            if len(sources[labelled, 0].unique()) >= FEWEST:
-                grounds.append(by_skill(self._skills(blocks(labelled), sources[labelled])))
-        return combine(
-            len(self.members), [*grounds, by_sharing(own, [each.organisation for each in self.members])]
-        )
+            if len(self.origins[sources[labelled, 0]].unique()) >= FEWEST:
+                grounds.append(by_skill(self._skills(blocks(labelled), sources[labelled]), voices))
+        return combine(len(self.members), [*grounds, by_sharing(own, voices)])
+
+    @property
+    def _voices(self) -> Tensor:
+        return voices_of([each.organisation for each in self.members])
 
     def _blocks(self, order: Tensor, rows: Tensor) -> Sequence[Tensor]:
         """What each model made of some images, on the CPU."""
@@ -98,13 +105,16 @@ class Teachers:
     def _grounds_of_heads(self) -> list[Ground]:
         heads = [member.network.head.get_parameter("weight") for member in self.members]
         kinds = [(member.architecture, member.num_classes) for member in self.members]
-        return [by_head(torch.tensor([head_skewness(each) for each in heads])), by_training(heads, kinds)]
+        skewnesses = torch.tensor([head_skewness(each) for each in heads])
+        return [by_head(skewnesses, self._voices), by_training(heads, kinds, self._voices)]
 
     def _skills(self, blocks: Sequence[Tensor], sources: Tensor) -> Tensor:
         """The middle of each model's skill on what was recovered from the others."""
-        models, skills = sources[:, 0].unique(), []
+        origins, skills = self.origins[sources[:, 0].unique()], []
         for member, block in zip(self.members, blocks, strict=True):
-            skills.append(skill(block, sources[:, 0], sources[:, 1])[models != member.number].median())
+            others = origins != self.origins[member.number]
+            found = skill(block, sources[:, 0], sources[:, 1])
+            skills.append(heard(found[others], origins[others]).median())
         return torch.stack(skills)
 
     def votes(self) -> Tensor | None:
@@ -146,6 +156,7 @@ def appoint(
     feature_size: int,
     config: MetaLearnConfig,
     *,
+    origins: Tensor,
     everywhere: Sequence[Member] = (),
 ) -> list[Teachers]:
     """Teachers for each shape: the models that take it or, where these are too few, those of every shape.
@@ -153,6 +164,7 @@ def appoint(
     Args:
         alike: models by shape, of :func:`draw_alike`.
         feature_size: of the meta-learner.
+        origins: the voice of each model of the pool, [models].
         everywhere: further teachers, on images of every shape.
     """
     everyone = affordable(list(itertools.chain(*alike)))
@@ -165,14 +177,16 @@ def appoint(
         matched = any(batch_norms(model.network) for model in models)
         noise_channels = 0 if matched else models[0].input.channels
         projection = _projection(members, feature_size, config)
-        appointed.append(Teachers(members, Corpus(capacity, models[0].device), projection, noise_channels))
+        corpus = Corpus(capacity, models[0].device)
+        appointed.append(Teachers(members, corpus, projection, noise_channels, origins))
     return appointed
 
 
 def affordable(members: Sequence[Member]) -> list[Member]:
     """Those that may be asked about every image: one that costs many times what others do slows everybody."""
-    features = sorted(member.network.feature_size for member in members)[len(members) // 2]
-    side = sorted(_side(member) for member in members)[len(members) // 2]
+    voices = voices_of([member.organisation for member in members])
+    features = middle([member.network.feature_size for member in members], voices)
+    side = middle([_side(member) for member in members], voices)
     return [
         member
         for member in members

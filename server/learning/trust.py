@@ -1,8 +1,9 @@
 """How much each contribution counts: a weight in [0, 1] from what it does, whoever sent it.
 
-Nobody here has an image to ask, and a majority of honest models is all that is assumed. Each piece of
-evidence holds a model against the others by the middle one of them, which a minority cannot move far.
-Ordinary models count in full, so that without a hostile one nothing changes.
+Nobody here has an image to ask, and a majority of honest organisations is all that is assumed. Each piece
+of evidence holds a model against the others by the middle one of them, which a minority cannot move far:
+there an organisation has one voice, however many models it sent. Ordinary models count in full, so that
+without a hostile one nothing changes.
 """
 
 from collections.abc import Hashable, Sequence
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEWEST = 4
-"""Among fewer models there is no telling who is the odd one out."""
+"""Among fewer voices there is no telling which is the odd one out."""
 BLOCK = 1024
 """Models that are compared with all others at once."""
 ALIKE = 0.5
@@ -73,6 +74,24 @@ def combine(count: int, grounds: Sequence[Ground]) -> list[Trust]:
     ]
 
 
+def voices_of(organisations: Sequence[str | None]) -> Tensor:
+    """The number of each model's voice, [models]: all models of one organisation have one together.
+
+    Args:
+        organisations: who sent each; None where nobody knows, and it has its own.
+    """
+    names = [place if each is None else each for place, each in enumerate(organisations)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names])
+
+
+def heard(values: Tensor, voices: Tensor) -> Tensor:
+    """What each voice says, the mean of its models' values; [voices, ...] from [models, ...]."""
+    names, places = voices.unique(return_inverse=True)
+    sums = values.new_zeros(len(names), *values.shape[1:]).index_add_(0, places, values)
+    return sums.div_(places.bincount().view(-1, *(1,) * (values.ndim - 1)))
+
+
 def relations(features: Tensor) -> Tensor:
     """The cosines between all pairs of [images, size] features, centred; [images * (images - 1) / 2]."""
     rows = F.normalize(features - features.mean(0), dim=1)
@@ -105,14 +124,16 @@ def _skill(features: Tensor, classes: Tensor) -> Tensor:
     return (similar.argmax(1) == classes).float().mean()
 
 
-def by_skill(skills: Tensor) -> Ground:
+def by_skill(skills: Tensor, voices: Tensor) -> Ground:
     """Who tells recovered classes apart far worse than the middle model.
 
     Args:
-        skills: [models], each the median of :func:`skill` over the *other* models.
+        skills: [models], each the median of :func:`skill` over the *other* voices.
+        voices: [models], of :func:`voices_of`, here and below.
     """
-    middle = skills.median()
-    spread = (1.4826 * (skills - middle).abs().median()).clamp(min=SKILL_SPREAD)
+    said = heard(skills, voices)
+    middle = said.median()
+    spread = (1.4826 * (said - middle).abs().median()).clamp(min=SKILL_SPREAD)
     factors = (4 - (middle - skills) / spread).div(1.5).clamp(0, 1)
     words = [
         f"tells {100 * each:.0f} % of the images recovered from others apart (the middle model "
@@ -122,14 +143,15 @@ def by_skill(skills: Tensor) -> Ground:
     return Ground(factors, words)
 
 
-def by_distance(related: Tensor) -> Ground:
+def by_distance(related: Tensor, voices: Tensor) -> Ground:
     """Whose relations lie farther from the others' than is usual: these would draw the mean the most.
 
     Args:
         related: [models, pairs], of :func:`relations`.
     """
-    distances = (related - median_of_others(related)).square().mean(1).sqrt()
-    times = distances / distances.median().clamp(min=1e-6)
+    others = median_of_others(heard(related, voices))[voices.unique(return_inverse=True)[1]]
+    distances = (related - others).square().mean(1).sqrt()
+    times = distances / heard(distances, voices).median().clamp(min=1e-6)
     words = [f"relations {each:.1f} times as far from the others' as the middle model's" for each in times]
     return Ground((2.5 - times).clamp(0, 1), words)
 
@@ -146,13 +168,13 @@ def head_skewness(head: Tensor) -> float:
     return float(weights.pow(3).mean() / weights.square().mean().clamp(min=1e-24).pow(1.5))
 
 
-def by_head(skewnesses: Tensor) -> Ground:
+def by_head(skewnesses: Tensor, voices: Tensor) -> Ground:
     """Whose head was turned around, and says the opposite of what it learned.
 
     Args:
         skewnesses: [models], of :func:`head_skewness`.
     """
-    middle = skewnesses.median()
+    middle = heard(skewnesses, voices).median()
     words = [
         f"its head is turned around (the skewness of its weights is {each:+.2f}, the middle model's "
         f"{middle:+.2f})"
@@ -161,7 +183,7 @@ def by_head(skewnesses: Tensor) -> Ground:
     return Ground(_unless_against(skewnesses, middle, LEAST_SKEWNESS), words)
 
 
-def by_training(heads: Sequence[Tensor], kinds: Sequence[Hashable]) -> Ground:
+def by_training(heads: Sequence[Tensor], kinds: Sequence[Hashable], voices: Tensor) -> Ground:
     """Whose head is as if nobody had trained it, where most of its kind are far from that.
 
     Weights drawn independently have a skewness, too; of n its standard deviation is sqrt(6 / n).
@@ -175,7 +197,7 @@ def by_training(heads: Sequence[Tensor], kinds: Sequence[Hashable]) -> Ground:
     factors = ((times - BY_CHANCE) / (NOT_BY_CHANCE - BY_CHANCE)).clamp(0, 1)
     for kind in set(kinds):
         same = torch.tensor([each == kind for each in kinds])
-        if not _are_trained(times[same]):
+        if not _are_trained(heard(times[same], voices[same])):
             factors[same] = 1
     words = [
         f"its head is as if nobody had trained it (the skewness of its weights is {each:+.2f})"
@@ -185,7 +207,7 @@ def by_training(heads: Sequence[Tensor], kinds: Sequence[Hashable]) -> Ground:
 
 
 def _are_trained(times: Tensor) -> bool:
-    """Whether most of [models] are farther from chance than that, and the middle one of these by far."""
+    """Whether most of [voices] are farther from chance than that, and the middle one of these by far."""
     trained = times[times > BY_CHANCE]
     are_most = len(times) >= FEWEST and 2 * len(trained) > len(times)
     return are_most and bool(trained.median() > FAR_FROM_CHANCE)
@@ -213,34 +235,30 @@ def unit_rows(rows: Tensor, *, least: float = 1e-12) -> Tensor:
     return rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=least))
 
 
-def own_ways(related: Tensor) -> Tensor:
+def own_ways(related: Tensor, voices: Tensor) -> Tensor:
     """What is each model's own in its relations, [models, pairs]; inner products are correlations.
 
     The same function has the same relations, whatever the order and scale of its filters.
     """
-    own = related - related.median(0).values
+    own = related - heard(related, voices).median(0).values
     return unit_rows(own - own.mean(1, keepdim=True))
 
 
-def by_sharing(own: Tensor, organisations: Sequence[str | None]) -> Ground:
-    """One share for all models of one organisation, and for all that are the same function.
+def by_sharing(own: Tensor, voices: Tensor) -> Ground:
+    """One share for all models of one voice, and for all that are the same function.
 
     Args:
         own: [models, numbers], of :func:`own_ways` or :func:`own_directions`.
-        organisations: who sent each; None where nobody knows.
     """
-    numbers = {each: number for number, each in enumerate(organisations)} | {None: -1}
-    codes = torch.tensor([numbers[each] for each in organisations])
     counts = []
     for block in torch.arange(len(own)).split(BLOCK):
-        together = (own[block] @ own.T > ALIKE) | (codes[block, None] == codes) & (codes >= 0)
-        together[torch.arange(len(block)), block] = True
+        together = (own[block] @ own.T > ALIKE) | (voices[block, None] == voices)
         counts += together.sum(1).tolist()
     words = [f"shares one vote with {count - 1} of the same organisation or function" for count in counts]
     return Ground(1 / torch.tensor(counts, dtype=torch.float64), words)
 
 
-def own_directions(directions: Tensor) -> Tensor:
+def own_directions(directions: Tensor, voices: Tensor) -> Tensor:
     """What is each model's own in its difference from the start, [models, numbers], likewise.
 
     What all share is their geometric median, by Weiszfeld's steps as of Pillutla et al. (2022).
@@ -248,14 +266,15 @@ def own_directions(directions: Tensor) -> Tensor:
     Args:
         directions: [models, numbers], these differences, of unit length.
     """
-    shares = directions.new_ones(len(directions)) / len(directions)
+    weights = 1 / voices.bincount()[voices].to(directions)
+    shares = weights / weights.sum()
     for _ in range(20):
-        closeness = 1 / (directions - shares @ directions).norm(dim=1).clamp(min=NOTHING_OWN)
+        closeness = weights / (directions - shares @ directions).norm(dim=1).clamp(min=NOTHING_OWN)
         shares = closeness / closeness.sum()
     return unit_rows(directions - shares @ directions, least=NOTHING_OWN)
 
 
-def by_direction(directions: Tensor, votes: Tensor) -> Ground:
+def by_direction(directions: Tensor, votes: Tensor, voices: Tensor) -> Ground:
     """Who moved from the start against the others; who moved elsewhere may hold other things.
 
     Where the middle model does not move with the others there is no common way to move against.
@@ -270,7 +289,7 @@ def by_direction(directions: Tensor, votes: Tensor) -> Ground:
     # The others' sum is everyone's without one's own: |all - own|^2 = |all|^2 - 2 all.own + |own|^2.
     lengths = (everyone @ everyone - votes * (2 * to_all - itself)).clamp(min=1e-12).sqrt()
     agreement = (to_all - itself) / lengths
-    middle = agreement.median()
+    middle = heard(agreement, voices).median()
     words = [
         f"moved from the start against the others (cosine {each:.2f}, the middle model {middle:.2f})"
         for each in agreement.tolist()

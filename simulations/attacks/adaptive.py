@@ -73,9 +73,9 @@ class Evidence:
         skills = torch.stack([self._skill(each) for each in (features, self.honest, self.honest)])
         everyone = torch.stack([*related, *(relations(each) for each in self.sent)])
         return (
-            bool(by_distance(related).factors[0] == 1)
-            and bool(by_skill(skills).factors[0] == 1)
-            and _is_alone(own_ways(everyone), 1 + len(self.known))
+            bool(by_distance(related, torch.arange(len(related))).factors[0] == 1)
+            and bool(by_skill(skills, torch.arange(len(skills))).factors[0] == 1)
+            and _is_alone(own_ways(everyone, torch.arange(len(everyone))), 1 + len(self.known))
         )
 
     def _skill(self, features: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def _direction_passes(mine: Sequence[Tensor], others: Sequence[Tensor], sent: Se
     """Whether a difference from the start would count in full; all by tensor, [models, numbers]."""
     everyone = torch.cat([torch.cat(rows) for rows in zip(mine, others, sent, strict=True)], dim=1)
     directions, count = unit_rows(everyone.double()), 1 + len(others[0])
-    honest = directions[:count]
-    votes = by_sharing(own_directions(honest), [None] * count).factors
-    against = by_direction(honest, votes).factors[0] < 1
-    return not bool(against) and _is_alone(own_directions(directions), count)
+    honest, voices = directions[:count], torch.arange(len(directions))
+    votes = by_sharing(own_directions(honest, voices[:count]), voices[:count]).factors
+    against = by_direction(honest, votes, voices[:count]).factors[0] < 1
+    return not bool(against) and _is_alone(own_directions(directions, voices), count)

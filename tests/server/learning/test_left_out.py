@@ -13,9 +13,10 @@ from server.learning.invert import Recovery
 from server.learning.meta_learn import distillation_loss
 from server.learning.moves import distil, invert, meta_learn
 from server.learning.outcome import conclude
-from server.learning.pool import Member, common_classes
+from server.learning.pool import Member, common_classes, common_input
 from server.learning.state import State
 from server.learning.teachers import affordable, appoint
+from server.learning.trust import voices_of
 
 MakeState = Callable[..., State]
 
@@ -113,7 +114,14 @@ def test_finite_weights_that_compute_nothing_finite_are_never_published(make_sta
     [([5] * 24, 5), ([5, 20, 5], 20), ([*[5] * 23, 10_000], 20), ([3, 2, 4], 4), ([7], 7)],
 )
 def test_one_model_does_not_decide_how_many_classes_everybody_gets(counts: list[int], expected: int) -> None:
-    assert common_classes(counts) == expected
+    assert common_classes(counts, torch.arange(len(counts))) == expected
+
+
+def test_nor_does_one_organisation_that_sent_most_of_the_models() -> None:
+    voices = voices_of([*"abcde", *"x" * 8])
+    assert common_classes([*[5] * 5, *[10_000] * 8], voices) == 20
+    sides = [InputSpec(3, side, side) for side in (*[32] * 5, *[512] * 8)]
+    assert common_input(sides, voices).height == 32
 
 
 def test_a_teacher_with_more_classes_teaches_the_first_ones() -> None:
@@ -123,16 +131,18 @@ def test_a_teacher_with_more_classes_teaches_the_first_ones() -> None:
 
 
 def test_a_model_of_huge_images_or_features_is_not_asked_about_every_image() -> None:
-    def member(side: int, features: int) -> Member:
-        network = Classifier()
+    def member(side: int, features: int, organisation: str | None = None) -> Member:
+        network, input = Classifier(), InputSpec(1, side, side)
         network.feature_size = features
-        return Member("", 0, Architecture(), network, InputSpec(1, side, side), 3, torch.device("cpu"))
+        return Member("", 0, Architecture(), network, input, 3, torch.device("cpu"), organisation)
 
     small, mobile = [member(32, 128) for _ in range(4)], member(84, 1280)
     wide, large = member(32, 32_768), member(512, 512)
     assert affordable([*small, mobile, wide, large]) == [*small, mobile]
     assert affordable([wide, wide, small[0]]) == [wide, wide, small[0]]
     assert affordable([large, large, small[0]]) == [large, large, small[0]]
+    of_one = [member(512, 512, "x") for _ in range(8)]
+    assert affordable([*small, *of_one]) == small, "one organisation does not decide what is large"
     config = MetaLearnConfig(projection_weight=0)
-    (teachers,) = appoint([small], 128, config, everywhere=[mobile, wide, large])
+    (teachers,) = appoint([small], 128, config, origins=torch.arange(4), everywhere=[mobile, wide, large])
     assert teachers.members == [*small, mobile], "nor is such a mean of a further start's models"

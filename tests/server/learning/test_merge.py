@@ -1,6 +1,7 @@
 """MERGE: the mean of models that began from one start."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,13 +109,19 @@ def store_of_six(
     start: LoadedStart,
     contribute_from: Callable[..., tuple[bytes, bytes]],
     hostile: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    *,
+    crowd: int = 1,
 ) -> Pool:
-    """Six models that went one way from the start, each with something of its own; the last may differ."""
+    """Models that went one way from the start, each with something of its own; those after five may differ.
+
+    Args:
+        crowd: models after the first five, all of one organisation.
+    """
     common = {
         name: torch.randn_like(tensor) for name, tensor in start.body.items() if name.endswith("weight")
     }
     store = Store(folder, lambda: start)
-    for seed in range(6):
+    for seed in range(5 + crowd):
         contribution = decode_contribution(*contribute_from(start, seed))
         network = contribution.network(start.body)
         state = network.state_dict()
@@ -122,7 +129,9 @@ def store_of_six(
             moved = 0.01 * (direction + 2 * torch.randn_like(direction))
             state[name].copy_(start.body[name] + (moved if seed < 5 or hostile is None else hostile(moved)))
         sent = replace(contribution, weights=encode_tensors(trained_tensors(network, start.body)))
-        store.receive(encode_contribution(sent), sent.weights)
+        with closing(store.upload(encode_contribution(sent), organisation=f"org-{min(seed, 5)}")) as upload:
+            upload.write(sent.weights)
+            upload.commit()
     verify_received(store, ignore)
     return Pool(store, store.ids(ACCEPTED), torch.device("cpu"))
 
@@ -191,3 +200,21 @@ def test_sketches_say_the_cosines_of_differences_to_within_three_hundredths(
     torch.testing.assert_close(sketched, exact, atol=0.03, rtol=0, check_dtype=False)
     pool.ids[0] = "another"
     assert not cosines().equal(sketched)
+
+
+@pytest.mark.parametrize("times", [-1.0, 12.0])
+def test_nor_does_one_organisation_that_sent_most_of_the_models(
+    times: float,
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    torch.manual_seed(0)
+    pool = store_of_six(tmp_path, make_start(0), contribute_from, lambda moved: times * moved, crowd=8)
+    trusts = merge_into(build(Architecture(), num_classes=3, input=GREY), pool, robust=True)
+    weights: dict[str | None, list[float]] = {}
+    for number, identity in enumerate(pool.ids):
+        weights.setdefault(pool.organisation(number), []).append(trusts[identity].weight)
+    crowd = weights.pop("org-5")
+    assert len(crowd) == 8 and sum(crowd) < 0.7, "it has no more than one share, bounded besides"
+    assert list(weights.values()) == [[1.0]] * 5, "and takes nobody else's"

@@ -55,8 +55,9 @@ def test_fewer_models_than_the_quorum_are_refused(make_models: Callable[..., poo
 
 
 def test_the_meta_learner_takes_the_most_channels_the_middle_size_and_mirrors_only_where_all_do() -> None:
-    assert common_input([GREY, COLOUR, COLOUR]) == InputSpec(3, 20, 20, horizontal_flip=False)
-    assert common_input([GREY, GREY]) == InputSpec(1, 24, 24, horizontal_flip=True)
+    of_three = common_input([GREY, COLOUR, COLOUR], torch.arange(3))
+    assert of_three == InputSpec(3, 20, 20, horizontal_flip=False)
+    assert common_input([GREY, GREY], torch.arange(2)) == InputSpec(1, 24, 24, horizontal_flip=True)
 
 
 def test_shapes_are_numbered_in_their_order_whatever_the_order_of_the_models() -> None:

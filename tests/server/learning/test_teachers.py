@@ -15,9 +15,10 @@ from server.events import ignore
 from server.learning import moves
 from server.learning.memory import Corpus, to_bytes
 from server.learning.meta_learn import DistillationTask
-from server.learning.pool import Pool
+from server.learning.pool import Member, Pool
 from server.learning.state import State, begin
 from server.learning.teachers import Teachers, relational_tasks
+from server.learning.trust import voices_of
 from server.storage.store import ACCEPTED, Store
 from server.verify.verify import verify_received
 
@@ -156,3 +157,25 @@ def test_a_teacher_that_sees_only_brightness_counts_for_nothing(tmp_path: Path) 
     )
     assert task.lessons[0].weights is not None and task.lessons[0].weights.tolist() == pytest.approx(weights)
     assert plain.lessons[0].weights is None
+
+
+def test_one_organisation_with_most_of_the_models_does_not_decide_who_is_skilled() -> None:
+    torch.manual_seed(0)
+    organisations = [*"abcdef", *"x" * 8]
+    network = build(Architecture(), num_classes=3, input=GREY)
+    members = [
+        Member(str(number), number, Architecture(), network, GREY, 3, CPU, each)
+        for number, each in enumerate(organisations)
+    ]
+    numbers, classes = torch.arange(14).repeat_interleave(30), torch.arange(3).repeat(140)
+    of_class = torch.nn.functional.one_hot(classes, network.feature_size)
+    of_crowd = numbers[:, None] >= 6
+    features = [
+        # Each side tells apart what was recovered from its own models alone.
+        of_class * (of_crowd == (number >= 6)) + 0.3 * torch.randn(of_class.shape)
+        for number in range(14)
+    ]
+    corpus = Corpus(420, CPU)
+    corpus.add(torch.zeros(420, 1, 16, 16), torch.cat(features, 1), torch.stack([numbers, classes], 1))
+    weights = [each.weight for each in Teachers(members, corpus, origins=voices_of(organisations)).trusts()]
+    assert weights[:6] == [1.0] * 6 and sum(weights[6:]) < 0.5
