@@ -35,6 +35,8 @@ from server.learning.trust import (
 CLIP = 2.0
 """A tensor that moved from the start so many times as far as the middle model's counts as if it had moved so
 far. Honest ones move at most 1.8 times as far."""
+FEWEST_LENGTHS = 3
+"""Voices: the middle length of two would be one of theirs."""
 BLOCK = 32
 """Models whose differences are compared at once."""
 EXACTLY = 128
@@ -124,19 +126,20 @@ def _influence(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -
     clip likewise), and leave out who moves against the others.
     """
     voices = pool.voices[list(numbers)]
-    if len(voices.unique()) < FEWEST:
-        sharing = by_sharing(torch.eye(len(numbers)), voices)
+    heard_of, sharing = len(voices.unique()), by_sharing(torch.eye(len(numbers)), voices)
+    if heard_of < FEWEST_LENGTHS:
         return Influence(sharing.factors, {}, combine(len(numbers), [sharing]))
-    kept = _kept(pool, body, numbers, voices)
-    directions = _directions(pool, body, numbers, kept)
+    kept, grounds = _kept(pool, body, numbers, voices), [sharing]
+    if heard_of >= FEWEST:
+        directions = _directions(pool, body, numbers, kept)
+        sharing = by_sharing(own_directions(directions, voices), voices)
+        grounds = [by_direction(directions, sharing.factors, voices), sharing]
     shares = torch.stack(list(kept.values()))
     words = [
         f"moved {int((each < 1).sum())} of {len(each)} tensors over {CLIP:g} times as far as the middle "
         "model, which was cut"
         for each in shares.T
     ]
-    sharing = by_sharing(own_directions(directions, voices), voices)
-    grounds = [by_direction(directions, sharing.factors, voices), sharing]
     return Influence(
         weigh(len(numbers), grounds), kept, combine(len(numbers), [*grounds, Ground(shares.mean(0), words)])
     )

@@ -104,32 +104,36 @@ def test_the_means_of_further_starts_teach_on_images_of_every_shape(
     assert names == [grey + mean, colour + mean]
 
 
-def store_of_six(
+def store_of(
     folder: Path,
     start: LoadedStart,
     contribute_from: Callable[..., tuple[bytes, bytes]],
     hostile: Callable[[torch.Tensor], torch.Tensor] | None = None,
     *,
+    honest: int = 5,
     crowd: int = 1,
 ) -> Pool:
-    """Models that went one way from the start, each with something of its own; those after five may differ.
+    """Models that went one way from the start, each with something of its own; the last ones may differ.
 
     Args:
-        crowd: models after the first five, all of one organisation.
+        crowd: models after the honest ones, all of one organisation.
     """
     common = {
         name: torch.randn_like(tensor) for name, tensor in start.body.items() if name.endswith("weight")
     }
     store = Store(folder, lambda: start)
-    for seed in range(5 + crowd):
+    for seed in range(honest + crowd):
         contribution = decode_contribution(*contribute_from(start, seed))
         network = contribution.network(start.body)
         state = network.state_dict()
         for name, direction in common.items():
             moved = 0.01 * (direction + 2 * torch.randn_like(direction))
-            state[name].copy_(start.body[name] + (moved if seed < 5 or hostile is None else hostile(moved)))
+            if hostile and seed >= honest:
+                moved = hostile(moved)
+            state[name].copy_(start.body[name] + moved)
         sent = replace(contribution, weights=encode_tensors(trained_tensors(network, start.body)))
-        with closing(store.upload(encode_contribution(sent), organisation=f"org-{min(seed, 5)}")) as upload:
+        organisation = f"org-{min(seed, honest)}"
+        with closing(store.upload(encode_contribution(sent), organisation=organisation)) as upload:
             upload.write(sent.weights)
             upload.commit()
     verify_received(store, ignore)
@@ -150,7 +154,7 @@ def test_one_model_does_not_move_the_robust_mean_as_far_as_it_likes(
     monkeypatch.setattr("server.learning.merge.EXACTLY", exactly)
     torch.manual_seed(0)
     start, name = make_start(0), "blocks.3.0.weight"
-    pool = store_of_six(tmp_path / "hostile", start, contribute_from, lambda moved: times * moved)
+    pool = store_of(tmp_path / "hostile", start, contribute_from, lambda moved: times * moved)
     plain, robust = (build(Architecture(), num_classes=3, input=GREY) for _ in range(2))
     assert len(pool) == 6
     assert merge_into(plain, pool) == {}
@@ -169,7 +173,7 @@ def test_honest_models_have_the_plain_mean_to_the_bit(
     contribute_from: Callable[..., tuple[bytes, bytes]],
 ) -> None:
     torch.manual_seed(0)
-    pool = store_of_six(tmp_path, make_start(0), contribute_from)
+    pool = store_of(tmp_path, make_start(0), contribute_from)
     plain, robust = (build(Architecture(), num_classes=3, input=GREY) for _ in range(2))
     merge_into(plain, pool)
     trusts = merge_into(robust, pool, robust=True)
@@ -186,7 +190,7 @@ def test_sketches_say_the_cosines_of_differences_to_within_three_hundredths(
 ) -> None:
     torch.manual_seed(0)
     start = make_start(0)
-    pool = store_of_six(tmp_path, start, contribute_from, lambda moved: -moved)
+    pool = store_of(tmp_path, start, contribute_from, lambda moved: -moved)
     kept = {name: torch.linspace(0.5, 1, 6) for name in start.body if name.endswith("weight")}
 
     def cosines() -> torch.Tensor:
@@ -210,7 +214,7 @@ def test_nor_does_one_organisation_that_sent_most_of_the_models(
     contribute_from: Callable[..., tuple[bytes, bytes]],
 ) -> None:
     torch.manual_seed(0)
-    pool = store_of_six(tmp_path, make_start(0), contribute_from, lambda moved: times * moved, crowd=8)
+    pool = store_of(tmp_path, make_start(0), contribute_from, lambda moved: times * moved, crowd=8)
     trusts = merge_into(build(Architecture(), num_classes=3, input=GREY), pool, robust=True)
     weights: dict[str | None, list[float]] = {}
     for number, identity in enumerate(pool.ids):
@@ -218,3 +222,20 @@ def test_nor_does_one_organisation_that_sent_most_of_the_models(
     crowd = weights.pop("org-5")
     assert len(crowd) == 8 and sum(crowd) < 0.7, "it has no more than one share, bounded besides"
     assert list(weights.values()) == [[1.0]] * 5, "and takes nobody else's"
+
+
+def test_of_three_organisations_none_moves_the_mean_as_far_as_it_likes(
+    tmp_path: Path,
+    make_start: Callable[..., LoadedStart],
+    contribute_from: Callable[..., tuple[bytes, bytes]],
+) -> None:
+    torch.manual_seed(0)
+    start, name = make_start(0), "blocks.3.0.weight"
+
+    def moved(times: float) -> float:
+        pool = store_of(tmp_path / f"{times}", start, contribute_from, lambda each: times * each, honest=2)
+        network = build(Architecture(), num_classes=3, input=GREY)
+        merge_into(network, pool, robust=True)
+        return float((network.get_parameter(name).detach() - start.body[name]).norm())
+
+    assert moved(1000.0) < 2.5 * moved(1.0)
