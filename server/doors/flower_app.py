@@ -193,7 +193,7 @@ def collect(
     Returns when as many organisations as expected have contributed or failed, or when time is up;
     whether that is enough is the pipeline's decision.
     """
-    known, answered, failed = set(store.all_ids()), set[int](), set[int]()
+    known, answered, failed = Contributors(store), set[int](), set[int]()
     content = question(*(each.start.sha256 for each in store.starts))
     conversation = Conversation(
         grid, CONTRIBUTE, content, ttl_seconds=config.timeout_seconds, at_once=at_once
@@ -208,7 +208,7 @@ def collect(
         return not conversation.awaited and len(known) + len(failed) >= config.organisations
 
     while not is_settled() and time.monotonic() < deadline:
-        known.update(store.all_ids())  # what came through the other door meanwhile
+        known.look()  # what came through the other door meanwhile
         conversation.ask_newcomers()
         heard = False
         for node, reply in conversation.replies():
@@ -221,12 +221,13 @@ def collect(
                     signature = sign_start(encode_start(wanted.start))
                     conversation.ask_with(node, question_with_start(wanted, signature))
                     continue
-                identity = store.receive(*from_records(content))
+                # A node keeps its number, and so its one voice, however often it is asked.
+                identity = store.receive(*from_records(content), organisation=f"node {node}")
             except ContributionError as error:
                 failed.add(node)
                 on_event(Event("collect", "failed", {"node": node, "reason": str(error)}))
             else:
-                known.add(identity)
+                known.look()
                 answered.add(node)
                 counts = {"done": len(known), "of": config.organisations}
                 who: dict[str, int | str] = {"node": node, "contribution": identity}
@@ -235,6 +236,24 @@ def collect(
     missing = max(0, config.organisations - len(known) - len(failed))
     summary = {"done": len(known), "failed": len(failed), "missing": missing, "of": config.organisations}
     on_event(Event("collect", "finished", summary))
+
+
+class Contributors:
+    """Who handed something over: an organisation counts once; of unknown ones, each model does."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._who: dict[str, str] = {}
+        self.look()
+
+    def look(self) -> None:
+        """Note what came since."""
+        for identity in self._store.all_ids():
+            if identity not in self._who:
+                self._who[identity] = self._store.organisation(identity) or identity
+
+    def __len__(self) -> int:
+        return len(set(self._who.values()))
 
 
 def _wanted(starts: Sequence[LoadedStart], content: RecordDict) -> LoadedStart:

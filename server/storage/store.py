@@ -83,11 +83,16 @@ class Store:
         """All of them, that of the meta-learner first; none for random weights."""
         return (self.start, *self.further_starts) if self.start else ()
 
-    def receive(self, manifest: bytes, weights: bytes) -> str:
-        """Persist a contribution unread and return its id; the same bytes twice are one contribution."""
+    def receive(self, manifest: bytes, weights: bytes, *, organisation: str | None = None) -> str:
+        """Persist a contribution unread and return its id; the same bytes twice are one contribution.
+
+        Args:
+            organisation: who handed it over, where the door knows.
+        """
         identity = contribution_id(manifest)
         if self.place_of(identity) is None:
-            with named(f"cannot write {self.path}"), closing(self.upload(manifest)) as upload:
+            receiving = self.upload(manifest, organisation=organisation)
+            with named(f"cannot write {self.path}"), closing(receiving) as upload:
                 upload.write(weights)
                 upload.commit()
         return identity

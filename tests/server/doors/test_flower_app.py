@@ -251,6 +251,15 @@ def test_nobody_is_asked_when_the_store_is_full(store: Store) -> None:
     assert events[0].values == {"done": 3, "of": 3}
 
 
+def test_an_organisation_that_sent_several_models_counts_once(store: Store) -> None:
+    for index in (7, 8, 9):
+        store.receive(b"manifest %d" % index, b"weights", organisation="one that sent enough for everybody")
+    events = _collect(_grid(_model), store)
+    assert events[0].values["done"] == 1 and _kinds(events).count("progress") == 2
+    handed_over = sorted(str(store.organisation(each)) for each in store.ids(RECEIVED))
+    assert handed_over == ["node 100", "node 101", *["one that sent enough for everybody"] * 3]
+
+
 def test_contributions_already_in_the_store_count(store: Store) -> None:
     store.receive(b"manifest 0", b"weights 0")
     events = _collect(_grid(_model), store)

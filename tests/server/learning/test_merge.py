@@ -1,7 +1,6 @@
 """MERGE: the mean of models that began from one start."""
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,9 +132,7 @@ def store_of(
             state[name].copy_(start.body[name] + moved)
         sent = replace(contribution, weights=encode_tensors(trained_tensors(network, start.body)))
         organisation = f"org-{min(seed, honest)}"
-        with closing(store.upload(encode_contribution(sent), organisation=organisation)) as upload:
-            upload.write(sent.weights)
-            upload.commit()
+        store.receive(encode_contribution(sent), sent.weights, organisation=organisation)
     verify_received(store, ignore)
     return Pool(store, store.ids(ACCEPTED), torch.device("cpu"))
 
