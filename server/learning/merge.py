@@ -126,11 +126,14 @@ def _influence(pool: Pool, body: Mapping[str, Tensor], numbers: Sequence[int]) -
     clip likewise), and leave out who moves against the others.
     """
     voices = pool.voices[list(numbers)]
-    heard_of, sharing = len(voices.unique()), by_sharing(torch.eye(len(numbers)), voices)
+    heard_of, unknown = len(voices.unique()), torch.empty(len(numbers), 0)
     if heard_of < FEWEST_LENGTHS:
+        sharing = by_sharing(unknown, voices)
         return Influence(sharing.factors, {}, combine(len(numbers), [sharing]))
-    kept, grounds = _kept(pool, body, numbers, voices), [sharing]
-    if heard_of >= FEWEST:
+    kept = _kept(pool, body, numbers, voices)
+    if heard_of < FEWEST:
+        grounds = [by_sharing(unknown, voices)]
+    else:
         directions = _directions(pool, body, numbers, kept)
         sharing = by_sharing(own_directions(directions, voices), voices)
         grounds = [by_direction(directions, sharing.factors, voices), sharing]

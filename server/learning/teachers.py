@@ -81,7 +81,7 @@ class Teachers:
         """How much each model counts, by what it made of the images so far; the corpus alone decides."""
         grounds, voices = [], self._voices
         blocks = partial(self._blocks, self.corpus.rows.oldest_first())
-        own = torch.eye(len(self.members))
+        own = torch.empty(len(self.members), 0)
         if len(voices.unique()) >= FEWEST and len(self.corpus) > 2:
             spread = torch.linspace(0, len(self.corpus) - 1, min(PROBES, len(self.corpus))).long()
             related = torch.stack([relations(block) for block in blocks(spread)])

@@ -248,7 +248,8 @@ def by_sharing(own: Tensor, voices: Tensor) -> Ground:
     """One share for all models of one voice, and for all that are the same function.
 
     Args:
-        own: [models, numbers], of :func:`own_ways` or :func:`own_directions`.
+        own: [models, numbers], of :func:`own_ways` or :func:`own_directions`; of no numbers where these are
+            unknown, and only voices are told apart.
     """
     counts = []
     for block in torch.arange(len(own)).split(BLOCK):

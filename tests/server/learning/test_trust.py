@@ -83,8 +83,9 @@ def test_permuted_rescaled_and_noisy_copies_share_one_vote() -> None:
     assert factors[1:6].eq(1).all()
 
 
-def test_the_models_of_one_organisation_share_one_vote_and_unknown_ones_do_not() -> None:
-    factors = by_sharing(torch.eye(5), voices_of(["a", "b", "a", None, None])).factors
+@pytest.mark.parametrize("own", [torch.eye(5), torch.empty(5, 0)], ids=["apart", "unknown"])
+def test_the_models_of_one_organisation_share_one_vote_and_unknown_ones_do_not(own: torch.Tensor) -> None:
+    factors = by_sharing(own, voices_of(["a", "b", "a", None, None])).factors
     assert factors.tolist() == [0.5, 1, 0.5, 1, 1]
 
 
